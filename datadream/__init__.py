@@ -1,0 +1,17 @@
+"""DataDream on Ray: few photos per class in, a better image classifier out."""
+
+from datadream.config import ExperimentConfig
+
+__all__ = ["Experiment", "ExperimentConfig", "recipes"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    # Importing the package must stay instant: the stages import torch and Ray.
+    import importlib
+
+    if name == "recipes":
+        return importlib.import_module("datadream.recipes")
+    if name == "Experiment":
+        return importlib.import_module("datadream.experiment").Experiment
+    raise AttributeError(f"module 'datadream' has no attribute {name!r}")

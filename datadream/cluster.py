@@ -1,0 +1,159 @@
+"""Join or start Ray, and decide how many workers of which size a stage gets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.fs
+
+from datadream.config import ClusterConfig
+from datadream.run_store import RunStore
+
+if TYPE_CHECKING:
+    from ray.train import Result
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+# Train workers hold their CPUs for a whole stage; Ray Data's tasks beside them need at least one more, or both wait forever.
+CPUS_FOR_DATA_TASKS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The workers of a stage."""
+
+    count: int
+    threads: int
+    use_gpu: bool
+
+    def at_most(self, n_tasks: int) -> Workers:
+        """No more workers than there are tasks for."""
+        return Workers(max(1, min(self.count, n_tasks)), self.threads, self.use_gpu)
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Ray resources of one worker."""
+        return {"CPU": 1, "GPU": 1} if self.use_gpu else {"CPU": self.threads}
+
+
+def check_local(config: ClusterConfig) -> None:
+    """Refuse what this machine can never hold, before a local Ray is started; raises ValueError."""
+    import torch
+
+    if _address(config) is None and not _joined():
+        _check_fits(config, _local_cpus(), torch.cuda.device_count(), "this machine")
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[Workers]:
+    """Ray for the length of a block: the session that is already there, a cluster's, or one of our own, then shut down.
+
+    Raises ValueError when the cluster can never hold the workers asked for.
+    """
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        _start(config)
+    try:
+        yield _workers(config)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+@contextmanager
+def train_storage(store: RunStore) -> Iterator[dict[str, Any]]:
+    """Storage arguments of a Ray Train run: a folder that every node reaches, gone afterwards.
+
+    Ray Train insists on shared storage even where, as here, our own markers are the only record of what is done.
+    """
+    folder = f".ray-train-{uuid.uuid4().hex[:8]}"
+    path = store.path(folder)
+    filesystem = None if store.is_local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs))
+    try:
+        yield {"storage_path": path, "storage_filesystem": filesystem}
+    finally:
+        if store.exists(folder):
+            store.fs.rm(path, recursive=True)
+
+
+def fit(trainer: DataParallelTrainer) -> Result:
+    """Run a trainer; raises RuntimeError with what a worker said, not Ray's account of it."""
+    from ray.train import TrainingFailedError
+
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        causes = getattr(error, "worker_failures", {})
+        cause = next(iter(causes.values()), error)
+        raise RuntimeError(f"training failed: {type(cause).__name__}: {cause}") from error
+
+
+def _start(config: ClusterConfig) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A stage's own progress line says what matters; Ray's per-operator log lines would bury it.
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = _address(config)
+    if address is None:
+        ray.init(num_cpus=_local_cpus(), **quiet)
+    else:
+        ray.init(address=address, **quiet)
+
+
+def _workers(config: ClusterConfig) -> Workers:
+    import ray
+
+    total = ray.cluster_resources()
+    cpus, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
+    _check_fits(config, cpus, gpus, "the cluster")
+    use_gpu = _use_gpu(config, gpus)
+    if use_gpu:
+        room = gpus
+    elif _address(config) is None:
+        room = _cores() // config.threads_per_worker
+    else:
+        room = (cpus - CPUS_FOR_DATA_TASKS) // config.threads_per_worker
+    return Workers(config.workers or max(1, room), config.threads_per_worker, use_gpu)
+
+
+def _check_fits(config: ClusterConfig, cpus: int, gpus: int, where: str) -> None:
+    if config.device == "cuda" and gpus == 0:
+        raise ValueError(f"cluster.device is 'cuda', but {where} has no GPU. Use cluster.device=cpu, or join a cluster that has.")
+    wanted = config.workers or 1
+    if _use_gpu(config, gpus):
+        room, size = gpus, "a GPU each"
+    else:
+        room, size = (cpus - CPUS_FOR_DATA_TASKS) // config.threads_per_worker, f"{config.threads_per_worker} CPU each"
+    if wanted > room:
+        raise ValueError(f"cluster.workers is {wanted} with {size}, but {where} can hold {room}. Lower it, or unset it to use what there is.")
+
+
+def _use_gpu(config: ClusterConfig, gpus: int) -> bool:
+    return config.device == "cuda" or (config.device == "auto" and gpus > 0)
+
+
+def _address(config: ClusterConfig) -> str | None:
+    return config.address or os.environ.get("RAY_ADDRESS")
+
+
+def _joined() -> bool:
+    import ray
+
+    return ray.is_initialized()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _local_cpus() -> int:
+    # Twice the cores: Ray's CPUs are tickets, and decoding beside a training worker is how the cores stay busy.
+    return max(4, 2 * _cores())

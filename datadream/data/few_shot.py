@@ -1,0 +1,90 @@
+"""Nested few-shot draws: the 1-shot set is inside the 2-shot set, and so on (paper, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from datadream.data.datasets import Dataset, Photo
+from datadream.seeds import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class FewShotSet:
+    """K real photos for each class in draw order, and the photos kept apart for validation and test."""
+
+    class_names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    shots: tuple[tuple[str, ...], ...]
+    """Photo keys by class."""
+    val: tuple[Photo, ...]
+    test: tuple[Photo, ...]
+    flippable: bool
+
+    @property
+    def n_shots(self) -> int:
+        return len(self.shots[0])
+
+    @property
+    def photos(self) -> tuple[Photo, ...]:
+        """All shots, class by class."""
+        return tuple(Photo(key, label) for label, keys in enumerate(self.shots) for key in keys)
+
+    def to_json(self) -> dict[str, Any]:
+        """What few_shot.json holds."""
+        classes = [
+            {"label": label, "name": name, "prompt": prompt, "photos": list(keys)}
+            for label, (name, prompt, keys) in enumerate(zip(self.class_names, self.prompts, self.shots, strict=True))
+        ]
+        held_out = {"val": [asdict(photo) for photo in self.val], "test": [asdict(photo) for photo in self.test]}
+        return {"n_shots": self.n_shots, "classes": classes, "flippable": self.flippable, **held_out}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> FewShotSet:
+        return cls(
+            class_names=tuple(entry["name"] for entry in value["classes"]),
+            prompts=tuple(entry["prompt"] for entry in value["classes"]),
+            shots=tuple(tuple(entry["photos"]) for entry in value["classes"]),
+            val=tuple(Photo(**photo) for photo in value["val"]),
+            test=tuple(Photo(**photo) for photo in value["test"]),
+            flippable=value["flippable"],
+        )
+
+
+def draw(dataset: Dataset, n_shots: int, seed: int, prompt: str) -> FewShotSet:
+    """Draw `n_shots` photos of every class from the pool.
+
+    Without validation or test photos in the data set, the photos that were not drawn are halved between the two.
+    Raises ValueError naming a class with too few photos.
+    """
+    orders = _draw_orders(dataset, seed)
+    for name, order in zip(dataset.class_names, orders, strict=True):
+        if len(order) < n_shots:
+            raise ValueError(f"class {name!r} has {len(order)} photos: data.n_shots asks for {n_shots}. Lower data.n_shots or add photos.")
+    left = [photo for order in orders for photo in order[n_shots:]]
+    val, test = dataset.val, dataset.test
+    if not test:
+        test = tuple(left[1::2]) if not val else tuple(left)
+    if not val and not dataset.test:
+        val = tuple(left[0::2])
+    return FewShotSet(
+        class_names=dataset.class_names,
+        prompts=tuple(prompt.format(name=name) for name in dataset.class_names),
+        shots=tuple(tuple(photo.key for photo in order[:n_shots]) for order in orders),
+        val=val,
+        test=test,
+        flippable=dataset.flippable,
+    )
+
+
+def _draw_orders(dataset: Dataset, seed: int) -> list[list[Photo]]:
+    """The pool of each class in its random draw order."""
+    members: list[list[Photo]] = [[] for _ in dataset.class_names]
+    for photo in dataset.pool:
+        members[photo.label].append(photo)
+    return [
+        [photos[i] for i in np.random.default_rng(derive_seed(seed, "few-shot", label)).permutation(len(photos))]
+        for label, photos in enumerate(members)
+    ]

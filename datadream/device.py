@@ -1,0 +1,24 @@
+"""What a worker does to its process before it computes: threads, device and number types."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def use_threads(threads: int) -> None:
+    """CPU threads of this process; the same number gives the same bits."""
+    torch.set_num_threads(threads)
+
+
+def worker_device(use_gpu: bool) -> torch.device:
+    """The worker's device. Ray may promise a GPU that torch cannot see, so torch has the last word."""
+    return torch.device("cuda") if use_gpu and torch.cuda.is_available() else torch.device("cpu")
+
+
+def dtype_of(precision: str, device: torch.device, on_cuda: torch.dtype) -> torch.dtype:
+    """Number type of a `precision` knob; auto is `on_cuda` on CUDA and fp32 elsewhere."""
+    if precision == "auto":
+        return on_cuda if device.type == "cuda" else torch.float32
+    return DTYPES[precision]

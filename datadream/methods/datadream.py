@@ -1,0 +1,31 @@
+"""DataDream (ECCV 2024, section 3): LoRA on the real shots, then images from noise and the class prompt."""
+
+from __future__ import annotations
+
+from datadream.config import ExperimentConfig
+from datadream.data.few_shot import FewShotSet
+from datadream.methods.base import AdapterSpec, Plan, class_photos, requests
+from datadream.seeds import derive_seed
+
+DATASET_ADAPTER = "dataset"
+
+
+def plan_per_class(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
+    """DataDream_cls: one adapter for each class."""
+    adapters = tuple(
+        AdapterSpec(_class_adapter(label), class_photos(few_shot, label), 1, derive_seed(config.seed, "adapter", label))
+        for label in range(len(few_shot.class_names))
+    )
+    return Plan(adapters, requests(few_shot, config, _class_adapter))
+
+
+def plan_per_dataset(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
+    """DataDream_dset: one adapter for all classes."""
+    n_classes = len(few_shot.class_names)
+    photos = tuple(photo for label in range(n_classes) for photo in class_photos(few_shot, label))
+    adapter = AdapterSpec(DATASET_ADAPTER, photos, n_classes, derive_seed(config.seed, "adapter", DATASET_ADAPTER))
+    return Plan((adapter,), requests(few_shot, config, lambda _: DATASET_ADAPTER))
+
+
+def _class_adapter(label: int) -> str:
+    return f"class-{label:05d}"

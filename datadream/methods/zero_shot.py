@@ -1,0 +1,12 @@
+"""Zero-shot generation: no adapter; the base generator draws from noise and the class prompt."""
+
+from __future__ import annotations
+
+from datadream.config import ExperimentConfig
+from datadream.data.few_shot import FewShotSet
+from datadream.methods.base import Plan, requests
+
+
+def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
+    """Images of every class from the base generator."""
+    return Plan(images=requests(few_shot, config, lambda _: None))

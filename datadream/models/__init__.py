@@ -1,0 +1,1 @@
+"""Pre-trained models and the LoRA weights added to them."""

@@ -1,0 +1,138 @@
+"""A run's folder at any fsspec URL: atomic writes, commit markers, and the config that the folder belongs to.
+
+Everything is written under a temporary name and renamed, or put in one object-store request, and only then announced by
+its JSON marker. Readers trust markers, never a listing, so nothing half-written is ever read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+import uuid
+from importlib.metadata import version
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from datadream.config import ExperimentConfig, flatten
+
+CONFIG = "config.json"
+LIBRARIES = ("datadream", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
+
+
+class RunStore:
+    """Files of one run, by paths relative to its URL."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ValueError when no file system serves the URL's scheme."""
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise ValueError(f"run URL {url!r} cannot be opened: {error}. Use a folder or an installed fsspec scheme.") from None
+        self.url = url if "://" in url else self.root
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Full path of a file, without its scheme."""
+        return posixpath.join(self.root, name)
+
+    def child(self, name: str) -> RunStore:
+        """The store of a sub-folder."""
+        return RunStore(posixpath.join(self.url, name))
+
+    def exists(self, name: str) -> bool:
+        return self.fs.exists(self.path(name))
+
+    def read_bytes(self, name: str) -> bytes:
+        return self.fs.cat_file(self.path(name))
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a whole file atomically: readers see the old bytes or the new ones."""
+        path = self.path(name)
+        if not self.is_local:
+            self.fs.pipe_file(path, data)
+            return
+        folder, base = posixpath.split(path)
+        self.fs.makedirs(folder, exist_ok=True)
+        temporary = posixpath.join(folder, f".{base}.{uuid.uuid4().hex}.tmp")
+        try:
+            self.fs.pipe_file(temporary, data)
+            self.fs.mv(temporary, path)
+        except BaseException:
+            if self.fs.exists(temporary):
+                self.fs.rm_file(temporary)
+            raise
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def markers(self, folder: str) -> set[str]:
+        """Stems of the JSON markers directly in a folder."""
+        if not self.exists(folder):
+            return set()
+        names = (posixpath.basename(path) for path in self.fs.ls(self.path(folder), detail=False))
+        return {name.removesuffix(".json") for name in names if name.endswith(".json") and not name.startswith(".")}
+
+    def sweep_temporary(self) -> None:
+        """Remove what writers that were killed left behind."""
+        if self.is_local and self.fs.exists(self.root):
+            for path in self.fs.find(self.root):
+                if path.endswith(".tmp") and posixpath.basename(path).startswith("."):
+                    self.fs.rm_file(path)
+
+    def check_writable(self) -> None:
+        """Raises ValueError when the run cannot be written here; leaves nothing behind."""
+        existing = self.root
+        while existing and not self.fs.exists(existing) and posixpath.dirname(existing) != existing:
+            existing = posixpath.dirname(existing)
+        probe = posixpath.join(existing, f".datadream-{uuid.uuid4().hex}.tmp")
+        try:
+            self.fs.pipe_file(probe, b"")
+            self.fs.rm_file(probe)
+        except Exception as error:
+            raise ValueError(
+                f"run URL {self.url!r} cannot be written: {str(error) or type(error).__name__}. Choose a folder you may write to with --run."
+            ) from None
+
+    def saved_config(self) -> ExperimentConfig | None:
+        """The config that this folder was made with, if it is a run.
+
+        Raises ValueError when the saved config does not fit this version.
+        """
+        if not self.exists(CONFIG):
+            return None
+        return ExperimentConfig.model_validate(self.read_json(CONFIG)["config"])
+
+    def check_config(self, config: ExperimentConfig) -> None:
+        """Raises ValueError naming the keys in which this folder's config differs from `config`."""
+        saved = self.saved_config()
+        if saved is None:
+            return
+        old, new = (flatten(c.model_dump(mode="json", exclude={"cluster"})) for c in (saved, config))
+        different = [f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in new if old.get(key) != new[key]]
+        if different:
+            raise ValueError(f"run {self.url!r} was made with another config: {'; '.join(different)}. Use another --run, or those values.")
+
+    def save_config(self, config: ExperimentConfig) -> None:
+        """Record the config and the library versions, once."""
+        if not self.exists(CONFIG):
+            self.write_json(CONFIG, {"config": config.model_dump(mode="json"), "versions": library_versions()})
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that shape the results."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def spec_hash(value: Any) -> str:
+    """Hash of plain data, the same in every process."""
+    return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
