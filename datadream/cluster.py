@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,10 +44,8 @@ class Workers:
 
 def check_local(config: ClusterConfig) -> None:
     """Refuse what this machine can never hold, before a local Ray is started; raises ValueError."""
-    import torch
-
     if _address(config) is None and not _joined():
-        _check_fits(config, _local_cpus(), torch.cuda.device_count(), "this machine")
+        _check_fits(config, _local_cpus(), _local_gpus(config), "this machine")
 
 
 @contextmanager
@@ -145,13 +144,20 @@ def _address(config: ClusterConfig) -> str | None:
 
 
 def _joined() -> bool:
-    import ray
-
-    return ray.is_initialized()
+    # Importing Ray takes a second; where nobody did, nobody joined.
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _local_gpus(config: ClusterConfig) -> int:
+    if config.device == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _local_cpus() -> int:

@@ -19,7 +19,23 @@ from fsspec.implementations.local import LocalFileSystem
 from datadream.config import ExperimentConfig, flatten
 
 CONFIG = "config.json"
+FEW_SHOT = "few_shot.json"
+ADAPTERS = "adapters"
+CHUNKS = "chunks"
+DATASET = "dataset/dataset.json"
+CLASSIFIERS = "classifier"
+METRICS = "metrics.json"
 LIBRARIES = ("datadream", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
+
+
+def adapter_marker(adapter_id: str) -> str:
+    """The marker that an adapter is trained."""
+    return f"{ADAPTERS}/{adapter_id}/adapter.json"
+
+
+def classifier_marker(setting: str) -> str:
+    """The marker that a setting's classifier is trained and tested."""
+    return f"{CLASSIFIERS}/{setting}/{METRICS}"
 
 
 class RunStore:

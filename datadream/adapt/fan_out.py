@@ -26,7 +26,7 @@ from datadream.methods.base import AdapterSpec
 from datadream.models.diffusion import load_pipeline
 from datadream.models.lora import WEIGHTS_NAME
 from datadream.progress import Progress, polled
-from datadream.run_store import RunStore, library_versions, sha256, spec_hash
+from datadream.run_store import ADAPTERS, RunStore, adapter_marker, library_versions, sha256, spec_hash
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class AdapterJob:
 
     @property
     def marker(self) -> str:
-        return f"adapters/{self.spec.adapter_id}/adapter.json"
+        return adapter_marker(self.spec.adapter_id)
 
     def is_committed(self) -> bool:
         return RunStore(self.run_url).exists(self.marker)
@@ -125,7 +125,7 @@ class IndependentWorkers(BackendConfig):
 def commit_adapter(job: AdapterJob, trained: TrainedAdapter, config: ExperimentConfig) -> None:
     """Write an adapter's weights, then the marker that makes it count."""
     store = RunStore(job.run_url)
-    store.write_bytes(f"adapters/{job.spec.adapter_id}/{WEIGHTS_NAME}", trained.weights)
+    store.write_bytes(f"{ADAPTERS}/{job.spec.adapter_id}/{WEIGHTS_NAME}", trained.weights)
     spec = asdict(job.spec)
     marker = {
         "adapter_id": job.spec.adapter_id,

@@ -32,6 +32,11 @@ class FewShotSet:
         """All shots, class by class."""
         return tuple(Photo(key, label) for label, keys in enumerate(self.shots) for key in keys)
 
+    @property
+    def all_photos(self) -> tuple[Photo, ...]:
+        """Every photo that a run reads: shots, validation and test."""
+        return self.photos + self.val + self.test
+
     def to_json(self) -> dict[str, Any]:
         """What few_shot.json holds."""
         classes = [

@@ -1,10 +1,16 @@
-"""Where a model's files are: a Hub id, a local folder, or a folder inside an installed package."""
+"""Where a model's files are: a Hub id, a local folder, or a folder inside an installed package.
+
+Imports nothing heavy, so that a wrong id is told at once.
+"""
 
 from __future__ import annotations
 
 import importlib.resources
+import json
+from pathlib import Path
 
 PACKAGE_SCHEME = "package://"
+PIPELINE_CLASSES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
 
 
 def resolve(model: str) -> str:
@@ -23,3 +29,35 @@ def resolve(model: str) -> str:
     if not path.is_dir():
         raise FileNotFoundError(f"model {model!r}: package {module!r} has no folder {folder!r}.")
     return str(path)
+
+
+def check_pipeline(model: str, revision: str | None) -> None:
+    """Raises ValueError when `model` is no Stable Diffusion pipeline, without loading its weights."""
+    index = _read_index(model, revision)
+    found = index.get("_class_name")
+    if found not in PIPELINE_CLASSES:
+        raise ValueError(f"diffusion.model {model!r} is a {found}: need a Stable Diffusion pipeline (model_index.json of {PIPELINE_CLASSES[0]}).")
+
+
+def _read_index(model: str, revision: str | None) -> dict:
+    folder = Path(resolve(model))
+    if folder.exists() or folder.is_absolute():
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(
+                f"diffusion.model {model!r} is no diffusers pipeline: it has no model_index.json. "
+                "Give a folder saved by diffusers, or a Hub id."
+            )
+        return json.loads((folder / "model_index.json").read_text())
+    return _fetch_index(model, revision)
+
+
+def _fetch_index(model: str, revision: str | None) -> dict:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return json.loads(Path(hf_hub_download(model, "model_index.json", revision=revision)).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"diffusion.model {model!r} is neither a folder nor a pipeline that the Hub hands out here "
+            f"({type(error).__name__}). Check the id and the network, or give a local folder."
+        ) from None

@@ -1,0 +1,1 @@
+"""Train and test CLIP classifiers on real and synthetic images."""

@@ -1,0 +1,147 @@
+"""The command line: `datadream run --recipe digits --run runs/demo adapt.rank=8`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datadream import recipes
+from datadream.config import ExperimentConfig, flatten, knobs, nearest, parse_config
+from datadream.run_store import RunStore
+
+COMMANDS = {
+    "run": "every stage that is not done yet, then the report",
+    "adapt": "train the LoRA adapters",
+    "generate": "draw the images and publish the dataset",
+    "classify": "train the classifiers",
+    "report": "write metrics.json and report/index.html",
+    "status": "how far a run is",
+    "recipes": "the named configs",
+}
+BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    arguments, overrides = _parser().parse_known_args(argv)
+    _quiet_libraries()
+    try:
+        if arguments.command == "recipes":
+            print("\n".join(f"{name:<14}{recipe.__doc__}" for name, recipe in recipes.RECIPES.items()))
+            return 0
+        return _run_command(arguments.command, _config(arguments, overrides), arguments.run)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"datadream: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (RuntimeError, OSError) as error:
+        print(f"datadream: {error}\nWhat is committed is kept: the same command goes on from there.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("datadream: interrupted. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _run_command(command: str, config: ExperimentConfig, run: str) -> int:
+    from datadream.experiment import Experiment
+
+    experiment = Experiment(config, run)
+    if command == "status":
+        print("\n".join(map(str, experiment.status())))
+        return 0
+    result = getattr(experiment, command)()
+    if command in ("run", "report"):
+        from datadream.report import text_table
+
+        print(text_table(result))
+        print(f"\n{experiment.store.path('report/index.html')}")
+    return 0
+
+
+def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> ExperimentConfig:
+    """A recipe or the run's own config, then the YAML file, then the overrides."""
+    changes = _yaml_file(arguments.config) if arguments.config else {}
+    changes |= _dotted(overrides)
+    if arguments.recipe:
+        return recipes.by_name(arguments.recipe).updated(changes)
+    saved = RunStore(arguments.run).saved_config()
+    if saved is not None:
+        return saved.updated(changes)
+    if arguments.command == "status":
+        raise FileNotFoundError(f"no run at {arguments.run!r}: it holds no config.json. Give the folder of a run with --run.")
+    if not arguments.config:
+        raise ValueError(f"nothing says what to run: {arguments.run!r} is no run yet. Add --recipe NAME or --config FILE.yaml.")
+    return parse_config(ExperimentConfig().model_dump()).updated(changes)
+
+
+def _yaml_file(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise FileNotFoundError(f"--config {path!r} cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path!r} holds no mapping of knobs: write lines such as 'method: datadream-dset'.")
+    return flatten(values)
+
+
+def _dotted(words: Sequence[str]) -> dict[str, Any]:
+    """Overrides written as key=value, --key=value or --key value, with values in YAML."""
+    changes: dict[str, Any] = {}
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not equals:
+            if not word.startswith("--") or not waiting:
+                raise ValueError(f"unexpected {word!r}: write knobs as key=value, such as adapt.rank=8. {nearest(key, list(knobs()))}".strip())
+            value = waiting.pop(0)
+        changes[key] = yaml.safe_load(value)
+    return changes
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = 24
+    listing = "\n".join(f"  {name:<{width + 8}} {text}" for name, text in knobs().items())
+    parser = argparse.ArgumentParser(
+        prog="datadream",
+        description="Few photos per class in, a better image classifier out.",
+        epilog="knobs (key=value or --key value, after the options):\n" + listing,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=parser.epilog, formatter_class=parser.formatter_class, allow_abbrev=False
+        )
+        if name == "recipes":
+            continue
+        command.add_argument("--run", required=True, metavar="URL", help="the run's folder: a path or any fsspec URL")
+        command.add_argument("--recipe", metavar="NAME", help=f"a named config: {', '.join(recipes.RECIPES)}")
+        command.add_argument("--config", metavar="FILE", help="YAML file of knobs, over the recipe's")
+    return parser
+
+
+def _quiet_libraries() -> None:
+    """One progress line per stage is what a user reads; the libraries' own notices go."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("datadream").setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

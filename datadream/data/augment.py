@@ -1,0 +1,81 @@
+"""Random changes to a batch of images, on its device, with every image's own parameters.
+
+Crop, mirroring and rotation are one affine resampling, so an image is interpolated once. The random numbers are drawn apart
+from the images: a worker draws them for the whole batch of all workers and uses its own rows, and the result does not
+depend on how many workers share the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datadream.config import AugmentConfig
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey level (ITU-R 601, as in Pillow)."""
+N_NUMBERS = 10
+"""Random numbers of an image."""
+
+
+class Augment:
+    """uint8 images [n, 3, H, W] -> augmented, normalised float32 images [n, 3, size, size]."""
+
+    def __init__(self, config: AugmentConfig, flip: bool, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.config, self.flip, self.size = config, flip, size
+        self._mean = torch.tensor(mean).view(1, 3, 1, 1)
+        self._std = torch.tensor(std).view(1, 3, 1, 1)
+
+    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        return self.apply(images, self.draw(len(images), rng))
+
+    def draw(self, n: int, rng: torch.Generator) -> Tensor:
+        """Random numbers in [0, 1) for n images, [n, N_NUMBERS], on the generator's device."""
+        return torch.rand(n, N_NUMBERS, generator=rng, device=rng.device)
+
+    def apply(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """Change each image by its own row of numbers."""
+        scale, ratio, x, y, mirror, angle, *color = numbers.to(images.device, non_blocking=True).unbind(1)
+        theta = self._affine(scale, ratio, x, y, mirror, angle)
+        grid = F.affine_grid(theta, [len(images), 3, self.size, self.size], align_corners=False)
+        pixels = F.grid_sample(images.float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        pixels = self._change_colors(pixels, *color)
+        return (pixels - self._mean.to(pixels.device)) / self._std.to(pixels.device)
+
+    def _affine(self, scale: Tensor, ratio: Tensor, x: Tensor, y: Tensor, mirror: Tensor, angle: Tensor) -> Tensor:
+        """Maps [n, 2, 3] from output to input coordinates, both in [-1, 1]: a crop, turned about its own centre."""
+        area = _between(scale, *self.config.crop_scale)
+        aspect = torch.exp(_between(ratio, *map(math.log, self.config.crop_ratio)))
+        width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+        center_x, center_y = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
+        if self.flip:
+            width = torch.where(mirror < 0.5, -width, width)
+        turn = torch.deg2rad(_between(angle, -self.config.rotation, self.config.rotation))
+        cos, sin = turn.cos(), turn.sin()
+        rows = [cos * width, -sin * height, center_x, sin * width, cos * height, center_y]
+        return torch.stack(rows, dim=1).view(-1, 2, 3)
+
+    def _change_colors(self, pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, grey: Tensor) -> Tensor:
+        """Scale brightness, then the distance from the mean grey level, then the distance from each pixel's grey level."""
+        jitter = self.config.color_jitter
+        factors = (_between(numbers, 1 - jitter, 1 + jitter).view(-1, 1, 1, 1) for numbers in (brightness, contrast, saturation))
+        brightness, contrast, saturation = factors
+        # No saturation is what a grey image is.
+        saturation = torch.where(grey.view(-1, 1, 1, 1) < self.config.grayscale, 0, saturation)
+        pixels = (pixels * brightness).clamp(0, 1)
+        pixels = torch.lerp(_luma(pixels).mean(dim=(2, 3), keepdim=True), pixels, contrast).clamp(0, 1)
+        return torch.lerp(_luma(pixels), pixels, saturation).clamp(0, 1)
+
+
+def _between(numbers: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * numbers
+
+
+def _luma(pixels: Tensor) -> Tensor:
+    """Grey levels [n, 1, H, W]."""
+    red, green, blue = pixels.unbind(1)
+    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).unsqueeze(1)

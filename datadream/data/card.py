@@ -1,0 +1,54 @@
+"""The dataset card: what the Hub and `datasets.load_dataset` read beside the shards."""
+
+from __future__ import annotations
+
+import yaml
+
+from datadream.config import ExperimentConfig
+from datadream.data.few_shot import FewShotSet
+
+
+def dataset_card(few_shot: FewShotSet, config: ExperimentConfig, n_images: int, n_bytes: int) -> str:
+    """README.md with the Hub's YAML header."""
+    names = {str(label): name for label, name in enumerate(few_shot.class_names)}
+    features = [
+        {"name": "image", "dtype": "image"},
+        {"name": "label", "dtype": {"class_label": {"names": names}}},
+        {"name": "provenance", "dtype": "string"},
+    ]
+    header = {
+        "task_categories": ["image-classification"],
+        "tags": ["synthetic", "datadream"],
+        "size_categories": [_size_category(n_images)],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+    }
+    if config.generate.dataset_format == "parquet":
+        header["dataset_info"] = {
+            "features": features,
+            "splits": [{"name": "train", "num_bytes": n_bytes, "num_examples": n_images}],
+        }
+    else:
+        header["configs"][0]["data_files"][0]["path"] = "data/*.tar"
+    settings = config.generate
+    body = f"""
+# {n_images:,} synthetic images of {len(few_shot.class_names)} classes
+
+Drawn by DataDream from {few_shot.n_shots} real photos per class of `{config.data.source}`.
+
+| | |
+|---|---|
+| method | {config.method} |
+| base model | {config.diffusion.model} (its licence also covers these images) |
+| images per class | {settings.images_per_class} |
+| denoising steps, guidance | {settings.steps}, {settings.guidance_scale} |
+| prompt | {config.data.prompt} |
+| seed | {config.seed} |
+
+`provenance` holds each image's prompt, seed, adapter and source photo as JSON.
+"""
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def _size_category(n: int) -> str:
+    bounds = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
+    return next((name for bound, name in bounds if n < bound), "1M<n<10M")

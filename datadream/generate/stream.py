@@ -1,0 +1,192 @@
+"""Stream chunks of requests through a pool of samplers into committed chunk files, then publish the dataset (Ray Data).
+
+A chunk, images of one class from one adapter, is the unit of work, retry and commit: its images do not depend on which actor
+draws it or when, its file name is fixed, and a chunk that is committed is never drawn again. The published shards are a
+seeded shuffle over all images, so they depend on the plan alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from datadream.cluster import Workers
+from datadream.config import ExperimentConfig
+from datadream.data.card import dataset_card
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import FewShotSet
+from datadream.data.shards import (
+    ImageRecord,
+    encode_image,
+    from_parquet,
+    shard_name,
+    to_parquet,
+    to_webdataset,
+)
+from datadream.device import dtype_of, use_threads, worker_device
+from datadream.generate.chunks import Chunk
+from datadream.generate.sampler import Sampler
+from datadream.methods.base import ImageRequest
+from datadream.models.diffusion import load_pipeline
+from datadream.models.lora import WEIGHTS_NAME
+from datadream.progress import Progress
+from datadream.run_store import ADAPTERS, CHUNKS, DATASET, RunStore, sha256
+from datadream.seeds import derive_seed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """One published file and its images as (chunk file, row)."""
+
+    name: str
+    members: tuple[tuple[str, int], ...]
+
+
+def draw_chunks(chunks: Sequence[Chunk], config: ExperimentConfig, workers: Workers) -> None:
+    """Draw every chunk that is not committed yet; raises RuntimeError with the cause when one fails."""
+    committed = {url: RunStore(url).markers(CHUNKS) for url in {chunk.run_url for chunk in chunks}}
+    todo = [chunk for chunk in chunks if chunk.chunk_id not in committed[chunk.run_url]]
+    if not todo:
+        return
+    total, to_do = _n_images(chunks), _n_images(todo)
+    log.info("generate: %d of %d images to draw, in %d chunks", to_do, total, len(todo))
+    _quiet_ray_data()
+    drawn = ray.data.from_items([{"chunk": pickle.dumps(chunk)} for chunk in todo], override_num_blocks=len(todo)).map(
+        _ChunkDrawer,
+        fn_constructor_args=(config, workers),
+        compute=ray.data.ActorPoolStrategy(size=workers.at_most(len(todo)).count),
+        num_cpus=0 if workers.use_gpu else workers.threads,
+        num_gpus=1 if workers.use_gpu else 0,
+    )
+    commits = drawn.map(_commit_chunk, fn_kwargs={"config": config})
+    with Progress("generate", total, "image", done=total - to_do) as progress, _plain_errors("drawing"):
+        for row in commits.iter_rows():
+            progress.update(progress.done + row["n_images"])
+
+
+def publish_dataset(store: RunStore, chunks: Sequence[Chunk], few_shot: FewShotSet, config: ExperimentConfig) -> None:
+    """Write the class-mixed, evenly sized shards and the dataset card, unless they are committed."""
+    if store.exists(DATASET) or not chunks:
+        return
+    shards = _plan_shards(chunks, config)
+    _quiet_ray_data()
+    written = ray.data.from_items([{"shard": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards)).map(
+        _write_shard, fn_kwargs={"run_url": store.url, "class_names": few_shot.class_names, "config": config}
+    )
+    with _plain_errors("publishing"):
+        files = {row["name"]: row for row in written.iter_rows()}
+    n_images, n_bytes = _n_images(chunks), sum(row["n_bytes"] for row in files.values())
+    store.write_bytes("dataset/README.md", dataset_card(few_shot, config, n_images, n_bytes).encode())
+    marker = {
+        "format": config.generate.dataset_format,
+        "image_format": config.generate.image_format,
+        "n_images": n_images,
+        "class_names": list(few_shot.class_names),
+        "shards": [shard.name for shard in shards],
+        "sha256": [files[shard.name]["sha256"] for shard in shards],
+    }
+    store.write_json(DATASET, marker)
+
+
+class _ChunkDrawer:
+    """Ray Data actor: holds the loaded generator."""
+
+    def __init__(self, config: ExperimentConfig, workers: Workers) -> None:
+        import torch
+
+        use_threads(workers.threads)
+        device = worker_device(workers.use_gpu)
+        dtype = dtype_of(config.generate.precision, device, on_cuda=torch.float16)
+        pipeline = load_pipeline(config.diffusion.model, config.diffusion.revision, device, dtype)
+        self._sampler = Sampler(pipeline, config.generate, config.diffusion.resolution)
+        self._source = open_source(config.data.source)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        chunk: Chunk = pickle.loads(row["chunk"])
+        store = RunStore(chunk.run_url)
+
+        def read_adapter(adapter_id: str) -> bytes:
+            return store.read_bytes(f"{ADAPTERS}/{adapter_id}/{WEIGHTS_NAME}")
+
+        return {**row, "pixels": self._sampler.draw(chunk.requests, read_adapter, self._source.read)}
+
+
+def _commit_chunk(row: dict[str, Any], config: ExperimentConfig) -> dict[str, Any]:
+    """Encode a chunk's pixels and commit them; runs on CPUs beside the samplers."""
+    chunk: Chunk = pickle.loads(row["chunk"])
+    records = [
+        ImageRecord(
+            key=f"{request.label:05d}_{request.index:06d}",
+            image=encode_image(pixels, config.generate.image_format),
+            label=request.label,
+            provenance=_provenance(request, config),
+        )
+        for request, pixels in zip(chunk.requests, row["pixels"], strict=True)
+    ]
+    data = to_parquet(records, config.generate.image_format, ())
+    store = RunStore(chunk.run_url)
+    store.write_bytes(chunk.file, data)
+    store.write_json(chunk.marker, {"n_images": len(records), "sha256": sha256(data)})
+    return {"n_images": len(records)}
+
+
+def _provenance(request: ImageRequest, config: ExperimentConfig) -> dict[str, Any]:
+    settings = config.generate
+    return {
+        **{key: value for key, value in asdict(request).items() if key not in ("label", "index") and value is not None},
+        "model": config.diffusion.model,
+        "steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+    }
+
+
+def _plan_shards(chunks: Sequence[Chunk], config: ExperimentConfig) -> list[_Shard]:
+    """A seeded shuffle of all images, cut evenly."""
+    members = [(chunk.file, row) for chunk in chunks for row in range(len(chunk.requests))]
+    order = np.random.default_rng(derive_seed(config.seed, "publish")).permutation(len(members))
+    count = -(-len(members) // config.generate.images_per_shard)
+    return [
+        _Shard(shard_name(config.generate.dataset_format, index, count), tuple(members[i] for i in part))
+        for index, part in enumerate(np.array_split(order, count))
+    ]
+
+
+def _write_shard(row: dict[str, Any], run_url: str, class_names: Sequence[str], config: ExperimentConfig) -> dict[str, Any]:
+    shard: _Shard = pickle.loads(row["shard"])
+    store = RunStore(run_url)
+    files = {file: from_parquet(store.read_bytes(file)) for file in {file for file, _ in shard.members}}
+    records = [files[file][index] for file, index in shard.members]
+    write = to_parquet if config.generate.dataset_format == "parquet" else to_webdataset
+    data = write(records, config.generate.image_format, class_names)
+    store.write_bytes(f"dataset/{shard.name}", data)
+    return {"name": shard.name, "sha256": sha256(data), "n_bytes": len(data)}
+
+
+def _n_images(chunks: Sequence[Chunk]) -> int:
+    return sum(len(chunk.requests) for chunk in chunks)
+
+
+def _quiet_ray_data() -> None:
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+
+
+@contextmanager
+def _plain_errors(what: str) -> Iterator[None]:
+    """Raise what a worker said, not Ray's account of it."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        raise RuntimeError(f"{what} images failed: {type(cause).__name__}: {cause}") from error

@@ -1,0 +1,63 @@
+"""What the three pre-training stages share: the cosine schedule, one optimizer step, and the record of a run."""
+
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+CURVE_POINTS = 50
+WARMUP_STEPS = 100
+
+
+@dataclass(kw_only=True, slots=True)
+class StageRecord:
+    """What one stage did: enough to repeat it and to judge it."""
+
+    stage: str
+    seed: int
+    steps: int
+    batch_size: int
+    faces: int
+    loss: list[tuple[int, float]] = field(default_factory=list)
+    """(step, mean loss since the previous point), about CURVE_POINTS of them."""
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Trainer:
+    """Runs clipped AdamW steps on a cosine schedule and keeps the thinned loss curve in the record."""
+
+    def __init__(self, module: nn.Module, record: StageRecord, *, lr: float, weight_decay: float) -> None:
+        self.module = module
+        self.record = record
+        self.optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, foreach=True)
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, WARMUP_STEPS, record.steps)
+        self._window: list[float] = []
+        self._done = 0
+        self._started = time.monotonic()
+
+    def step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self._keep(loss.item())
+
+    def _keep(self, loss: float) -> None:
+        self._window.append(loss)
+        self._done += 1
+        if len(self._window) >= max(1, self.record.steps // CURVE_POINTS) or self._done == self.record.steps:
+            self.record.loss.append((self._done, round(sum(self._window) / len(self._window), 5)))
+            self.record.seconds = round(time.monotonic() - self._started, 1)
+            logger.info("%s step %d loss %.5f", self.record.stage, *self.record.loss[-1])
+            self._window.clear()

@@ -1,0 +1,70 @@
+"""Named, complete configs. A recipe is a function that returns one; deriving a variant is `recipe().updated({...})`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from datadream.config import ExperimentConfig, nearest
+
+TINY = {
+    "diffusion.model": "package://datadream.models.tiny/diffusion",
+    "diffusion.resolution": 32,
+    "classify.model": "package://datadream.models.tiny/clip",
+    "classify.pretrained": None,
+}
+
+
+def digits(**changes: Any) -> ExperimentConfig:
+    """Scanned handwritten digits with the embedded tiny backbone: the whole method on a laptop CPU in minutes."""
+    return ExperimentConfig().updated(
+        TINY
+        | {
+            "data.source": "digits",
+            "data.n_shots": 4,
+            "adapt.steps_per_class": 150,
+            "adapt.learning_rate": 2e-3,
+            "adapt.warmup_steps": 10,
+            "generate.images_per_class": 200,
+            "generate.steps": 20,
+            "classify.alpha": 16.0,
+            "classify.projections": ["q", "k", "v", "out"],
+            "classify.steps": 300,
+            "classify.learning_rate": 1e-3,
+            "classify.warmup_steps": 20,
+            "classify.eval_every": 50,
+            "classify.augment.crop_scale": [0.75, 1.0],
+            "classify.augment.rotation": 12.0,
+            "classify.augment.color_jitter": 0.1,
+            "classify.augment.grayscale": 0.0,
+        }
+        | changes
+    )
+
+
+def digits_table(**changes: Any) -> ExperimentConfig:
+    """The shape of the paper's table 1 on digits: four methods, three seeds, beside CLIP zero-shot and real photos only."""
+    table = {
+        "grid.methods": ["zero-shot", "is-synth", "datadream-cls", "datadream-dset"],
+        "grid.seeds": [0, 1, 2],
+    }
+    return digits(**table | changes)
+
+
+def paper(**changes: Any) -> ExperimentConfig:
+    """The paper's settings, Stable Diffusion 2.1 and CLIP ViT-B/16, for your own photos: set data.source."""
+    return ExperimentConfig().updated({"data.n_shots": 16, "generate.images_per_class": 500} | changes)
+
+
+RECIPES: dict[str, Callable[..., ExperimentConfig]] = {
+    "digits": digits,
+    "digits-table": digits_table,
+    "paper": paper,
+}
+
+
+def by_name(name: str) -> ExperimentConfig:
+    """A recipe's config; raises ValueError for an unknown name."""
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}. {nearest(name, list(RECIPES))}")
+    return RECIPES[name]()

@@ -1,0 +1,130 @@
+"""Training curves of one run, and accuracy by shots of a table of runs, as charts with their legends."""
+
+from __future__ import annotations
+
+import itertools
+import posixpath
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from datadream.config import ExperimentConfig
+from datadream.report.metrics import METHODS, NO_METHOD, Row, Summary, classifiers
+from datadream.report.plots import MAX_LINES, Line, Points, adapters_chart, line_chart, shots_chart
+from datadream.report.tables import column_name, run_name
+from datadream.run_store import ADAPTERS, RunStore, adapter_marker
+
+SETTING_COLORS = {"zero-shot": "muted", "real": "series-1", "synthetic": "series-2", "real+synthetic": "series-0"}
+METHOD_COLORS = dict(zip(METHODS, itertools.cycle(f"series-{i}" for i in (0, 2, 3, 4, 5, 6, 7)), strict=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """An SVG with its title, what its colours mean and a remark."""
+
+    title: str
+    svg: Markup
+    legend: list[tuple[str, str]]
+    """Name and colour of each line; empty when the remark says it all."""
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunCurves:
+    """The charts of one run."""
+
+    name: str
+    charts: list[Chart]
+
+
+def run_curves(store: RunStore, config: ExperimentConfig) -> RunCurves:
+    """LoRA loss by adapter, then classifier loss and validation accuracy by setting; what is missing is left out."""
+    measured = classifiers(store)
+    charts = [_adapters(store), _classifier_loss(measured), _validation(measured)]
+    return RunCurves(run_name(config), [chart for chart in charts if chart is not None])
+
+
+def accuracy_by_shots(summary: Summary) -> Chart | None:
+    """Test accuracy over the number of shots, with spreads; None for fewer than two numbers of shots."""
+    if len(summary.shots) < 2 or not summary.has_test:
+        return None
+    with_images = "real+synthetic" if any(row.setting == "real+synthetic" for row in summary.rows) else "synthetic"
+    curves: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in summary.rows:
+        if row.mean is not None and row.setting in ("zero-shot", "real", with_images):
+            curves[row.setting, row.method].append(row)
+    lines, legend = [], []
+    for (setting, method), rows in curves.items():
+        color = SETTING_COLORS[setting] if method == NO_METHOD else METHOD_COLORS[method]
+        errors = None if setting == "zero-shot" else [row.sd or 0.0 for row in rows]
+        points = [(row.shots, row.mean) for row in rows]
+        lines.append(Line(points, color, dashed=setting == "zero-shot", errors=errors))
+        legend.append((column_name(setting, method), color))
+    return Chart("Test accuracy by photos per class, %", Markup(shots_chart(lines, summary.shots)), legend)
+
+
+def _adapters(store: RunStore) -> Chart | None:
+    losses = [losses for losses in _adapter_losses(store) if losses]
+    if not losses:
+        return None
+    if len(losses) == 1:
+        remark = "One adapter."
+    elif len(losses) <= MAX_LINES:
+        remark = f"{len(losses)} adapters; the heavy line is their mean."
+    else:
+        remark = f"Mean of {len(losses):,} adapters; the band holds them all."
+    return Chart("LoRA loss", Markup(adapters_chart(losses)), [], remark)
+
+
+def _adapter_losses(store: RunStore) -> list[Points]:
+    """Losses of every committed adapter."""
+    if not store.exists(ADAPTERS):
+        return []
+    ids = sorted(posixpath.basename(path) for path in store.fs.ls(store.path(ADAPTERS), detail=False))
+    # A thousand adapters are a thousand small files: in an object store each is a round trip.
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(lambda adapter_id: _losses(store, adapter_marker(adapter_id)), ids))
+
+
+def _losses(store: RunStore, marker: str) -> Points:
+    return store.read_json(marker).get("losses") or [] if store.exists(marker) else []
+
+
+def _classifier_loss(measured: dict[str, dict[str, Any]]) -> Chart | None:
+    curves = {setting: _points(metrics, "loss") for setting, metrics in measured.items()}
+    lines = {setting: Line(points, SETTING_COLORS[setting]) for setting, points in curves.items()}
+    return _by_setting(lines, "Classifier loss")
+
+
+def _validation(measured: dict[str, dict[str, Any]]) -> Chart | None:
+    curves = {setting: _points(metrics, "val_top1") for setting, metrics in measured.items() if setting != "zero-shot"}
+    lines = {}
+    for setting, points in curves.items():
+        kept = next((point for point in points if point[0] == measured[setting].get("best_step")), None)
+        lines[setting] = Line(points, SETTING_COLORS[setting], mark=kept)
+    last_step = max((points[-1][0] for points in curves.values() if points), default=None)
+    untrained = measured.get("zero-shot", {}).get("val_top1")
+    if last_step and untrained is not None:
+        lines = {
+            "zero-shot": Line([(0, untrained), (last_step, untrained)], SETTING_COLORS["zero-shot"], dashed=True),
+            **lines,
+        }
+    remark = "Dots: the weights that were kept." if any(line.mark for line in lines.values()) else ""
+    return _by_setting(lines, "Validation accuracy, %", remark)
+
+
+def _points(metrics: dict[str, Any], name: str) -> Points:
+    return [
+        (reading["step"], reading[name]) for reading in metrics.get("curve") or [] if reading.get(name) is not None
+    ]
+
+
+def _by_setting(lines: dict[str, Line], title: str, remark: str = "") -> Chart | None:
+    lines = {setting: line for setting, line in lines.items() if line.points}
+    if not lines:
+        return None
+    legend = [(setting, line.color) for setting, line in lines.items()]
+    return Chart(title, Markup(line_chart(lines.values())), legend, remark)

@@ -1,0 +1,154 @@
+"""The figures of a run as flat records, and their means and spreads over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from datadream.config import ExperimentConfig, MethodName, Setting
+from datadream.run_store import RunStore, classifier_marker
+
+Record = dict[str, Any]
+
+SETTINGS: tuple[str, ...] = get_args(Setting)
+"""In the order of the paper's tables."""
+METHODS: tuple[str, ...] = get_args(MethodName)
+NO_METHOD = "none"
+SETTINGS_WITHOUT_IMAGES = ("zero-shot", "real")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One way to train at one number of shots, over its seeds; accuracies in percent."""
+
+    method: str
+    setting: str
+    shots: int
+    mean: float | None
+    """Test accuracy; None without test photos."""
+    sd: float | None
+    """Sample standard deviation; None with fewer than two seeds."""
+    val_mean: float | None
+    val_sd: float | None
+    n_seeds: int
+    n_test: int
+    n_val: int
+    n_synthetic: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What a method's images add to the real photos: real+synthetic minus real, paired by seed, in points."""
+
+    method: str
+    shots: int
+    mean: float
+    sd: float | None
+    n_seeds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All rows in the order of the paper's tables, and the paired gains."""
+
+    rows: tuple[Row, ...]
+    gains: tuple[Gain, ...]
+
+    @property
+    def shots(self) -> list[int]:
+        return sorted({row.shots for row in self.rows})
+
+    @property
+    def has_test(self) -> bool:
+        return any(row.mean is not None for row in self.rows)
+
+    def find(self, method: str, setting: str, shots: int) -> Row | None:
+        return next((r for r in self.rows if (r.method, r.setting, r.shots) == (method, setting, shots)), None)
+
+
+def classifiers(store: RunStore) -> dict[str, dict[str, Any]]:
+    """The committed metrics of every setting, in the paper's order."""
+    names = {setting: classifier_marker(setting) for setting in SETTINGS}
+    return {setting: store.read_json(name) for setting, name in names.items() if store.exists(name)}
+
+
+def method_of(setting: str, config: ExperimentConfig) -> str:
+    """The method that a setting's figures belong to: none for the settings that use no images."""
+    return NO_METHOD if setting in SETTINGS_WITHOUT_IMAGES else config.method
+
+
+def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
+    """One record for each committed setting of one run."""
+    return [
+        {
+            "method": method_of(setting, config),
+            "setting": setting,
+            "shots": config.data.n_shots,
+            "seed": config.seed,
+            "top1": measured["top1"],
+            "n_test": measured["n_test"],
+            "val_top1": measured["val_top1"],
+            "n_val": measured["n_val"],
+            "n_synthetic": measured["n_synthetic"],
+            "dataset": config.data.source,
+        }
+        for setting, measured in classifiers(store).items()
+    ]
+
+
+def unique(found: Iterable[Record]) -> list[Record]:
+    """Records in the paper's order, without the baselines that the cells of a table share."""
+    first: dict[tuple, Record] = {}
+    for record in found:
+        first.setdefault((*_group(record), record["seed"], record["dataset"]), record)
+    return [first[key] for key in sorted(first, key=lambda key: (_paper_order(key), key[3:]))]
+
+
+def summarise(found: Iterable[Record]) -> Summary:
+    """Means and spreads over seeds, in the paper's order: zero-shot, real, synthetic and real+synthetic by method."""
+    groups: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
+    for record in unique(found):
+        groups[_group(record)].append(record)
+    return Summary(
+        rows=tuple(_row(*group, groups[group]) for group in sorted(groups, key=_paper_order)),
+        gains=tuple(_gains(groups)),
+    )
+
+
+def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation of what was measured; None where there is too little for it."""
+    known = [value for value in values if value is not None]
+    return (statistics.fmean(known) if known else None), (statistics.stdev(known) if len(known) > 1 else None)
+
+
+def _group(record: Record) -> tuple[str, str, int]:
+    return record["method"], record["setting"], record["shots"]
+
+
+def _paper_order(group: tuple) -> tuple[int, int, int]:
+    method, setting, shots = group[:3]
+    return SETTINGS.index(setting), METHODS.index(method), shots
+
+
+def _row(method: str, setting: str, shots: int, members: list[Record]) -> Row:
+    mean, sd = mean_and_sd(record["top1"] for record in members)
+    val_mean, val_sd = mean_and_sd(record["val_top1"] for record in members)
+    counts = {name: max(record[name] for record in members) for name in ("n_test", "n_val", "n_synthetic")}
+    return Row(method, setting, shots, mean, sd, val_mean, val_sd, len(members), **counts)
+
+
+def _gains(groups: dict[tuple[str, str, int], list[Record]]) -> Iterable[Gain]:
+    for method, setting, shots in sorted(groups, key=_paper_order):
+        if setting != "real+synthetic":
+            continue
+        real, both = (
+            {record["seed"]: record["top1"] for record in members if record["top1"] is not None}
+            for members in (groups.get((NO_METHOD, "real", shots), []), groups[method, setting, shots])
+        )
+        differences = [both[seed] - real[seed] for seed in sorted(both.keys() & real.keys())]
+        mean, sd = mean_and_sd(differences)
+        if mean is not None:
+            yield Gain(method, shots, mean, sd, len(differences))

@@ -1,0 +1,138 @@
+"""Small charts as SVG that lives inside the page: the colours are the page's own, and follow its light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
+
+Points = Sequence[tuple[float, float]]
+
+MAX_LINES = 12
+SIZE_INCHES = (4.5, 2.6)
+FONT_POINTS = 11
+# Matplotlib cannot write CSS variables: each colour of the page has a stand-in that no chart uses otherwise.
+STAND_INS = {
+    "muted": "#010202",
+    "grid": "#010203",
+    "paper": "#010204",
+    **{f"series-{i}": f"#0102{i + 16:02x}" for i in range(8)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One curve; `color` names a colour of the page."""
+
+    points: Points
+    color: str
+    dashed: bool = False
+    mark: tuple[float, float] | None = None
+    """A point worth a dot, such as the reading whose weights were kept."""
+    errors: Sequence[float] | None = None
+
+
+def line_chart(lines: Iterable[Line]) -> str:
+    """A chart of a few curves over training steps."""
+    figure, axes = _chart("step")
+    for line in lines:
+        _draw(axes, line)
+    return _svg(figure)
+
+
+def shots_chart(lines: Iterable[Line], shots: Sequence[int]) -> str:
+    """Accuracy by shots; the axis doubles from tick to tick, as shots do."""
+    figure, axes = _chart("photos per class")
+    axes.set_xscale("log", base=2)
+    axes.margins(x=0.05)
+    axes.xaxis.set_major_locator(FixedLocator(shots))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+    axes.xaxis.set_minor_locator(FixedLocator([]))
+    for line in lines:
+        _draw(axes, line)
+    return _svg(figure)
+
+
+def adapters_chart(losses: Sequence[Points]) -> str:
+    """Training loss of adapters: a line each, or above a dozen their mean in the band that holds them all."""
+    figure, axes = _chart("step")
+    color = STAND_INS["series-0"]
+    by_step = _by_step(losses)
+    steps = sorted(by_step)
+    if len(losses) > MAX_LINES:
+        low, high = ([extreme(by_step[step]) for step in steps] for extreme in (min, max))
+        axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+    elif len(losses) > 1:
+        for points in losses:
+            axes.plot(*zip(*points, strict=True), color=color, alpha=0.35, linewidth=0.9)
+    axes.plot(steps, [statistics.fmean(by_step[step]) for step in steps], color=color, linewidth=1.8)
+    return _svg(figure)
+
+
+def _by_step(losses: Iterable[Points]) -> dict[float, list[float]]:
+    """Losses of all adapters by step: adapters of more photos take more steps, and are then alone at the end."""
+    by_step: dict[float, list[float]] = defaultdict(list)
+    for points in losses:
+        for step, loss in points:
+            by_step[step].append(loss)
+    return by_step
+
+
+def _chart(x_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+    figure.patch.set_visible(False)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    axes.set_xlabel(x_label, color=STAND_INS["muted"], fontsize=FONT_POINTS)
+    axes.tick_params(color=STAND_INS["grid"], labelcolor=STAND_INS["muted"], labelsize=FONT_POINTS, length=3)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", color=STAND_INS["grid"], linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(STAND_INS["grid"])
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.margins(x=0.02)
+    return figure, axes
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    color = STAND_INS[line.color]
+    x, y = zip(*line.points, strict=True)
+    marker = "o" if len(line.points) == 1 or line.errors is not None else None
+    axes.plot(
+        x, y, color=color, linewidth=1.6, linestyle=(0, (4, 3)) if line.dashed else "-", marker=marker, markersize=3.5
+    )
+    if line.errors is not None:
+        axes.errorbar(x, y, yerr=line.errors, color=color, linestyle="none", elinewidth=1.0, capsize=2)
+    if line.mark is not None:
+        edge = STAND_INS["paper"]
+        axes.plot(
+            *line.mark, marker="o", markersize=6, markerfacecolor=color, markeredgecolor=edge, markeredgewidth=1.2
+        )
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as a bare <svg> element: no prolog or namespaces (HTML knows them), no size, the page's colours."""
+    buffer = io.StringIO()
+    # A fixed salt: the same run gives the same bytes. Text stays text, in the page's own font.
+    with matplotlib.rc_context({"svg.hashsalt": "datadream", "svg.fonttype": "none"}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'(<svg\b[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg\b[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1)
+    for name, stand_in in STAND_INS.items():
+        svg = svg.replace(stand_in, f"var(--{name})")
+    return svg

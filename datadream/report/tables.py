@@ -1,0 +1,211 @@
+"""The page's tables, ready to print: what is in each cell and which figure stands out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from datadream.config import ExperimentConfig, flatten, knobs
+from datadream.report.metrics import METHODS, NO_METHOD, SETTINGS, Row, Summary, classifiers, mean_and_sd, method_of
+from datadream.report.text import count, number, shown_sd, signed
+from datadream.run_store import RunStore
+
+Cells = list[tuple[RunStore, ExperimentConfig]]
+
+MAX_CLASS_ROWS = 30
+STAGES = ("adapt", "generate", "classify")
+
+
+@dataclass(frozen=True, slots=True)
+class FigureCell:
+    """A mean and its spread, apart so that the page can line them up."""
+
+    mean: str
+    sd: str = ""
+    best_of_setting: bool = False
+    best_of_all: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyRow:
+    setting: str
+    method: str
+    starts_setting: bool
+    trained_on: str
+    figures: list[FigureCell]
+    validation: FigureCell | None
+
+
+@dataclass(frozen=True, slots=True)
+class GainRow:
+    method: str
+    figures: list[FigureCell]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    name: str
+    values: list[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTable:
+    """Accuracy of each class, means over seeds at one number of shots."""
+
+    columns: list[tuple[str, str]]
+    """Setting and method."""
+    rows: list[ClassRow]
+    n_classes: int
+    sorted_by: str
+    """Column whose worst classes are shown when not all are; empty when all are."""
+    shots: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    name: str
+    seconds: list[float | None]
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    name: str
+    value: str
+    help: str
+    changed: bool
+
+
+def run_name(config: ExperimentConfig) -> str:
+    return f"{config.method}, {count(config.data.n_shots, 'shot')}, seed {config.seed}"
+
+
+def column_name(setting: str, method: str) -> str:
+    return setting if method == NO_METHOD else f"{setting}, {method}"
+
+
+def accuracy_rows(summary: Summary) -> list[AccuracyRow]:
+    """A row for each setting and method, a figure for each number of shots."""
+    rows: list[AccuracyRow] = []
+    for setting, method in dict.fromkeys((row.setting, row.method) for row in summary.rows):
+        members = [summary.find(method, setting, shots) for shots in summary.shots]
+        known = [row for row in members if row is not None]
+        has_one = len(summary.shots) == 1
+        rows.append(
+            AccuracyRow(
+                setting=setting,
+                method=method,
+                starts_setting=not rows or rows[-1].setting != setting,
+                trained_on=_trained_on(known[-1], many_shots=not has_one),
+                figures=[_figure(row, summary) for row in members],
+                validation=_validation(known[0]) if has_one else None,
+            )
+        )
+    return rows
+
+
+def gain_rows(summary: Summary) -> list[GainRow]:
+    by_method = {method: {} for method in dict.fromkeys(gain.method for gain in summary.gains)}
+    for gain in summary.gains:
+        by_method[gain.method][gain.shots] = FigureCell(signed(gain.mean), _sd(gain.sd))
+    return [
+        GainRow(method, [gains.get(shots, FigureCell("")) for shots in summary.shots])
+        for method, gains in by_method.items()
+    ]
+
+
+def class_table(cells: Cells, shots: int) -> ClassTable | None:
+    """Accuracy of each class at `shots` photos: all classes by label, or the worst when there are many."""
+    measured = _class_measurements(cells, shots)
+    if not measured:
+        return None
+    columns = list(measured)
+    names = list(measured[columns[0]])
+    rows = [
+        ClassRow(name, [mean_and_sd(measured[column].get(name, {}).values())[0] for column in columns])
+        for name in names
+    ]
+    is_cut = len(rows) > MAX_CLASS_ROWS
+    if is_cut:
+        rows = sorted(rows, key=lambda row: row.values[-1] if row.values[-1] is not None else 100.0)[:MAX_CLASS_ROWS]
+    return ClassTable(columns, rows, len(names), column_name(*columns[-1]) if is_cut else "", shots)
+
+
+def stage_rows(cells: Cells) -> list[StageRow]:
+    """Seconds of each stage of each run that committed any."""
+    rows = []
+    for store, config in cells:
+        names = [f"stages/{stage}.json" for stage in STAGES]
+        seconds = [store.read_json(name)["seconds"] if store.exists(name) else None for name in names]
+        known = [value for value in seconds if value is not None]
+        if known:
+            rows.append(StageRow(run_name(config), seconds, sum(known)))
+    return rows
+
+
+def knob_rows(config: ExperimentConfig) -> list[Knob]:
+    values = flatten(config.model_dump(mode="json"))
+    defaults = flatten(ExperimentConfig().model_dump(mode="json"))
+    help_of = knobs()
+    return [
+        Knob(name, _knob_value(value), help_of.get(name, ""), value != defaults[name])
+        for name, value in values.items()
+    ]
+
+
+def _knob_value(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "–"
+    return "–" if value is None else str(value)
+
+
+def _cell(mean: float | None, sd: float | None, **marks: bool) -> FigureCell:
+    return FigureCell(number(mean), _sd(sd), **marks)
+
+
+def _sd(sd: float | None) -> str:
+    return "" if sd is None else number(sd)
+
+
+def _figure(row: Row | None, summary: Summary) -> FigureCell:
+    if row is None or row.mean is None:
+        return FigureCell("–")
+    column = [other for other in summary.rows if other.shots == row.shots and other.mean is not None]
+    setting = [other for other in column if other.setting == row.setting]
+    return _cell(
+        row.mean,
+        shown_sd(row.setting, row.sd),
+        best_of_setting=len(setting) > 1 and _is_best(row, setting),
+        best_of_all=len(column) > 1 and _is_best(row, column),
+    )
+
+
+def _validation(row: Row) -> FigureCell | None:
+    return None if row.val_mean is None else _cell(row.val_mean, shown_sd(row.setting, row.val_sd))
+
+
+def _is_best(row: Row, rivals: list[Row]) -> bool:
+    # As printed: two figures that read the same are equally good.
+    return round(row.mean, 1) == max(round(rival.mean, 1) for rival in rivals)
+
+
+def _trained_on(row: Row, many_shots: bool) -> str:
+    photos = "K photos per class" if many_shots else f"{count(row.shots, 'photo')} per class"
+    images = count(row.n_synthetic, "drawn image")
+    return {"zero-shot": "nothing", "real": photos, "synthetic": images, "real+synthetic": f"{photos} and {images}"}[
+        row.setting
+    ]
+
+
+def _class_measurements(cells: Cells, shots: int) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
+    """Accuracy by (setting, method), class name and seed, columns in the paper's order."""
+    found: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for store, config in cells:
+        if config.data.n_shots != shots:
+            continue
+        for setting, measured in classifiers(store).items():
+            for entry in measured.get("per_class") or []:
+                if entry["top1"] is not None:
+                    found[setting, method_of(setting, config)][entry["name"]].setdefault(config.seed, entry["top1"])
+    order = [(setting, method) for setting in SETTINGS for method in METHODS]
+    return {column: found[column] for column in sorted(found, key=order.index)}

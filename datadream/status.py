@@ -1,0 +1,47 @@
+"""How far a run is, from its markers alone: works beside a running stage, on any machine that reaches the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datadream.config import ExperimentConfig
+from datadream.generate.chunks import split_into_chunks
+from datadream.methods import Plan
+from datadream.run_store import CHUNKS, DATASET, RunStore, adapter_marker, classifier_marker
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """Committed and planned units of one stage."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.stage:<9} {self.done}/{self.total} {self.unit}"
+
+
+def stage_status(cells: Sequence[tuple[RunStore, ExperimentConfig, Plan]]) -> list[StageStatus]:
+    """Adapters, images, published data sets and classifiers over all single runs."""
+    adapters = [store.exists(adapter_marker(spec.adapter_id)) for store, _, plan in cells for spec in plan.adapters]
+    datasets = [store.exists(DATASET) for store, _, plan in cells if plan.images]
+    classifiers = [store.exists(classifier_marker(name)) for store, config, _ in cells for name in config.classify.settings]
+    return [
+        StageStatus("adapt", sum(adapters), len(adapters), "adapters"),
+        StageStatus("generate", *_images(cells), "images"),
+        StageStatus("publish", sum(datasets), len(datasets), "datasets"),
+        StageStatus("classify", sum(classifiers), len(classifiers), "classifiers"),
+    ]
+
+
+def _images(cells: Sequence[tuple[RunStore, ExperimentConfig, Plan]]) -> tuple[int, int]:
+    done = total = 0
+    for store, config, plan in cells:
+        committed = store.markers(CHUNKS)
+        for chunk in split_into_chunks(store.url, plan.images, config.generate.chunk_size):
+            total += len(chunk.requests)
+            done += len(chunk.requests) if chunk.chunk_id in committed else 0
+    return done, total

@@ -1,0 +1,110 @@
+"""Augmentation: nothing when all is off, and each image's own parameters when it is on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datadream.config import AugmentConfig
+from datadream.data.augment import Augment
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+OFF = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "rotation": 0, "color_jitter": 0, "grayscale": 0}
+
+
+def augment(flip: bool = False, size: int = 16, **changes) -> Augment:
+    return Augment(AugmentConfig(**{**OFF, **changes}), flip, size, MEAN, STD)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randint(256, (64, 3, 16, 16), dtype=torch.uint8, generator=rng(5))
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normalised(images: Tensor) -> Tensor:
+    return (images.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def pixels(augmented: Tensor) -> Tensor:
+    """Undo the normalisation."""
+    return augmented * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+
+
+def test_with_all_off_images_are_only_normalised(images):
+    torch.testing.assert_close(augment()(images, rng()), normalised(images), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [8, 24])
+def test_with_all_off_images_are_resized_bilinearly(images, size):
+    resized = F.interpolate(images.float(), size=(size, size), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(augment(size=size)(images, rng()), normalised(resized), atol=1e-4, rtol=0)
+
+
+def test_the_generator_decides_everything(images):
+    every = augment(flip=True, crop_scale=(0.3, 1), crop_ratio=(0.5, 2), rotation=30, color_jitter=0.4, grayscale=0.2)
+    first, again, other = (every(images, rng(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.isclose(first, other).all()
+
+
+def test_every_image_has_its_own_parameters():
+    same = torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8, generator=rng(5)).repeat(32, 1, 1, 1)
+    every = augment(flip=True, crop_scale=(0.3, 1), rotation=30, color_jitter=0.4)
+    assert len(every(same, rng()).flatten(1).unique(dim=0)) == 32
+
+
+def test_an_image_does_not_depend_on_its_batch(images):
+    every = augment(flip=True, crop_scale=(0.3, 1), crop_ratio=(0.5, 2), rotation=30, color_jitter=0.4, grayscale=0.2)
+    numbers = every.draw(len(images), rng())
+    torch.testing.assert_close(every.apply(images, numbers)[20:30], every.apply(images[20:30], numbers[20:30]))
+
+
+def test_flip_mirrors_about_half_of_the_images(images):
+    result, plain = augment(flip=True)(images, rng()), normalised(images)
+    mirrored = torch.isclose(result, plain.flip(3), atol=1e-4).flatten(1).all(dim=1)
+    kept = torch.isclose(result, plain, atol=1e-4).flatten(1).all(dim=1)
+    assert bool((mirrored ^ kept).all())
+    assert 16 <= int(mirrored.sum()) <= 48
+
+
+def test_rotation_stays_within_its_range():
+    """A dot right of the centre moves by its angle on a circle."""
+    dot = torch.zeros(64, 3, 33, 33, dtype=torch.uint8)
+    dot[:, :, 15:18, 23:26] = 255
+    result = pixels(augment(size=33, rotation=40)(dot, rng()))[:, 0]
+    axis = torch.arange(33) - 16.0
+    x, y = ((result * weights).sum((1, 2)) / result.sum((1, 2)) for weights in (axis, axis[:, None]))
+    angles = torch.rad2deg(torch.atan2(y, x))
+    torch.testing.assert_close(x.hypot(y), torch.full((64,), 8.0), atol=0.3, rtol=0)
+    assert angles.abs().max() <= 41
+    assert angles.min() < -25
+    assert angles.max() > 25
+
+
+def test_crops_show_the_share_of_the_image_that_was_asked_for():
+    """On a ramp, the range of levels is the crop's width."""
+    ramp = torch.linspace(0, 255, 64).to(torch.uint8).expand(32, 3, 64, 64)
+    result = pixels(augment(size=64, crop_scale=(0.25, 0.25))(ramp, rng()))[:, 0, 32]
+    widths = result.amax(dim=1) - result.amin(dim=1)
+    torch.testing.assert_close(widths, torch.full((32,), 0.5), atol=0.03, rtol=0)
+    assert result.amin(dim=1).std() > 0.05
+
+
+def test_grayscale_leaves_no_colour(images):
+    grey = pixels(augment(grayscale=1)(images, rng()))
+    torch.testing.assert_close(grey[:, 0], grey[:, 1])
+    expected = torch.einsum("nchw,c->nhw", images.float() / 255, torch.tensor([0.299, 0.587, 0.114]))
+    torch.testing.assert_close(grey[:, 0], expected, atol=1e-3, rtol=0)
+
+
+def test_jitter_changes_brightness_within_its_range():
+    flat = torch.full((256, 3, 4, 4), 128, dtype=torch.uint8)
+    levels = pixels(augment(size=4, color_jitter=0.5)(flat, rng()))[:, 0, 0, 0] / (128 / 255)
+    assert 0.5 <= levels.min() < 0.6
+    assert 1.4 < levels.max() <= 1.5

@@ -1,0 +1,71 @@
+"""Photos are found, split and decoded; what is broken is named."""
+
+import pytest
+from PIL import Image
+
+from datadream.data.datasets import check_photos, open_source
+
+
+def test_digits_parts_are_disjoint_and_large_enough():
+    dataset = open_source("digits").dataset()
+    parts = [{photo.key for photo in part} for part in (dataset.pool, dataset.val, dataset.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
+    assert len(parts[2]) >= 1000
+    assert {photo.label for photo in dataset.test} == set(range(10))
+    assert not dataset.flippable
+
+
+def test_digits_read_white_on_black():
+    source = open_source("digits")
+    image = source.read(source.dataset().pool[0].key)
+    assert image.size == (32, 32)
+    assert image.mode == "RGB"
+    assert image.getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_flat_folder_is_all_pool(photo_folder):
+    dataset = open_source(str(photo_folder)).dataset()
+    assert dataset.class_names == ("cat", "dog-2 legs", "plain & <bold>")
+    assert len(dataset.pool) == 18
+    assert dataset.val == dataset.test == ()
+
+
+def test_folder_with_parts(photo_folder, tmp_path):
+    root = tmp_path / "parts"
+    root.mkdir()
+    photo_folder.rename(root / "train")
+    (root / "test" / "cat").mkdir(parents=True)
+    Image.new("L", (30, 30)).save(root / "test" / "cat" / "x.webp")
+    dataset = open_source(str(root)).dataset()
+    assert len(dataset.pool) == 18
+    assert [(photo.key, photo.label) for photo in dataset.test] == [("test/cat/x.webp", 0)]
+    assert open_source(str(root)).read("test/cat/x.webp").mode == "RGB"
+
+
+def test_class_of_the_test_part_that_training_lacks(photo_folder, tmp_path):
+    root = tmp_path / "parts"
+    root.mkdir()
+    photo_folder.rename(root / "train")
+    (root / "test" / "cow").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has class 'cow', which the training photos lack"):
+        open_source(str(root)).dataset()
+
+
+def test_class_folder_without_images(photo_folder):
+    (photo_folder / "empty one").mkdir()
+    with pytest.raises(ValueError, match=r"class folder '.*empty one' holds no image"):
+        open_source(str(photo_folder)).dataset()
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "is empty"), (b"not an image", "cannot be decoded"), (b"cut", "cannot be decoded")])
+def test_broken_photo_is_named(photo_folder, content, reason):
+    path = photo_folder / "cat" / "3.png"
+    path.write_bytes(path.read_bytes()[:200] if content == b"cut" else content)
+    source = open_source(str(photo_folder))
+    with pytest.raises(ValueError, match=rf"image '.*cat/3.png' {reason}"):
+        check_photos(source, source.dataset().pool)
+
+
+def test_unknown_source():
+    with pytest.raises(FileNotFoundError, match="data.source is 'digitss'"):
+        open_source("digitss")

@@ -1,0 +1,49 @@
+"""Draws are nested, seeded and recorded."""
+
+import pytest
+
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import FewShotSet, draw
+
+PROMPT = "a photo of a {name}"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_source("digits").dataset()
+
+
+def test_smaller_draws_are_inside_larger_ones(digits):
+    draws = [draw(digits, n, 0, PROMPT) for n in (1, 2, 4, 8, 16)]
+    for small, large in zip(draws, draws[1:], strict=False):
+        assert all(large_keys[: small.n_shots] == keys for keys, large_keys in zip(small.shots, large.shots, strict=True))
+
+
+def test_shots_come_from_the_pool_of_their_class(digits):
+    labels = {photo.key: photo.label for photo in digits.pool}
+    few_shot = draw(digits, 16, 3, PROMPT)
+    assert all(labels[photo.key] == photo.label for photo in few_shot.photos)
+    assert len({photo.key for photo in few_shot.all_photos}) == len(few_shot.all_photos)
+
+
+def test_seed_decides(digits):
+    assert draw(digits, 4, 0, PROMPT) == draw(digits, 4, 0, PROMPT)
+    assert draw(digits, 4, 0, PROMPT).shots != draw(digits, 4, 1, PROMPT).shots
+
+
+def test_json_round_trip(digits):
+    few_shot = draw(digits, 2, 0, PROMPT)
+    assert FewShotSet.from_json(few_shot.to_json()) == few_shot
+    assert few_shot.prompts[7] == "a photo of a digit seven"
+
+
+def test_left_over_photos_become_validation_and_test(photo_folder):
+    dataset = open_source(str(photo_folder)).dataset()
+    few_shot = draw(dataset, 4, 0, PROMPT)
+    assert len(few_shot.val) == len(few_shot.test) == 3
+    assert draw(dataset, 6, 0, PROMPT).test == ()
+
+
+def test_too_many_shots(photo_folder):
+    with pytest.raises(ValueError, match="class 'cat' has 6 photos: data.n_shots asks for 7"):
+        draw(open_source(str(photo_folder)).dataset(), 7, 0, PROMPT)

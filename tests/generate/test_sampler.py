@@ -1,0 +1,97 @@
+"""Our images are the ones that plain diffusers draws with the same seed."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from PIL import Image
+
+from datadream.config import GenerateConfig
+from datadream.generate.sampler import Sampler, centre_square
+from datadream.methods import ImageRequest
+from datadream.models import lora
+from datadream.models.diffusion import load_pipeline
+
+CONFIG = GenerateConfig(steps=4)
+PROMPT = "a photo of a cat"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def adapters(pipeline_folder) -> dict[str, bytes]:
+    pipeline = load_pipeline(str(pipeline_folder), None, CPU, torch.float32)
+    lora.attach(pipeline, rank=4, text_encoder=True)
+    made = {}
+    for seed in (1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        for _, parameter in lora.named_lora_parameters(pipeline):
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+        made[f"class-{seed}"] = lora.to_bytes(pipeline, text_encoder=True)
+    return made
+
+
+@pytest.fixture
+def sampler(pipeline_folder) -> Sampler:
+    return Sampler(load_pipeline(str(pipeline_folder), None, CPU, torch.float32), CONFIG, 32)
+
+
+def requests(n: int, adapter_id: str | None = "class-1", **changes) -> list[ImageRequest]:
+    return [ImageRequest(0, i, PROMPT, 100 + i, adapter_id, **changes) for i in range(n)]
+
+
+def read_photo(key: str) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(int(key)).integers(0, 256, (40, 64, 3), dtype=np.uint8))
+
+
+def worst_difference(ours: np.ndarray, plain: list[Image.Image]) -> int:
+    return np.abs(ours.astype(int) - np.stack([np.asarray(image) for image in plain]).astype(int)).max()
+
+
+def plain_pipeline(kind, folder, weights: bytes, tmp_path):
+    (tmp_path / lora.WEIGHTS_NAME).write_bytes(weights)
+    pipeline = kind.from_pretrained(folder, safety_checker=None)
+    pipeline.load_lora_weights(tmp_path)
+    return pipeline
+
+
+def test_from_noise(sampler, adapters, pipeline_folder, tmp_path):
+    ours = sampler.draw(requests(3), adapters.__getitem__, read_photo)
+    plain = plain_pipeline(StableDiffusionPipeline, pipeline_folder, adapters["class-1"], tmp_path)
+    drawn = [
+        plain(PROMPT, num_inference_steps=4, guidance_scale=2.0, generator=torch.Generator().manual_seed(100 + i)).images[0]
+        for i in range(3)
+    ]
+    assert ours.shape == (3, 32, 32, 3)
+    assert ours.dtype == np.uint8
+    assert worst_difference(ours, drawn) <= 2
+    assert worst_difference(ours[:1], drawn[1:2]) > 20
+
+
+def test_from_a_photo(sampler, adapters, pipeline_folder, tmp_path):
+    asked = [ImageRequest(0, i, PROMPT, 100 + i, "class-1", str(i), 0.5) for i in range(2)]
+    ours = sampler.draw(asked, adapters.__getitem__, read_photo)
+    plain = plain_pipeline(StableDiffusionImg2ImgPipeline, pipeline_folder, adapters["class-1"], tmp_path)
+    settings = {"num_inference_steps": 4, "guidance_scale": 2.0, "strength": 0.5}
+    drawn = [
+        plain(PROMPT, centre_square(read_photo(str(i)), 32), generator=torch.Generator().manual_seed(100 + i), **settings).images[0]
+        for i in range(2)
+    ]
+    assert worst_difference(ours, drawn) <= 2
+
+
+def test_an_image_does_not_depend_on_its_batch_or_on_the_adapters_before(sampler, adapters):
+    batch = sampler.draw(requests(7), adapters.__getitem__, read_photo)
+    sampler.draw(requests(2, "class-2"), adapters.__getitem__, read_photo)
+    sampler.draw(requests(1, None), adapters.__getitem__, read_photo)
+    alone = sampler.draw(requests(7)[4:5], adapters.__getitem__, read_photo)
+    assert np.abs(alone[0].astype(int) - batch[4].astype(int)).max() <= 1
+    assert np.array_equal(sampler.draw(requests(7), adapters.__getitem__, read_photo), batch)
+
+
+def test_other_schedulers_by_name(pipeline_folder, adapters):
+    pipeline = load_pipeline(str(pipeline_folder), None, CPU, torch.float32)
+    config = CONFIG.model_copy(update={"scheduler": "DPMSolverMultistepScheduler"})
+    images = Sampler(pipeline, config, 32).draw(requests(1), adapters.__getitem__, read_photo)
+    assert images.std() > 1
+    with pytest.raises(ValueError, match="generate.scheduler is 'DDIMSchedular'.*Did you mean 'DDIMScheduler'"):
+        Sampler(pipeline, CONFIG.model_copy(update={"scheduler": "DDIMSchedular"}), 32)

@@ -1,0 +1,96 @@
+"""Generation on real Ray: what is committed is never drawn again, and the published bytes depend on the plan alone."""
+
+import io
+import os
+from collections import Counter
+
+import pytest
+
+from datadream import recipes
+from datadream.cluster import Workers
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import draw
+from datadream.generate.chunks import split_into_chunks
+from datadream.generate.stream import draw_chunks, publish_dataset
+from datadream.methods import METHODS
+from datadream.run_store import DATASET, RunStore
+
+ONE, TWO = Workers(1, 1, False), Workers(2, 1, False)
+
+
+@pytest.fixture(scope="module")
+def config(pipeline_folder):
+    changes = {"diffusion.model": str(pipeline_folder), "generate.images_per_class": 4, "generate.steps": 2}
+    return recipes.digits(method="is-synth", **changes | {"generate.chunk_size": 3, "generate.images_per_shard": 15})
+
+
+@pytest.fixture(scope="module")
+def few_shot(config):
+    return draw(open_source("digits").dataset(), 2, 0, config.data.prompt)
+
+
+def plan_chunks(store, few_shot, config):
+    return split_into_chunks(store.url, METHODS[config.method](few_shot, config).images, config.generate.chunk_size)
+
+
+def publish(store, few_shot, config, workers):
+    chunks = plan_chunks(store, few_shot, config)
+    draw_chunks(chunks, config, workers)
+    publish_dataset(store, chunks, few_shot, config)
+    return {name: store.read_bytes(f"dataset/{name}") for name in store.read_json(DATASET)["shards"]}
+
+
+@pytest.fixture(scope="module")
+def published(local_ray, config, few_shot, tmp_path_factory):
+    store = RunStore(str(tmp_path_factory.mktemp("run")))
+    return store, publish(store, few_shot, config, ONE)
+
+
+def test_shards_are_even_and_hold_every_image_once(published):
+    import pyarrow.parquet as pq
+
+    _, files = published
+    tables = [pq.read_table(io.BytesIO(data)).to_pylist() for data in files.values()]
+    assert [len(rows) for rows in tables] == [14, 13, 13]
+    rows = [row for rows in tables for row in rows]
+    assert Counter(row["label"] for row in rows) == dict.fromkeys(range(10), 4)
+    assert len({row["image"]["path"] for row in rows}) == 40
+    assert len({row["label"] for row in tables[0]}) > 5
+
+
+def test_two_workers_and_an_interrupted_start_give_the_same_bytes(published, config, few_shot, tmp_path):
+    _, expected = published
+    store = RunStore(str(tmp_path))
+    chunks = plan_chunks(store, few_shot, config)
+    draw_chunks(chunks[::3], config, TWO)
+    before = {name: os.stat(store.path(f"chunks/{name}.json")).st_mtime_ns for name in store.markers("chunks")}
+    assert publish(store, few_shot, config, TWO) == expected
+    assert all(os.stat(store.path(f"chunks/{name}.json")).st_mtime_ns == time for name, time in before.items())
+
+
+def test_the_dataset_folder_loads_with_datasets(published, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    store, _ = published
+    loaded = datasets.load_dataset(store.path("dataset"), split="train", cache_dir=str(tmp_path))
+    assert len(loaded) == 40
+    assert loaded.features["label"].names[7] == "digit seven"
+    assert loaded[0]["image"].size == (32, 32)
+
+
+def test_webdataset_shards(local_ray, config, few_shot, tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    store = RunStore(str(tmp_path))
+    files = publish(store, few_shot, config.updated({"generate.dataset_format": "webdataset"}), TWO)
+    paths = [store.path(f"dataset/{name}") for name in files]
+    samples = list(webdataset.WebDataset(paths, shardshuffle=False).decode("pil"))
+    assert Counter(sample["cls"] for sample in samples) == dict.fromkeys(range(10), 4)
+    assert samples[0]["webp"].size == (32, 32)
+    assert samples[0]["json"]["strength"] == 0.75
+
+
+def test_a_missing_adapter_is_told(local_ray, config, few_shot, tmp_path):
+    store = RunStore(str(tmp_path))
+    chunks = split_into_chunks(store.url, METHODS["datadream-dset"](few_shot, config).images[:3], 3)
+    with pytest.raises(RuntimeError, match="FileNotFoundError: .*adapters/dataset"):
+        draw_chunks(chunks, config, ONE)
+    assert store.markers("chunks") == set()

@@ -1,0 +1,174 @@
+"""The shipped tiny backbone: it loads through the plain library calls and does what it was pre-trained for."""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+import open_clip
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from datadream.models import tiny
+from datadream.models.tiny.fonts import Face, choose_faces, find_faces
+from datadream.models.tiny.glyphs import (
+    CLASS_NAMES,
+    DIGIT_NAMES,
+    IMAGE_SIZE,
+    TEMPLATE,
+    all_captions,
+    class_prompts,
+    render_faces,
+    sample_glyphs,
+)
+from datadream.models.tiny.networks import TEXT_POSITIONS, build_tokenizer
+from datadream.models.tiny.train_clip import digit_accuracy, train_clip
+from datadream.models.tiny.train_unet import train_unet
+from datadream.models.tiny.train_vae import psnr, train_vae
+
+FOLDER = Path(tiny.__file__).parent
+SHIPPED = sorted(path for part in ("diffusion", "clip") for path in (FOLDER / part).rglob("*") if path.is_file())
+MATPLOTLIB_FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return [face for face in choose_faces(find_faces([MATPLOTLIB_FONTS])) if "DejaVu" in face.family]
+
+
+@pytest.fixture(scope="module")
+def masks(faces):
+    return render_faces(faces)[0]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        FOLDER / "diffusion", safety_checker=None, torch_dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def clip():
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{FOLDER / 'clip'}")
+    return model.eval(), preprocess, open_clip.get_tokenizer(f"local-dir:{FOLDER / 'clip'}")
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_weights_are_small_enough_to_ship():
+    assert sum(path.stat().st_size for path in SHIPPED) <= 12e6
+
+
+def test_shipped_files_are_readable_by_all_and_name_no_machine():
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in SHIPPED)
+    for path in FOLDER.rglob("*.json"):
+        assert not re.search(r'"/\w+|_name_or_path', path.read_text()), path
+
+
+def test_log_holds_every_stage_with_a_falling_loss():
+    log = json.loads((FOLDER / "pretrain_log.json").read_text())
+    assert set(log) == {"vae", "clip", "unet"}
+    for stage in log.values():
+        assert stage["loss"][-1][0] == stage["steps"]
+        assert stage["loss"][-1][1] < stage["loss"][0][1]
+
+
+def test_font_list_adds_up():
+    fonts = json.loads((FOLDER / "fonts.json").read_text())
+    assert sum(package["faces"] for package in fonts["packages"]) == fonts["faces"]
+    assert all(package["licence"] for package in fonts["packages"])
+
+
+def test_glyphs_are_the_same_for_a_seed_and_differ_between_seeds(masks):
+    first, again, other = (sample_glyphs(masks, 32, rng(seed), letter_share=0.5) for seed in (3, 3, 4))
+    assert torch.equal(first.images, again.images)
+    assert first.captions == again.captions
+    assert not torch.equal(first.images, other.images)
+
+
+def test_glyph_batches_are_images_with_matching_captions(masks):
+    batch = sample_glyphs(masks, 64, rng(), letter_share=0.5)
+    assert batch.images.shape == (64, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert -1 <= batch.images.min() < batch.images.max() <= 1
+    assert all(CLASS_NAMES[label] in caption for label, caption in zip(batch.labels, batch.captions, strict=True))
+    assert set(batch.captions) <= set(all_captions())
+
+
+def test_letter_share_decides_the_classes(masks):
+    assert sample_glyphs(masks, 64, rng(), letter_share=0).labels.max() < len(DIGIT_NAMES)
+    assert sample_glyphs(masks, 64, rng(), letter_share=1).labels.min() >= len(DIGIT_NAMES)
+
+
+def test_handwriting_and_unreadable_faces_are_refused_by_name(faces):
+    refused = [("Z003", "Medium Italic"), ("Romande ADF Script", "Italic"), ("Lato", "Hairline")]
+    names = [Face(path=Path("face.otf"), family=family, style=style) for family, style in refused]
+    assert choose_faces([*names, *faces]) == faces
+
+
+def test_rendering_needs_a_usable_face():
+    with pytest.raises(ValueError, match="none of 0 faces"):
+        render_faces([])
+
+
+def test_tokenizer_learns_the_captions_and_ends_with_its_largest_id():
+    tokenizer = build_tokenizer(all_captions())
+    ids = tokenizer(TEMPLATE.format("digit seven")).input_ids
+    assert len(ids) == 2 + 6
+    assert ids[-1] == tokenizer.eos_token_id == len(tokenizer) - 1
+
+
+@pytest.mark.parametrize("text", ["a photo of a digit seven", "a photo of a golden retriever"])
+def test_both_tokenizers_round_trip_and_pad_alike(pipeline, clip, text):
+    ids = pipeline.tokenizer(text, padding="max_length", truncation=True).input_ids
+    assert pipeline.tokenizer.decode(ids, skip_special_tokens=True).strip() == text
+    assert len(ids) == TEXT_POSITIONS
+    assert clip[2]([text]).tolist() == [ids]
+
+
+def test_class_prompts_are_all_distinct_tokens(clip):
+    assert len(clip[2](class_prompts()).unique(dim=0)) == len(CLASS_NAMES)
+
+
+def test_vae_round_trips_a_glyph(pipeline, masks):
+    images = sample_glyphs(masks, 32, rng(), letter_share=0.3).images
+    assert psnr(pipeline.vae, images) > 20
+
+
+def test_pipeline_draws_an_image(pipeline):
+    image = pipeline(
+        TEMPLATE.format("digit seven"),
+        num_inference_steps=4,
+        guidance_scale=2.0,
+        height=IMAGE_SIZE,
+        width=IMAGE_SIZE,
+        generator=rng(),
+        output_type="pt",
+    ).images[0]
+    assert image.shape == (3, IMAGE_SIZE, IMAGE_SIZE)
+    assert image.std() > 0.05
+
+
+def test_clip_tells_printed_digits_apart(clip, pipeline, masks):
+    assert digit_accuracy(clip[0], pipeline.tokenizer, masks, seed=0) > 0.8
+
+
+def test_clip_preprocessing_gives_the_range_of_training(clip, masks):
+    image = sample_glyphs(masks, 1, rng(), letter_share=0).images[0]
+    pixels = image.add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
+    assert torch.allclose(clip[1](Image.fromarray(pixels)), image, atol=0.01)
+
+
+def test_every_stage_trains_from_scratch(masks):
+    tokenizer = build_tokenizer(all_captions())
+    vae, vae_record = train_vae(masks, masks, steps=2, seed=0)
+    _, clip_record = train_clip(masks, masks, tokenizer, steps=2, seed=0)
+    modules, unet_record = train_unet(vae, tokenizer, masks, steps=2, seed=0, cached_images=256)
+    assert set(modules) == {"unet", "text_encoder"}
+    assert [len(record.loss) for record in (vae_record, clip_record, unet_record)] == [2, 2, 2]

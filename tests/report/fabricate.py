@@ -1,0 +1,127 @@
+"""Run folders as the stages would leave them, made of plain files."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from datadream.run_store import RunStore
+
+CLASS_NAMES = ("<b>&x", "cat", "dog")
+IMAGES_PER_CLASS = 10
+PIXELS = 16
+
+
+def record(setting: str, top1: float | None, seed: int = 0, method: str = "none", shots: int = 4) -> dict[str, Any]:
+    """One record of metrics.json."""
+    return {
+        "method": method,
+        "setting": setting,
+        "shots": shots,
+        "seed": seed,
+        "top1": top1,
+        "n_test": 300 if top1 is not None else 0,
+        "val_top1": 80.0,
+        "n_val": 120,
+        "n_synthetic": 30 if method != "none" else 0,
+        "dataset": "digits",
+    }
+
+
+def image_bytes(label: int, index: int, pixels: int = PIXELS) -> bytes:
+    """A small PNG of one colour, which tells its label and index."""
+    pixel_grid = np.full((pixels, pixels, 3), (40 + 60 * label, 20 * index, 128), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixel_grid).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_photos(root: Path, class_names: tuple[str, ...] = CLASS_NAMES, n_shots: int = 4) -> None:
+    for label, name in enumerate(class_names):
+        (root / name).mkdir(parents=True)
+        for index in range(n_shots):
+            (root / name / f"{index}.png").write_bytes(image_bytes(label, index))
+
+
+def write_few_shot(store: RunStore, class_names: tuple[str, ...], n_shots: int) -> None:
+    classes = [
+        {
+            "label": label,
+            "name": name,
+            "prompt": f"a photo of {name}",
+            "photos": [f"{name}/{i}.png" for i in range(n_shots)],
+        }
+        for label, name in enumerate(class_names)
+    ]
+    store.write_json(
+        "few_shot.json", {"n_shots": n_shots, "classes": classes, "flippable": True, "val": [], "test": []}
+    )
+
+
+def write_dataset(store: RunStore, kind: str, n_classes: int) -> None:
+    """Two shards whose images are mixed by class."""
+    samples = [(label, image_bytes(label, i)) for i in range(IMAGES_PER_CLASS) for label in range(n_classes)]
+    halves = samples[::2], samples[1::2]
+    suffix, pack = {"parquet": ("parquet", _parquet), "webdataset": ("tar", _tar)}[kind]
+    names = [f"data/train-{i:05d}-of-00002.{suffix}" for i in range(2)]
+    for name, half in zip(names, halves, strict=True):
+        store.write_bytes(f"dataset/{name}", pack(half))
+    store.write_json("dataset/dataset.json", {"format": kind, "shards": names, "n_images": len(samples)})
+
+
+def _parquet(samples: list[tuple[int, bytes]]) -> bytes:
+    rows = [{"image": {"bytes": data, "path": f"{i}.png"}, "label": label} for i, (label, data) in enumerate(samples)]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def _tar(samples: list[tuple[int, bytes]]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for i, (label, data) in enumerate(samples):
+            parts = {"cls": str(label).encode(), "json": json.dumps({"index": i}).encode(), "png": data}
+            for suffix, content in parts.items():
+                member = tarfile.TarInfo(f"{i:06d}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def write_adapters(store: RunStore, n_adapters: int) -> None:
+    for i in range(n_adapters):
+        losses = [[step, 0.2 + 0.1 * math.exp(-step / 30) + 0.001 * i] for step in range(10, 101, 10)]
+        adapter = {"adapter_id": f"class-{i:05d}", "steps": 100, "losses": losses, "seconds": 3.5}
+        store.write_json(f"adapters/class-{i:05d}/adapter.json", adapter)
+
+
+def write_setting(
+    store: RunStore, setting: str, top1: float | None, class_names: tuple[str, ...], n_test: int = 300
+) -> None:
+    trained = setting != "zero-shot"
+    curve = [{"step": step, "loss": math.exp(-step / 50), "val_top1": 60 + step / 5} for step in range(20, 101, 20)]
+    metrics = {
+        "setting": setting,
+        "top1": top1,
+        "n_test": n_test if top1 is not None else 0,
+        "val_top1": 80.0,
+        "n_val": 120,
+        "best_step": 100 if trained else 0,
+        "per_class": []
+        if top1 is None
+        else [{"name": n, "top1": top1 - i, "n": 100} for i, n in enumerate(class_names)],
+        "curve": curve if trained else [],
+        "seconds": 2.0,
+        "n_synthetic": 30 if "synthetic" in setting else 0,
+        "n_real": 12,
+    }
+    store.write_json(f"classifier/{setting}/metrics.json", metrics)

@@ -1,0 +1,73 @@
+"""Records, means, spreads and paired gains."""
+
+from __future__ import annotations
+
+import pytest
+
+from datadream.report.metrics import records, summarise, unique
+from tests.report.fabricate import record
+
+
+def test_a_run_gives_one_record_for_each_committed_setting(make_run):
+    store, config = make_run("run", {"zero-shot": 50.0, "real": 80.0, "real+synthetic": 85.0}, seed=3)
+    found = records(store, config)
+    assert [(r["method"], r["setting"], r["top1"]) for r in found] == [
+        ("none", "zero-shot", 50.0),
+        ("none", "real", 80.0),
+        ("datadream-cls", "real+synthetic", 85.0),
+    ]
+    assert {(r["shots"], r["seed"], r["n_test"], r["n_val"], r["dataset"]) for r in found} == {
+        (4, 3, 300, 120, config.data.source)
+    }
+    assert [r["n_synthetic"] for r in found] == [0, 0, 30]
+
+
+def test_a_baseline_that_cells_share_counts_once():
+    cells = [record("real", 80.0), record("real", 80.0), record("real", 82.0, seed=1)]
+    assert len(unique(cells)) == 2
+    (row,) = summarise(cells).rows
+    assert (row.mean, row.n_seeds) == (81.0, 2)
+
+
+def test_means_and_sample_deviations_by_hand():
+    both = [record("real+synthetic", value, seed, "datadream-cls") for seed, value in enumerate((84.0, 86.0, 91.0))]
+    real = [record("real", value, seed) for seed, value in enumerate((80.0, 82.0, 84.0))]
+    summary = summarise(both + real + [record("real", 90.0, seed=7)])
+    row = summary.find("datadream-cls", "real+synthetic", 4)
+    # Deviations from 87: -3, -1, 4; their squares sum to 26, over n - 1 = 2.
+    assert (row.mean, row.sd) == (pytest.approx(87.0), pytest.approx(13**0.5))
+    # Differences of the common seeds: 4, 4, 7.
+    (gain,) = summary.gains
+    assert (gain.mean, gain.sd, gain.n_seeds) == (pytest.approx(5.0), pytest.approx(3**0.5), 3)
+
+
+def test_one_seed_has_no_spread():
+    (row,) = summarise([record("real", 80.0)]).rows
+    assert row.sd is None
+
+
+def test_rows_come_in_the_order_of_the_paper():
+    found = [
+        record("real+synthetic", 1.0, method="is-synth"),
+        record("real+synthetic", 1.0, method="datadream-cls"),
+        record("synthetic", 1.0, method="is-synth"),
+        record("synthetic", 1.0, method="datadream-cls"),
+        record("real", 1.0),
+        record("zero-shot", 1.0),
+    ]
+    assert [(row.setting, row.method) for row in summarise(found).rows] == [
+        ("zero-shot", "none"),
+        ("real", "none"),
+        ("synthetic", "datadream-cls"),
+        ("synthetic", "is-synth"),
+        ("real+synthetic", "datadream-cls"),
+        ("real+synthetic", "is-synth"),
+    ]
+
+
+def test_without_test_photos_there_is_no_gain_and_no_mean():
+    summary = summarise([record("real", None), record("real+synthetic", None, method="is-synth")])
+    assert not summary.has_test
+    assert not summary.gains
+    assert [row.mean for row in summary.rows] == [None, None]
+    assert [row.val_mean for row in summary.rows] == [80.0, 80.0]

@@ -1,0 +1,68 @@
+"""The result in words and the terminal's table."""
+
+from __future__ import annotations
+
+import pytest
+
+from datadream.report.metrics import summarise
+from datadream.report.text import duration, number, result_sentences, signed, standard_error, text_table
+from tests.report.fabricate import record
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(None, "–"), (4.21, "4.2 s"), (95, "95 s"), (122, "2 min 02 s"), (7384, "2 h 03 min")]
+)
+def test_durations_read_as_a_person_says_them(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_numbers_have_a_true_minus_and_no_negative_zero():
+    assert (number(-1.25), number(None), number(1234.0), number(-0.04)) == ("−1.2", "–", "1,234.0", "0.0")
+    assert (signed(1.0), signed(-1.0), signed(-0.01)) == ("+1.0", "−1.0", "+0.0")
+
+
+def test_standard_error_of_a_half_right_hundred():
+    assert standard_error(50.0, 100) == pytest.approx(5.0)
+
+
+def test_one_sentence_sums_up_a_run():
+    found = [record("zero-shot", 57.4), record("real", 86.8), record("real+synthetic", 87.9, method="datadream-cls")]
+    assert result_sentences(summarise(found)) == [
+        "4 photos per class: 57.4 % without training, 86.8 % on the photos alone, 87.9 % with 30 drawn images."
+    ]
+
+
+def test_the_sentence_names_the_best_method_of_several():
+    found = [
+        record("real+synthetic", top1, seed, method, shots=1)
+        for method, top1 in {"is-synth": 70.0, "datadream-cls": 75.0}.items()
+        for seed in (0, 1)
+    ]
+    assert result_sentences(summarise(found)) == [
+        "1 photo per class: 75.0 % with 30 drawn images by datadream-cls, the best of 2 methods."
+    ]
+
+
+def test_the_terminal_table_lines_up():
+    found = [record("zero-shot", 7.4)]
+    found += [record("real", value, seed) for seed, value in enumerate((80.0, 82.0))]
+    found += [record("real+synthetic", value, seed, "is-synth") for seed, value in enumerate((84.0, 83.0))]
+    assert text_table(found).splitlines() == [
+        "top-1 accuracy on 300 test photos, %, mean ± standard deviation over 2 seeds",
+        "",
+        "setting         method    4 shots",
+        "zero-shot                  7.4",
+        "real                      81.0 ± 1.4",
+        "real+synthetic  is-synth  83.5 ± 0.7",
+        "gain over real  is-synth  +2.5 ± 2.1",
+    ]
+
+
+def test_the_terminal_table_says_when_there_is_no_test_part():
+    table = text_table([record("real", None)])
+    assert table.startswith("no test photos: accuracy unknown. Accuracy on 120 validation photos")
+    assert "80.0" in table
+
+
+def test_no_records_are_said_to_be_none():
+    assert text_table([]) == "no results yet"

@@ -1,0 +1,38 @@
+"""Wrong knobs are named, with what was expected and the nearest that exists."""
+
+import pytest
+
+from datadream.config import ExperimentConfig, knobs, parse_config
+
+
+def test_dotted_and_nested_changes_agree():
+    dotted = ExperimentConfig().updated({"adapt.rank": 4, "classify.augment.rotation": 5})
+    nested = ExperimentConfig().updated({"adapt": {"rank": 4}, "classify": {"augment": {"rotation": 5}}})
+    assert dotted == nested
+    assert dotted.adapt.batch_size == ExperimentConfig().adapt.batch_size
+
+
+def test_round_trip_through_json():
+    config = ExperimentConfig().updated({"grid.seeds": [1, 2], "classify.settings": ["real"]})
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapt.rnak": 3}, "unknown config key 'adapt.rnak'. Did you mean 'adapt.rank'?"),
+        ({"adpat.rank": 3}, "unknown config key 'adpat.rank'. Did you mean 'adapt.rank'?"),
+        ({"adapt.rank": 0}, "adapt.rank is 0: input should be greater than or equal to 1."),
+        ({"method": "datadream-clz"}, "Did you mean 'datadream-cls'?"),
+        ({"diffusion.resolution": 30}, "diffusion.resolution is 30: input should be a multiple of 8."),
+    ],
+)
+def test_errors_name_the_value_and_the_fix(changes, message):
+    with pytest.raises(ValueError) as caught:
+        ExperimentConfig().updated(changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_knob_is_documented():
+    assert [name for name, text in knobs().items() if len(text) < 10] == []
