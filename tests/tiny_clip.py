@@ -28,7 +28,7 @@ def save_tiny_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def _save_tokenizer(folder: Path) -> int:
-    """Save a tokenizer of single letters and return its size; open_clip pools text at the largest id, so the end comes last."""
+    """Save a tokenizer of single letters and return its size; open_clip pools at the largest id, the end token."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     start, end = "<|startoftext|>", "<|endoftext|>"
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), start, end]
@@ -46,6 +46,13 @@ def _save_tokenizer(folder: Path) -> int:
 
 
 def _model_config(vocabulary: int) -> dict:
-    text = {"context_length": CONTEXT, "vocab_size": vocabulary, "hf_tokenizer_name": "local", "width": 32, "heads": 2, "layers": 2}
+    text = {
+        "context_length": CONTEXT,
+        "vocab_size": vocabulary,
+        "hf_tokenizer_name": "local",
+        "width": 32,
+        "heads": 2,
+        "layers": 2,
+    }
     vision = {"image_size": PIXELS, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4}
     return {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}

@@ -1,8 +1,8 @@
 """Train many adapters with one Ray Train run whose workers lease them from a queue.
 
 Work-stealing and not one trainer per adapter, because a Ray Train start costs seconds and a small adapter costs few.
-Workers share no process group: `has_replica_groups` makes Ray replace a dead worker alone, without disturbing the others.
-An adapter counts as done when its marker is committed, so a second result for the same adapter is harmless.
+Workers share no process group: `has_replica_groups` makes Ray replace a dead worker alone, without disturbing the
+others. An adapter counts as done when its marker is committed, so a second result for the same adapter is harmless.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from datadream.adapt.loop import AdapterTrainer, TrainedAdapter, n_steps
+from datadream.adapt.steps import n_steps
 from datadream.cluster import Workers, fit, train_storage
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
-from datadream.device import dtype_of, use_threads, worker_device
 from datadream.methods.base import AdapterSpec
-from datadream.models.diffusion import load_pipeline
-from datadream.models.lora import WEIGHTS_NAME
 from datadream.progress import Progress, polled
-from datadream.run_store import ADAPTERS, RunStore, adapter_marker, library_versions, sha256, spec_hash
+from datadream.run_store import RunStore, adapter_marker, adapter_weights, library_versions, sha256, spec_hash
+
+if TYPE_CHECKING:
+    from datadream.adapt.loop import AdapterTrainer, TrainedAdapter
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +67,18 @@ def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: Experime
             _lease_and_train,
             train_loop_config={"queue": queue, "config": config, "workers": workers},
             backend_config=IndependentWorkers(),
-            scaling_config=ScalingConfig(num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=workers.resources),
+            scaling_config=ScalingConfig(
+                num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
+            ),
             run_config=RunConfig(failure_config=FailureConfig(max_failures=WORKER_FAILURES), **storage),
         )
         with polled(lambda: progress.update(total - to_do + ray.get(queue.finished_steps.remote()))):
             fit(trainer)
     missing = [job.spec.adapter_id for job in todo if not job.is_committed()]
     if missing:
-        raise RuntimeError(f"{len(missing)} adapters were not trained: {', '.join(missing[:5])}. Run the same command again.")
+        raise RuntimeError(
+            f"{len(missing)} adapters were not trained: {', '.join(missing[:5])}. Run the same command again."
+        )
 
 
 class AdapterQueue:
@@ -125,12 +129,14 @@ class IndependentWorkers(BackendConfig):
 def commit_adapter(job: AdapterJob, trained: TrainedAdapter, config: ExperimentConfig) -> None:
     """Write an adapter's weights, then the marker that makes it count."""
     store = RunStore(job.run_url)
-    store.write_bytes(f"{ADAPTERS}/{job.spec.adapter_id}/{WEIGHTS_NAME}", trained.weights)
+    store.write_bytes(adapter_weights(job.spec.adapter_id), trained.weights)
     spec = asdict(job.spec)
     marker = {
         "adapter_id": job.spec.adapter_id,
         "spec": spec,
-        "spec_sha256": spec_hash([spec, config.adapt.model_dump(mode="json"), config.diffusion.model_dump(mode="json")]),
+        "spec_sha256": spec_hash(
+            [spec, config.adapt.model_dump(mode="json"), config.diffusion.model_dump(mode="json")]
+        ),
         "weights_sha256": sha256(trained.weights),
         "base_model": config.diffusion.model,
         "rank": config.adapt.rank,
@@ -147,21 +153,28 @@ def _lease_and_train(loop: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
     queue, config, workers = loop["queue"], loop["config"], loop["workers"]
     rank = ray.train.get_context().get_world_rank()
-    use_threads(workers.threads)
-    device = worker_device(workers.use_gpu)
-    import torch
-
-    dtype = dtype_of(config.adapt.precision, device, on_cuda=torch.bfloat16)
-    trainer = None
+    trainer = _load_trainer(config, workers)
+    source = open_source(config.data.source)
     while (job := ray.get(queue.lease.remote(rank))) is not None:
-        if trainer is None:
-            pipeline = load_pipeline(config.diffusion.model, config.diffusion.revision, device, dtype)
-            trainer = AdapterTrainer(pipeline, config.adapt, config.diffusion.resolution)
-        source = open_source(config.data.source)
         images = [source.read(photo.key) for photo in job.spec.photos]
         trained = trainer.train(job.spec, images, _step_reporter(queue, rank))
         commit_adapter(job, trained, config)
         ray.get(queue.finish.remote(rank, trained.steps))
+
+
+def _load_trainer(config: ExperimentConfig, workers: Workers) -> AdapterTrainer:
+    # Imported here, not above: diffusers takes seconds, and driver, controller and queue import this module as well.
+    import torch
+
+    from datadream.adapt.loop import AdapterTrainer
+    from datadream.device import dtype_of, use_threads, worker_device
+    from datadream.models.diffusion import load_pipeline
+
+    use_threads(workers.threads)
+    device = worker_device(workers.use_gpu)
+    dtype = dtype_of(config.adapt.precision, device, on_cuda=torch.bfloat16)
+    pipeline = load_pipeline(config.diffusion.model, config.diffusion.revision, device, dtype)
+    return AdapterTrainer(pipeline, config.adapt, config.diffusion.resolution)
 
 
 def _step_reporter(queue: Any, rank: int) -> Callable[[int], None]:

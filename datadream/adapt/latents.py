@@ -1,8 +1,8 @@
 """Latents of random crops, with each distinct crop encoded once.
 
-The authors encode every crop of every step, 38 % of a step's work. Offsets here lie on the VAE's 8-pixel grid, so that a
-photo has few distinct crops; their means and deviations are kept and the latent's noise is drawn anew at each step, so the
-law of the latents is the authors' but for the quantised offset.
+The authors encode every crop of every step, 38 % of a step's work. Offsets here lie on the VAE's 8-pixel grid, so that
+a photo has few distinct crops; their means and deviations are kept and the latent's noise is drawn anew at each step,
+so the law of the latents is the authors' but for the quantised offset.
 """
 
 from __future__ import annotations

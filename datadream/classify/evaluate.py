@@ -23,7 +23,9 @@ KEEP_BYTES = 2**30
 class PhotoBatches:
     """Batches of preprocessed photos, float [n, 3, size, size] with labels [n]; iterate as often as needed."""
 
-    def __init__(self, source: PhotoSource, photos: Sequence[Photo], clip: ClipModel, keep_bytes: int = KEEP_BYTES) -> None:
+    def __init__(
+        self, source: PhotoSource, photos: Sequence[Photo], clip: ClipModel, keep_bytes: int = KEEP_BYTES
+    ) -> None:
         self._source, self._photos, self._preprocess = source, photos, clip.preprocess
         self._keep = len(photos) * 3 * clip.size**2 * 4 <= keep_bytes
         self._kept: list[tuple[Tensor, Tensor]] | None = None
@@ -44,15 +46,20 @@ class PhotoBatches:
         with ThreadPoolExecutor(DECODE_THREADS) as threads:
             for start in range(0, len(self._photos), EVAL_BATCH):
                 photos = self._photos[start : start + EVAL_BATCH]
-                yield torch.stack(list(threads.map(self._load, photos))), torch.tensor([photo.label for photo in photos])
+                yield (
+                    torch.stack(list(threads.map(self._load, photos))),
+                    torch.tensor([photo.label for photo in photos]),
+                )
 
     def _load(self, photo: Photo) -> Tensor:
         return self._preprocess(self._source.read(photo.key))
 
 
 @torch.inference_mode()
-def count_correct(clip: ClipModel, tokens: Tensor, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast) -> Tensor:
-    """How many photos of each class were recognised and how many there are: int64 [2, n_classes] on the model's device.
+def count_correct(
+    clip: ClipModel, tokens: Tensor, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast
+) -> Tensor:
+    """How many photos of each class were recognised and how many there are: int64 [2, n_classes] on `tokens`' device.
 
     `tokens` are the class prompts' ids [n_classes, context]; counts of several workers add up.
     """

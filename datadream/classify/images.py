@@ -60,14 +60,16 @@ def shuffled_batches(pool: LabelledImages, batch_size: int, ranks: Ranks, seed: 
 def rows_per_read(batch_size: int, ranks: Ranks) -> int:
     """Images that every rank takes from its stream for a step.
 
-    The same on all ranks, even where shares differ by one: all must come to the end of an epoch at the same step, or the one
-    that waits for the next epoch and the one that waits for gradients wait for each other.
+    The same on all ranks, even where shares differ by one: all must come to the end of an epoch at the same step, or
+    the one that waits for the next epoch and the one that waits for gradients wait for each other.
     """
     return -(-batch_size // ranks.count)
 
 
-def buffered_batches(reads: Iterable[LabelledImages], batch_size: int, ranks: Ranks, buffer: int, seed: int) -> Iterator[LabelledImages]:
-    """Our share of batches from a stream of reads of `rows_per_read` images, shuffled through a buffer of `buffer` images.
+def buffered_batches(
+    reads: Iterable[LabelledImages], batch_size: int, ranks: Ranks, buffer: int, seed: int
+) -> Iterator[LabelledImages]:
+    """Our share of batches from a stream of reads of `rows_per_read` images, shuffled through `buffer` images.
 
     A batch is drawn from random places of the buffer, and the next read takes its place.
     """

@@ -1,7 +1,7 @@
 """Train CLIP's LoRA on batches of images: plain PyTorch on one device, alone or as one rank of several.
 
-The loss of a batch is a weighted sum over its images whose weights add up to one over all ranks. Summing gradients is then
-exact for any number of ranks, and lambda*CE(real) + (1-lambda)*CE(synthetic) is just a choice of weights.
+The loss of a batch is a weighted sum over its images whose weights add up to one over all ranks. Summing gradients is
+then exact for any number of ranks, and lambda*CE(real) + (1-lambda)*CE(synthetic) is just a choice of weights.
 """
 
 from __future__ import annotations
@@ -37,11 +37,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What is known after a step: the mean loss since the last reading and the accuracy on validation photos, in percent."""
+    """The mean loss since the last reading, and the accuracy on validation photos in percent."""
 
     step: int
     loss: float
     val_top1: float | None
+
+
+Report = Callable[[int, Reading | None], None]
+"""Hears of every step, with its reading when there was one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +77,21 @@ def train(
     seed: int,
     evaluate: Callable[[], float | None],
     ranks: Ranks = ALONE,
-    report: Callable[[int, Reading | None], None] = lambda step, reading: None,
+    report: Report = lambda step, reading: None,
 ) -> Trained:
     """Train the LoRA weights of a CLIP, in place, for `config.steps` steps.
 
-    `tokens` are the class prompts' ids [n_classes, context] on the model's device. `evaluate` gives the accuracy on all
-    validation photos, the same number on all ranks. `report` hears of every step.
+    `tokens` are the class prompts' ids [n_classes, context] on the model's device. `evaluate` gives the accuracy on
+    all validation photos, the same number on all ranks.
     Raises ValueError when the loss is no longer a number.
     """
     parameters = lora_parameters(clip.model)
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=tokens.is_cuda)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.warmup_steps, config.steps))
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=tokens.is_cuda
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _rate(step, config.warmup_steps, config.steps)
+    )
     autocast = autocast_of(config.precision, tokens.device)
     rng = torch.Generator().manual_seed(seed)
     curve: list[Reading] = []
@@ -140,7 +148,9 @@ def _mean_loss(loss_sum: Tensor, steps: int, ranks: Ranks) -> float:
     ranks.sum(total)
     loss = total.item() / steps
     if not math.isfinite(loss):
-        raise ValueError(f"the classifier's loss became {loss}. Lower classify.learning_rate, or use classify.precision=fp32.")
+        raise ValueError(
+            f"the classifier's loss became {loss}. Lower classify.learning_rate, or use classify.precision=fp32."
+        )
     return loss
 
 

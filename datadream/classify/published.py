@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,16 +40,28 @@ class Published:
 
 @contextmanager
 def quiet_ordered_data() -> Iterator[None]:
-    """Ray Data without progress bars, its rows in the order of the shards; what was set before is set again."""
-    context = DataContext.get_current()
-    before = context.enable_progress_bars, context.use_datasource_v2, context.execution_options.preserve_order
-    # Ray 2.60's second reader lists files from threads that import fsspec's HTTP file system at the same time: without aiohttp
-    # that now and then fails with "cannot import name 'HTTPFileSystem'". It also makes one block of several small shards.
-    context.enable_progress_bars, context.use_datasource_v2, context.execution_options.preserve_order = False, False, True
+    """Ray Data as this module needs it: rows in the order of the shards, no progress bars; then as it was before."""
+    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
+    before = (
+        context.enable_progress_bars,
+        context.use_datasource_v2,
+        context.execution_options.preserve_order,
+        logger.level,
+    )
+    context.enable_progress_bars = False
+    # Ray 2.60's new reader lists files from threads that import fsspec's HTTP file system at the same time: without
+    # aiohttp that now and then fails with "cannot import name 'HTTPFileSystem'". It also joins small shards to a
+    # block.
+    context.use_datasource_v2 = False
+    context.execution_options.preserve_order = True
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        context.enable_progress_bars, context.use_datasource_v2, context.execution_options.preserve_order = before
+        context.enable_progress_bars, context.use_datasource_v2, context.execution_options.preserve_order, level = (
+            before
+        )
+        logger.setLevel(level)
 
 
 def open_published(store: RunStore, size: int) -> Published:
@@ -57,14 +70,24 @@ def open_published(store: RunStore, size: int) -> Published:
     Raises ValueError when nothing has been published.
     """
     if not store.exists(MARKER):
-        raise ValueError(f"run {store.url!r} has no synthetic images to train on: {MARKER} is missing. Run generate first.")
+        raise ValueError(
+            f"run {store.url!r} has no synthetic images to train on: {MARKER} is missing. Run generate first."
+        )
     marker = store.read_json(MARKER)
+    if not marker["n_images"]:
+        raise ValueError(f"run {store.url!r}: the published dataset is empty. Run generate again.")
     paths = [store.path(posixpath.join(FOLDER, shard)) for shard in marker["shards"]]
     if marker["format"] == "parquet":
-        encoded, decode = ray.data.read_parquet(paths, filesystem=store.fs, columns=["image", "label"]), _decode_parquet
+        encoded, decode = (
+            ray.data.read_parquet(paths, filesystem=store.fs, columns=["image", "label"]),
+            _decode_parquet,
+        )
     else:
         suffixes = [*(f"*.{name}" for name in ENCODINGS), "*.cls"]
-        encoded, decode = ray.data.read_webdataset(paths, filesystem=store.fs, decoder=None, suffixes=suffixes), _decode_webdataset
+        encoded, decode = (
+            ray.data.read_webdataset(paths, filesystem=store.fs, decoder=None, suffixes=suffixes),
+            _decode_webdataset,
+        )
     rows = encoded.map_batches(decode, fn_kwargs={"size": size}, batch_size=ROWS_PER_DECODE, batch_format="pyarrow")
     return Published(rows, marker["n_images"], size)
 

@@ -1,4 +1,4 @@
-"""One row of the accuracy table: train on a setting, keep what is best on validation photos, read the test photos once."""
+"""One row of the accuracy table: train, keep what is best on validation photos, read the test photos once."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from datadream.classify.evaluate import Accuracy, PhotoBatches, count_correct, summarise
 from datadream.classify.images import LabelledImages, read_photos, shuffled_batches
-from datadream.classify.loop import Part, Reading, Trained, autocast_of, train
+from datadream.classify.loop import Part, Report, Trained, autocast_of, train
 from datadream.classify.ranks import Ranks
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.augment import Augment
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet
-from datadream.models.clip import add_lora, encode_prompts, load_clip, load_lora_state, lora_state, remove_lora
+from datadream.models.clip import add_lora, encode_prompts, load_clip, load_lora_state, remove_lora
 from datadream.seeds import derive_seed
 
 
@@ -50,12 +50,13 @@ class SettingTrainer:
         self.clip = load_clip(config.classify.model, config.classify.pretrained, device)
         self._tokens = self.clip.tokenizer(list(few_shot.prompts)).to(device)
         self._autocast = autocast_of(config.classify.precision, device)
-        source = open_source(config.data.source)
+        self._source = open_source(config.data.source)
         self._val, self._test = (
-            PhotoBatches(source, photos[ranks.rank :: ranks.count], self.clip) for photos in (few_shot.val, few_shot.test)
+            PhotoBatches(self._source, photos[ranks.rank :: ranks.count], self.clip)
+            for photos in (few_shot.val, few_shot.test)
         )
 
-    def run(self, setting: Setting, synthetic: SyntheticImages | None, report: Callable[[int, Reading | None], None]) -> Outcome:
+    def run(self, setting: Setting, synthetic: SyntheticImages | None, report: Report) -> Outcome:
         """Train and test one setting; every rank takes part and gets the same outcome.
 
         Raises ValueError when the loss is no longer a number.
@@ -86,7 +87,7 @@ class SettingTrainer:
         }
         return Outcome(self._files(trained, head), metrics)
 
-    def _train(self, setting: Setting, synthetic: SyntheticImages | None, report: Callable[[int, Reading | None], None]) -> Trained:
+    def _train(self, setting: Setting, synthetic: SyntheticImages | None, report: Report) -> Trained:
         config = self._config.classify
         add_lora(
             self.clip.model,
@@ -110,8 +111,8 @@ class SettingTrainer:
         )
 
     def _parts(self, setting: Setting, synthetic: SyntheticImages | None) -> list[Part]:
-        parts = []
-        for origin, batch_size, weight in batch_plan(setting, self._config.classify.batch_size, self._config.classify.real_weight):
+        config, parts = self._config.classify, []
+        for origin, batch_size, weight in batch_plan(setting, config.batch_size, config.real_weight):
             seed = self._seed(setting, origin)
             if origin == "real":
                 batches = shuffled_batches(self._shots, batch_size, self._ranks, seed)
@@ -122,7 +123,8 @@ class SettingTrainer:
 
     @cached_property
     def _shots(self) -> LabelledImages:
-        return read_photos(open_source(self._config.data.source), self._few_shot.photos, self.clip.size).to(self._device)
+        shots = read_photos(self._source, self._few_shot.photos, self.clip.size)
+        return shots.to(self._device)
 
     def _accuracy(self, photos: PhotoBatches) -> Accuracy:
         counts = count_correct(self.clip, self._tokens, photos, self._autocast)
@@ -143,7 +145,10 @@ class SettingTrainer:
             "pretrained": config.pretrained,
             "lora": lora if trained else None,
         }
-        files = {"head.safetensors": save(head), "labels.json": (json.dumps(labels, indent=1, ensure_ascii=False) + "\n").encode()}
+        files = {
+            "head.safetensors": save(head),
+            "labels.json": (json.dumps(labels, indent=1, ensure_ascii=False) + "\n").encode(),
+        }
         return files | ({"lora.safetensors": save(trained.state)} if trained else {})
 
     def _seed(self, setting: Setting, purpose: str) -> int:

@@ -10,11 +10,13 @@ from PIL import Image
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 [3, size, size]: the shorter side is resized to `size`, antialiased, and the longer one cut around its middle."""
+    """uint8 [3, size, size]: the middle square of an image, resized with antialiasing."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    resized = image.convert("RGB").resize(
+        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+    )
     return np.asarray(resized).transpose(2, 0, 1)
 
 

@@ -1,17 +1,18 @@
 """Train classifiers on Ray: one Ray Train run for all settings that are missing, fed by Ray Data.
 
-Synthetic images are decoded by Ray Data's tasks. A set that fits is decoded once and every worker keeps all of it, so that
-the result is the same for any number of workers; a larger one streams, each worker reading its own split of it.
+Synthetic images are decoded by Ray Data's tasks. A set that fits is decoded once and every worker keeps all of it, so
+that the result is the same for any number of workers; a larger one streams, each worker reading its own split of it.
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,10 @@ import ray
 import ray.train
 import torch
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from datadream.classify.images import LabelledImages, buffered_batches, rows_per_read, shuffled_batches
 from datadream.classify.published import Published, open_published, quiet_ordered_data
@@ -34,14 +38,18 @@ from datadream.run_store import RunStore
 
 # What imports open_clip is imported at use: that takes seconds, and the driver may not need it.
 if TYPE_CHECKING:
-    from datadream.classify.loop import Reading
+    from datadream.classify.loop import Reading, Report
     from datadream.classify.setting import Outcome, SyntheticImages
+
+log = logging.getLogger(__name__)
 
 MEMORY_LIMIT = 2 * 2**30
 """Bytes of decoded synthetic images that a worker keeps in memory; a larger set streams."""
 SHUFFLE_BYTES = 2**29
 """Bytes of the buffer through which a stream is shuffled."""
 SECONDS_BETWEEN_REPORTS = 0.5
+MAX_RESTARTS = 3
+"""Times that training goes on after losing a worker; errors of our own making are never retried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +74,54 @@ def train_classifiers(store: RunStore, few_shot: FewShotSet, config: ExperimentC
     worker fails.
     """
     if config.classify.batch_size < 2 and "real+synthetic" in config.classify.settings:
-        raise ValueError("classify.batch_size is 1, but real+synthetic draws half of a batch from each. Use 2 or more.")
-    missing = tuple(setting for setting in config.classify.settings if not store.exists(marker_of(setting)))
-    if not missing:
-        return
+        raise ValueError(
+            "classify.batch_size is 1, but real+synthetic draws half of a batch from each. Use 2 or more."
+        )
     workers = workers.at_most(config.classify.batch_size // 2)
-    with quiet_ordered_data():
-        published = _published(store, config) if any("synthetic" in setting for setting in missing) else None
-        n_synthetic, buffer = (published.n, _shuffle_buffer(published, workers)) if published else (0, 0)
-        monitor = Monitor.options(num_cpus=0).remote()
-        job = Job(store.url, few_shot, config, missing, workers, n_synthetic, buffer, monitor)
-        with _shown(job):
-            _fit(job, published)
+    for restarts_left in reversed(range(MAX_RESTARTS + 1)):
+        missing = tuple(setting for setting in config.classify.settings if not store.exists(marker_of(setting)))
+        if not missing:
+            return
+        try:
+            _train(store, few_shot, config, workers, missing)
+        except TrainingFailedError as error:
+            if not (restarts_left and _lost_a_worker(error)):
+                raise RuntimeError(f"classifier training failed: {_cause(error)}") from error
+            log.warning("classify: a worker was lost; the settings that are not done start again")
 
 
 def marker_of(setting: Setting) -> str:
     """The file whose presence says that a setting is done."""
     return f"classifier/{setting}/metrics.json"
+
+
+def _lost_a_worker(error: TrainingFailedError) -> bool:
+    lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+    return any(isinstance(failure, lost) for failure in _worker_failures(error))
+
+
+def _cause(error: TrainingFailedError) -> str:
+    """What the workers that failed said."""
+    messages = [str(failure).strip() for failure in _worker_failures(error)] or [str(error)]
+    return " / ".join(dict.fromkeys(messages))
+
+
+def _worker_failures(error: TrainingFailedError) -> list[Exception]:
+    """By rank; none when Ray Train itself failed."""
+    failures = getattr(error, "worker_failures", {})
+    return [failures[rank] for rank in sorted(failures)]
+
+
+def _train(
+    store: RunStore, few_shot: FewShotSet, config: ExperimentConfig, workers: Workers, settings: tuple[Setting, ...]
+) -> None:
+    with quiet_ordered_data():
+        published = _published(store, config) if any("synthetic" in setting for setting in settings) else None
+        n_synthetic, buffer = (published.n, _shuffle_buffer(published, workers)) if published else (0, 0)
+        monitor = Monitor.options(num_cpus=0).remote()
+        job = Job(store.url, few_shot, config, settings, workers, n_synthetic, buffer, monitor)
+        with _shown(job):
+            _fit(job, published)
 
 
 def _published(store: RunStore, config: ExperimentConfig) -> Published:
@@ -92,7 +131,7 @@ def _published(store: RunStore, config: ExperimentConfig) -> Published:
 
 
 def _shuffle_buffer(published: Published, workers: Workers) -> int:
-    """Images of a worker's shuffle buffer, at most the worker's split; 0 when the set is small enough for no stream."""
+    """Images of a worker's shuffle buffer, at most the worker's split; 0 when the set fits in memory."""
     if published.n_bytes <= MEMORY_LIMIT:
         return 0
     return max(1, min(SHUFFLE_BYTES // (3 * published.size**2), published.n // workers.count))
@@ -115,16 +154,7 @@ def _fit(job: Job, published: Published | None) -> None:
             datasets=datasets,
             dataset_config=ray.train.DataConfig(datasets_to_split="all" if job.buffer else []),
         )
-        try:
-            trainer.fit()
-        except ray.train.v2.api.exceptions.TrainingFailedError as error:
-            raise RuntimeError(f"classifier training failed: {_cause(error)}") from error
-
-
-def _cause(error: Exception) -> str:
-    """What the first worker that failed said."""
-    failures = getattr(error, "worker_failures", {})
-    return str(failures[min(failures)]).strip() if failures else str(error)
+        trainer.fit()
 
 
 def _train_on_worker(loop_config: dict[str, Job]) -> None:
@@ -169,10 +199,16 @@ def _synthetic(job: Job, device: torch.device, ranks: Ranks) -> SyntheticImages 
     if job.buffer:
 
         def batches(batch_size: int, seed: int) -> Iterator[LabelledImages]:
-            return buffered_batches(_reads(shard, rows_per_read(batch_size, ranks)), batch_size, ranks, job.buffer, seed)
+            return buffered_batches(
+                _reads(shard, rows_per_read(batch_size, ranks)), batch_size, ranks, job.buffer, seed
+            )
 
     else:
         pool = _collect(shard).to(device)
+        if len(pool) != job.n_synthetic:
+            raise ValueError(
+                f"the dataset holds {len(pool)} images, its marker says {job.n_synthetic}. Run generate again."
+            )
 
         def batches(batch_size: int, seed: int) -> Iterator[LabelledImages]:
             return shuffled_batches(pool, batch_size, ranks, seed)
@@ -183,7 +219,9 @@ def _synthetic(job: Job, device: torch.device, ranks: Ranks) -> SyntheticImages 
 def _collect(shard: ray.data.DataIterator) -> LabelledImages:
     """All rows, ordered by their keys: blocks may come in any order."""
     blocks = list(shard.iter_batches(batch_size=None, batch_format="numpy"))
-    images, labels, keys = (np.concatenate([block[column] for block in blocks]) for column in ("image", "label", "key"))
+    images, labels, keys = (
+        np.concatenate([block[column] for block in blocks]) for column in ("image", "label", "key")
+    )
     order = np.argsort(keys)
     return LabelledImages(torch.from_numpy(images[order]), torch.from_numpy(labels[order]))
 
@@ -213,7 +251,7 @@ class Monitor:
         return self._latest
 
 
-def _reporter(job: Job, setting: Setting, ranks: Ranks):
+def _reporter(job: Job, setting: Setting, ranks: Ranks) -> Report:
     """Tells the monitor of a setting's steps, now and then; only rank 0 talks."""
     trained = [name for name in job.settings if name != "zero-shot"]
     before = trained.index(setting) * job.config.classify.steps if setting in trained else 0
@@ -243,8 +281,10 @@ def _shown(job: Job) -> Iterator[None]:
 
     def watch(progress: Progress) -> None:
         while not stop.wait(SECONDS_BETWEEN_REPORTS):
-            done, facts = ray.get(job.monitor.latest.remote())
-            progress.update(done, **facts)
+            # Without the monitor there is nothing to show; why it is gone is for fit() to say.
+            with suppress(RayError):
+                done, facts = ray.get(job.monitor.latest.remote())
+                progress.update(done, **facts)
 
     with Progress("classify", total, "step") as progress:
         watcher = threading.Thread(target=watch, args=(progress,), daemon=True)

@@ -1,8 +1,8 @@
 """Random changes to a batch of images, on its device, with every image's own parameters.
 
-Crop, mirroring and rotation are one affine resampling, so an image is interpolated once. The random numbers are drawn apart
-from the images: a worker draws them for the whole batch of all workers and uses its own rows, and the result does not
-depend on how many workers share the batch.
+Crop, mirroring and rotation are one affine resampling, so an image is interpolated once. The random numbers are drawn
+apart from the images: a worker draws them for the whole batch of all workers and uses its own rows, so that the result
+does not depend on how many workers share the batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ N_NUMBERS = 10
 class Augment:
     """uint8 images [n, 3, H, W] -> augmented, normalised float32 images [n, 3, size, size]."""
 
-    def __init__(self, config: AugmentConfig, flip: bool, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, config: AugmentConfig, flip: bool, size: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         self.config, self.flip, self.size = config, flip, size
         self._mean = torch.tensor(mean).view(1, 3, 1, 1)
         self._std = torch.tensor(std).view(1, 3, 1, 1)
@@ -39,11 +41,13 @@ class Augment:
 
     def apply(self, images: Tensor, numbers: Tensor) -> Tensor:
         """Change each image by its own row of numbers."""
-        scale, ratio, x, y, mirror, angle, *color = numbers.to(images.device, non_blocking=True).unbind(1)
-        theta = self._affine(scale, ratio, x, y, mirror, angle)
+        numbers = numbers.to(images.device, non_blocking=True)
+        theta = self._affine(*numbers[:, :6].unbind(1))
         grid = F.affine_grid(theta, [len(images), 3, self.size, self.size], align_corners=False)
-        pixels = F.grid_sample(images.float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-        pixels = self._change_colors(pixels, *color)
+        pixels = F.grid_sample(
+            images.float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+        )
+        pixels = self._change_colors(pixels, numbers[:, 6:])
         return (pixels - self._mean.to(pixels.device)) / self._std.to(pixels.device)
 
     def _affine(self, scale: Tensor, ratio: Tensor, x: Tensor, y: Tensor, mirror: Tensor, angle: Tensor) -> Tensor:
@@ -59,13 +63,13 @@ class Augment:
         rows = [cos * width, -sin * height, center_x, sin * width, cos * height, center_y]
         return torch.stack(rows, dim=1).view(-1, 2, 3)
 
-    def _change_colors(self, pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, grey: Tensor) -> Tensor:
-        """Scale brightness, then the distance from the mean grey level, then the distance from each pixel's grey level."""
+    def _change_colors(self, pixels: Tensor, numbers: Tensor) -> Tensor:
+        """Scale brightness, the distance from the mean grey level, and the distance from each pixel's grey level."""
+        *factors, grey = numbers.view(-1, 4, 1, 1, 1).unbind(1)
         jitter = self.config.color_jitter
-        factors = (_between(numbers, 1 - jitter, 1 + jitter).view(-1, 1, 1, 1) for numbers in (brightness, contrast, saturation))
-        brightness, contrast, saturation = factors
+        brightness, contrast, saturation = (_between(factor, 1 - jitter, 1 + jitter) for factor in factors)
         # No saturation is what a grey image is.
-        saturation = torch.where(grey.view(-1, 1, 1, 1) < self.config.grayscale, 0, saturation)
+        saturation = torch.where(grey < self.config.grayscale, 0, saturation)
         pixels = (pixels * brightness).clamp(0, 1)
         pixels = torch.lerp(_luma(pixels).mean(dim=(2, 3), keepdim=True), pixels, contrast).clamp(0, 1)
         return torch.lerp(_luma(pixels), pixels, saturation).clamp(0, 1)

@@ -1,8 +1,8 @@
 """Labelled photos in three parts: a pool to draw shots from, a validation part and a test part.
 
-`digits` is scikit-learn's copy of the UCI handwritten digits: 1,797 scans, real data inside a dependency. Any other source
-is an image folder. A folder with only classes has no test part: what the draw leaves over is then halved between
-validation and test (see few_shot), so that people with spare photos still get an honest figure.
+`digits` is scikit-learn's copy of the UCI handwritten digits: 1,797 scans, real data inside a dependency. Any other
+source is an image folder. A folder with only classes has no test part: what the draw leaves over is then halved
+between validation and test (see few_shot), so that people with spare photos still get an honest figure.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ class ImageFolder:
             parts = {"pool": root}
         names = tuple(_subfolders(fs, parts["pool"]))
         if len(names) < 2:
-            raise ValueError(f"image folder {parts['pool']!r} has {len(names)} class folders: need at least 2, one per class.")
+            raise ValueError(
+                f"image folder {parts['pool']!r} has {len(names)} class folders: need at least 2, one per class."
+            )
         photos = {part: _list_photos(fs, root, folder, names) for part, folder in parts.items()}
         self._check_filled(parts["pool"], names, photos["pool"])
         return Dataset(names, photos["pool"], photos.get("val", ()), photos.get("test", ()), flippable=True)
@@ -117,7 +119,8 @@ class ImageFolder:
         for label, name in enumerate(names):
             if label not in filled:
                 raise ValueError(
-                    f"class folder {posixpath.join(folder, name)!r} holds no image: need {', '.join(IMAGE_SUFFIXES)} files. "
+                    f"class folder {posixpath.join(folder, name)!r} holds no image: "
+                    f"need {', '.join(IMAGE_SUFFIXES)} files. "
                     "Add photos or remove the folder."
                 )
 
@@ -129,7 +132,9 @@ class ImageFolder:
             return Image.open(io.BytesIO(data)).convert("RGB")
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             reason = "is empty" if not data else f"cannot be decoded ({error})"
-            raise ValueError(f"image {path!r} {reason}: expected a JPEG, PNG or WebP photo. Replace or remove it.") from None
+            raise ValueError(
+                f"image {path!r} {reason}: expected a JPEG, PNG or WebP photo. Replace or remove it."
+            ) from None
 
 
 def check_photos(source: PhotoSource, photos: Iterable[Photo]) -> None:
@@ -155,7 +160,10 @@ def _subfolders(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
 def _list_photos(fs: fsspec.AbstractFileSystem, root: str, folder: str, names: tuple[str, ...]) -> tuple[Photo, ...]:
     unknown = [name for name in _subfolders(fs, folder) if name not in names]
     if unknown:
-        raise ValueError(f"folder {folder!r} has class {unknown[0]!r}, which the training photos lack. Known: {', '.join(names[:12])}.")
+        raise ValueError(
+            f"folder {folder!r} has class {unknown[0]!r}, which the training photos lack. Known: "
+            f"{', '.join(names[:12])}."
+        )
     photos = []
     for label, name in enumerate(names):
         class_folder = posixpath.join(folder, name)

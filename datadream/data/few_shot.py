@@ -67,7 +67,10 @@ def draw(dataset: Dataset, n_shots: int, seed: int, prompt: str) -> FewShotSet:
     orders = _draw_orders(dataset, seed)
     for name, order in zip(dataset.class_names, orders, strict=True):
         if len(order) < n_shots:
-            raise ValueError(f"class {name!r} has {len(order)} photos: data.n_shots asks for {n_shots}. Lower data.n_shots or add photos.")
+            raise ValueError(
+                f"class {name!r} has {len(order)} photos: data.n_shots asks for {n_shots}. "
+                "Lower data.n_shots or add photos."
+            )
     left = [photo for order in orders for photo in order[n_shots:]]
     val, test = dataset.val, dataset.test
     if not test:

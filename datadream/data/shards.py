@@ -1,7 +1,8 @@
 """Image shards that other people's readers understand: Parquet and WebDataset, the same bytes for the same images.
 
-Parquet: `image` struct {bytes, path} and `label` with the Hugging Face feature metadata that makes `datasets` decode images
-and name classes. WebDataset: <key>.<format>, <key>.cls and <key>.json side by side in a tar with fixed times and owners.
+Parquet: `image` struct {bytes, path} and `label` with the Hugging Face feature metadata that makes `datasets` decode
+images and name classes. WebDataset: <key>.<format>, <key>.cls and <key>.json side by side in a tar with fixed times
+and owners.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def to_parquet(records: Sequence[ImageRecord], image_format: str, class_names: S
 def from_parquet(data: bytes) -> list[ImageRecord]:
     """Records of a file that `to_parquet` made."""
     return [
-        ImageRecord(row["image"]["path"].rpartition(".")[0], row["image"]["bytes"], row["label"], json.loads(row["provenance"]))
+        ImageRecord(
+            row["image"]["path"].rpartition(".")[0], row["image"]["bytes"], row["label"], json.loads(row["provenance"])
+        )
         for row in pq.read_table(io.BytesIO(data)).to_pylist()
     ]
 

@@ -1,7 +1,7 @@
 """Requests in, pixels out, on one device: no Ray.
 
-The base model stays loaded, a LoRA is merged into it in place, and diffusers' own pipeline draws, so that an image is the
-one that plain diffusers draws with the same seed.
+The base model stays loaded, a LoRA is merged into it in place, and diffusers' own pipeline draws, so that an image is
+the one that plain diffusers draws with the same seed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Sampler:
         read_adapter: Callable[[str], bytes],
         read_photo: Callable[[str], Image.Image],
     ) -> np.ndarray:
-        """Images [n, height, width, 3], uint8, in the order of `requests`, which share adapter, prompt and strength."""
+        """Images [n, height, width, 3], uint8, in the order of `requests`, which share adapter, prompt and
+        strength."""
         first = requests[0]
         self._use_adapter(first.adapter_id, read_adapter)
         shared = {
@@ -63,7 +64,9 @@ class Sampler:
     def _embeddings(self, prompt: str, n: int) -> dict[str, torch.Tensor]:
         """The prompt and the empty prompt, encoded once for the batch."""
         guided = self._config.guidance_scale > 1
-        positive, negative = self._from_noise.encode_prompt(prompt, self._from_noise.device, 1, guided, negative_prompt="")
+        positive, negative = self._from_noise.encode_prompt(
+            prompt, self._from_noise.device, 1, guided, negative_prompt=""
+        )
         repeated = {"prompt_embeds": positive.expand(n, -1, -1)}
         return {**repeated, "negative_prompt_embeds": negative.expand(n, -1, -1)} if guided else repeated
 
@@ -74,7 +77,9 @@ def make_scheduler(pipeline: StableDiffusionPipeline, name: str | None) -> diffu
         return pipeline.scheduler
     kinds = [kind.__name__ for kind in pipeline.scheduler.compatibles]
     if name not in kinds:
-        raise ValueError(f"generate.scheduler is {name!r}: no diffusers scheduler that fits this pipeline. {nearest(name, kinds)}")
+        raise ValueError(
+            f"generate.scheduler is {name!r}: no diffusers scheduler that fits this pipeline. {nearest(name, kinds)}"
+        )
     return getattr(diffusers, name).from_config(pipeline.scheduler.config)
 
 

@@ -1,8 +1,8 @@
-"""Stream chunks of requests through a pool of samplers into committed chunk files, then publish the dataset (Ray Data).
+"""Stream chunks of requests through a pool of samplers into committed files, then publish the dataset (Ray Data).
 
-A chunk, images of one class from one adapter, is the unit of work, retry and commit: its images do not depend on which actor
-draws it or when, its file name is fixed, and a chunk that is committed is never drawn again. The published shards are a
-seeded shuffle over all images, so they depend on the plan alone.
+A chunk, images of one class from one adapter, is the unit of work, retry and commit: its images do not depend on which
+actor draws it or when, its file name is fixed, and a chunk that is committed is never drawn again. The published
+shards are a seeded shuffle over all images, so they depend on the plan alone.
 """
 
 from __future__ import annotations
@@ -30,14 +30,10 @@ from datadream.data.shards import (
     to_parquet,
     to_webdataset,
 )
-from datadream.device import dtype_of, use_threads, worker_device
 from datadream.generate.chunks import Chunk
-from datadream.generate.sampler import Sampler
 from datadream.methods.base import ImageRequest
-from datadream.models.diffusion import load_pipeline
-from datadream.models.lora import WEIGHTS_NAME
 from datadream.progress import Progress
-from datadream.run_store import ADAPTERS, CHUNKS, DATASET, RunStore, sha256
+from datadream.run_store import CHUNKS, DATASET, RunStore, adapter_weights, sha256
 from datadream.seeds import derive_seed
 
 log = logging.getLogger(__name__)
@@ -79,9 +75,9 @@ def publish_dataset(store: RunStore, chunks: Sequence[Chunk], few_shot: FewShotS
         return
     shards = _plan_shards(chunks, config)
     _quiet_ray_data()
-    written = ray.data.from_items([{"shard": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards)).map(
-        _write_shard, fn_kwargs={"run_url": store.url, "class_names": few_shot.class_names, "config": config}
-    )
+    written = ray.data.from_items(
+        [{"shard": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards)
+    ).map(_write_shard, fn_kwargs={"run_url": store.url, "class_names": few_shot.class_names, "config": config})
     with _plain_errors("publishing"):
         files = {row["name"]: row for row in written.iter_rows()}
     n_images, n_bytes = _n_images(chunks), sum(row["n_bytes"] for row in files.values())
@@ -101,7 +97,12 @@ class _ChunkDrawer:
     """Ray Data actor: holds the loaded generator."""
 
     def __init__(self, config: ExperimentConfig, workers: Workers) -> None:
+        # Imported here, not above: diffusers takes seconds, and the encoding tasks import this module as well.
         import torch
+
+        from datadream.device import dtype_of, use_threads, worker_device
+        from datadream.generate.sampler import Sampler
+        from datadream.models.diffusion import load_pipeline
 
         use_threads(workers.threads)
         device = worker_device(workers.use_gpu)
@@ -115,7 +116,7 @@ class _ChunkDrawer:
         store = RunStore(chunk.run_url)
 
         def read_adapter(adapter_id: str) -> bytes:
-            return store.read_bytes(f"{ADAPTERS}/{adapter_id}/{WEIGHTS_NAME}")
+            return store.read_bytes(adapter_weights(adapter_id))
 
         return {**row, "pixels": self._sampler.draw(chunk.requests, read_adapter, self._source.read)}
 
@@ -142,7 +143,9 @@ def _commit_chunk(row: dict[str, Any], config: ExperimentConfig) -> dict[str, An
 def _provenance(request: ImageRequest, config: ExperimentConfig) -> dict[str, Any]:
     settings = config.generate
     return {
-        **{key: value for key, value in asdict(request).items() if key not in ("label", "index") and value is not None},
+        **{
+            key: value for key, value in asdict(request).items() if key not in ("label", "index") and value is not None
+        },
         "model": config.diffusion.model,
         "steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
@@ -160,7 +163,9 @@ def _plan_shards(chunks: Sequence[Chunk], config: ExperimentConfig) -> list[_Sha
     ]
 
 
-def _write_shard(row: dict[str, Any], run_url: str, class_names: Sequence[str], config: ExperimentConfig) -> dict[str, Any]:
+def _write_shard(
+    row: dict[str, Any], run_url: str, class_names: Sequence[str], config: ExperimentConfig
+) -> dict[str, Any]:
     shard: _Shard = pickle.loads(row["shard"])
     store = RunStore(run_url)
     files = {file: from_parquet(store.read_bytes(file)) for file in {file for file, _ in shard.members}}
@@ -180,6 +185,7 @@ def _quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
+    context.raise_original_map_exception = True
 
 
 @contextmanager
@@ -187,6 +193,7 @@ def _plain_errors(what: str) -> Iterator[None]:
     """Raise what a worker said, not Ray's account of it."""
     try:
         yield
+    except ray.exceptions.RayTaskError as error:
+        raise RuntimeError(f"{what} images failed: {type(error.cause).__name__}: {error.cause}") from None
     except ray.exceptions.RayError as error:
-        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-        raise RuntimeError(f"{what} images failed: {type(cause).__name__}: {cause}") from error
+        raise RuntimeError(f"{what} images failed: {error}") from error

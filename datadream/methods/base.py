@@ -62,7 +62,9 @@ def class_photos(few_shot: FewShotSet, label: int) -> tuple[TrainingPhoto, ...]:
     return tuple(TrainingPhoto(key, few_shot.prompts[label]) for key in few_shot.shots[label])
 
 
-def requests(few_shot: FewShotSet, config: ExperimentConfig, adapter_of: Callable[[int], str | None]) -> tuple[ImageRequest, ...]:
+def requests(
+    few_shot: FewShotSet, config: ExperimentConfig, adapter_of: Callable[[int], str | None]
+) -> tuple[ImageRequest, ...]:
     """`images_per_class` requests from noise for every class, each with its own seed."""
     return tuple(
         ImageRequest(label, index, prompt, derive_seed(config.seed, "image", label, index), adapter_of(label))

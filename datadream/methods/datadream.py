@@ -13,7 +13,9 @@ DATASET_ADAPTER = "dataset"
 def plan_per_class(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
     """DataDream_cls: one adapter for each class."""
     adapters = tuple(
-        AdapterSpec(_class_adapter(label), class_photos(few_shot, label), 1, derive_seed(config.seed, "adapter", label))
+        AdapterSpec(
+            _class_adapter(label), class_photos(few_shot, label), 1, derive_seed(config.seed, "adapter", label)
+        )
         for label in range(len(few_shot.class_names))
     )
     return Plan(adapters, requests(few_shot, config, _class_adapter))

@@ -1,8 +1,8 @@
 """CLIP through open_clip, and LoRA on the attention of both of its towers.
 
-open_clip's attention is nn.MultiheadAttention, which packs q, k and v into one weight and never calls its output layer.
-LoRA is therefore a parametrization of the weights: the forward pass stays PyTorch's own, each projection has its own
-A and B as in the authors' code, and merging leaves a plain open_clip model.
+open_clip's attention is nn.MultiheadAttention, which packs q, k and v into one weight and never calls its output
+layer. LoRA is therefore a parametrization of the weights: the forward pass stays PyTorch's own, each projection has
+its own A and B as in the authors' code, and merging leaves a plain open_clip model.
 """
 
 from __future__ import annotations
@@ -106,11 +106,13 @@ def encode_prompts(model: nn.Module, tokens: Tensor) -> Tensor:
 class LowRank(nn.Module):
     """weight -> weight + scale * B A, for chosen blocks of rows of a stacked weight."""
 
-    def __init__(self, weight: Tensor, n_blocks: int, chosen: Sequence[int], rank: int, scale: float, rng: torch.Generator) -> None:
+    def __init__(
+        self, weight: Tensor, n_blocks: int, chosen: Sequence[int], rank: int, scale: float, rng: torch.Generator
+    ) -> None:
         super().__init__()
         rows, columns = weight.shape[0] // n_blocks, weight.shape[1]
-        # Kaiming's uniform bound for a fan-in of `columns` and a slope of sqrt(5), as in loralib; drawn on the CPU so that
-        # every device starts from the same numbers.
+        # Kaiming's uniform bound for a fan-in of `columns` and a slope of sqrt(5), as in loralib; drawn on the CPU so
+        # that every device starts from the same numbers.
         bound = 1 / math.sqrt(columns)
         down = torch.empty(len(chosen), rank, columns).uniform_(-bound, bound, generator=rng)
         self.n_blocks, self.scale = n_blocks, scale
@@ -120,20 +122,28 @@ class LowRank(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         blocks = weight.view(self.n_blocks, -1, weight.shape[1])
-        return blocks.index_add(0, self.chosen, torch.bmm(self.B, self.A).to(weight.dtype), alpha=self.scale).view_as(weight)
+        update = torch.bmm(self.B, self.A).to(weight.dtype)
+        return blocks.index_add(0, self.chosen, update, alpha=self.scale).view_as(weight)
 
 
-def add_lora(model: nn.Module, *, rank: int, alpha: float, projections: Sequence[str], seed: int, name: str = "this CLIP") -> None:
+def add_lora(
+    model: nn.Module, *, rank: int, alpha: float, projections: Sequence[str], seed: int, name: str = "this CLIP"
+) -> None:
     """Freeze a CLIP and add trainable LoRA, the identity at first, to the attention of both towers, in place.
 
-    Raises ValueError when no layer of the model called `name` is an nn.MultiheadAttention.
+    Raises ValueError when no layer of the model called `name` is an nn.MultiheadAttention, or no projection is named.
     """
-    model.requires_grad_(False)
     layers = list(_attention_layers(model))
     if not layers:
         raise ValueError(
-            f"classify.model {name!r} has no nn.MultiheadAttention that LoRA could adapt. Use a ViT of OpenAI's kind, such as ViT-B-16-quickgelu."
+            f"classify.model {name!r} has no nn.MultiheadAttention that LoRA could adapt. "
+            "Use a ViT of OpenAI's kind, such as ViT-B-16-quickgelu."
         )
+    if not projections:
+        raise ValueError(
+            f"classify.projections is empty: nothing would be trained. Name some of {', '.join(PACKED)}, out."
+        )
+    model.requires_grad_(False)
     rng = torch.Generator().manual_seed(seed)
     packed = [PACKED.index(projection) for projection in PACKED if projection in projections]
     for _, layer in layers:
@@ -144,7 +154,9 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, projections: Sequence
             )
         if "out" in projections:
             weight = layer.out_proj.weight
-            parametrize.register_parametrization(layer.out_proj, "weight", LowRank(weight, 1, [0], rank, alpha / rank, rng))
+            parametrize.register_parametrization(
+                layer.out_proj, "weight", LowRank(weight, 1, [0], rank, alpha / rank, rng)
+            )
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -163,7 +175,10 @@ def load_lora_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     own = dict(_named_tensors(model))
     if state.keys() != own.keys():
         different = sorted(state.keys() ^ own.keys())
-        raise ValueError(f"LoRA weights do not fit the model: {different[0]!r} is in only one of the two. Add LoRA with the same projections.")
+        raise ValueError(
+            f"LoRA weights do not fit the model: {different[0]!r} is in only one of the two. "
+            "Add LoRA with the same projections."
+        )
     for name, tensor in own.items():
         tensor.copy_(state[name])
 
@@ -219,15 +234,22 @@ def _is_folder(name: str) -> bool:
 def _check_folder(model: str, folder: Path) -> None:
     config = folder / "open_clip_config.json"
     if not config.is_file():
-        raise FileNotFoundError(f"classify.model is {model!r}: {str(config)!r} does not exist. Use a folder that open_clip saved.")
+        raise FileNotFoundError(
+            f"classify.model is {model!r}: {str(config)!r} does not exist. Use a folder that open_clip saved."
+        )
     try:
         usable = "model_cfg" in json.loads(config.read_text())
     except ValueError:
         usable = False
     if not usable:
-        raise ValueError(f"classify.model is {model!r}: {str(config)!r} is no open_clip config with a model_cfg. Save the folder again.")
+        raise ValueError(
+            f"classify.model is {model!r}: {str(config)!r} is no open_clip config with a model_cfg. "
+            "Save the folder again."
+        )
     if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
-        raise FileNotFoundError(f"classify.model is {model!r}: folder {str(folder)!r} holds no weights. Add open_clip_model.safetensors.")
+        raise FileNotFoundError(
+            f"classify.model is {model!r}: folder {str(folder)!r} holds no weights. Add open_clip_model.safetensors."
+        )
 
 
 def _check_architecture(model: str, pretrained: str | None) -> None:
@@ -237,11 +259,17 @@ def _check_architecture(model: str, pretrained: str | None) -> None:
         folder = f" For that folder use {LOCAL_DIR}{model}." if os.path.isdir(model) else ""
         hint = folder or f" {nearest(architecture, known)}".rstrip()
         raise ValueError(
-            f"classify.model is {model!r}: no architecture of open_clip.{hint} Checkpoint folders are hf-hub:<id>, {LOCAL_DIR}<folder> or "
-            "package://<module>/<folder>."
+            f"classify.model is {model!r}: no architecture of open_clip.{hint} "
+            f"Checkpoint folders are {HF_HUB}<id>, {LOCAL_DIR}<folder> or package://<module>/<folder>."
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained is None:
-        raise ValueError(f"classify.pretrained is unset, and {model!r} is only an architecture. Use a file of weights, or a tag: {', '.join(tags)}.")
+        raise ValueError(
+            f"classify.pretrained is unset, and {model!r} is only an architecture. "
+            f"Use a file of weights, or a tag: {', '.join(tags)}."
+        )
     if not open_clip.get_pretrained_cfg(architecture, pretrained) and not os.path.isfile(pretrained):
-        raise ValueError(f"classify.pretrained is {pretrained!r}: neither a file nor weights of {model!r}. {nearest(pretrained, tags)}".rstrip())
+        hint = nearest(pretrained, tags)
+        raise ValueError(
+            f"classify.pretrained is {pretrained!r}: neither a file nor weights of {model!r}. {hint}".rstrip()
+        )

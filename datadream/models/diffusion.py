@@ -7,7 +7,10 @@ from diffusers import StableDiffusionPipeline
 
 from datadream.models.source import resolve
 
-def load_pipeline(model: str, revision: str | None, device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
+
+def load_pipeline(
+    model: str, revision: str | None, device: torch.device, dtype: torch.dtype
+) -> StableDiffusionPipeline:
     """The whole pipeline, frozen and in evaluation mode."""
     pipeline = StableDiffusionPipeline.from_pretrained(
         resolve(model), revision=revision, dtype=dtype, safety_checker=None, requires_safety_checker=False

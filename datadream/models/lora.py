@@ -20,7 +20,8 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+from datadream.run_store import ADAPTER_WEIGHTS
+
 UNET_TARGETS = ("to_k", "to_out.0", "to_q", "to_v")
 TEXT_TARGETS = ("k_proj", "out_proj", "q_proj", "v_proj")
 
@@ -34,7 +35,9 @@ def attach(pipeline: StableDiffusionPipeline, rank: int, text_encoder: bool) -> 
         try:
             module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
         except ValueError as error:
-            raise ValueError(f"{type(module).__name__} has no attention layers named {', '.join(targets)}: LoRA cannot be added.") from error
+            raise ValueError(
+                f"{type(module).__name__} has no attention layers named {', '.join(targets)}: LoRA cannot be added."
+            ) from error
         cast_training_params(module, dtype=torch.float32)
 
 
@@ -66,7 +69,7 @@ def to_bytes(pipeline: StableDiffusionPipeline, text_encoder: bool) -> bytes:
         metadata[f"{name}_lora_adapter_metadata"] = {"r": rank, "lora_alpha": rank, "target_modules": list(targets)}
     with tempfile.TemporaryDirectory() as folder:
         StableDiffusionPipeline.save_lora_weights(folder, **layers, **metadata)
-        return _sorted_header((Path(folder) / WEIGHTS_NAME).read_bytes())
+        return _sorted_header((Path(folder) / ADAPTER_WEIGHTS).read_bytes())
 
 
 class InPlaceMerger:

@@ -36,7 +36,10 @@ def check_pipeline(model: str, revision: str | None) -> None:
     index = _read_index(model, revision)
     found = index.get("_class_name")
     if found not in PIPELINE_CLASSES:
-        raise ValueError(f"diffusion.model {model!r} is a {found}: need a Stable Diffusion pipeline (model_index.json of {PIPELINE_CLASSES[0]}).")
+        raise ValueError(
+            f"diffusion.model {model!r} is a {found}: "
+            f"need a Stable Diffusion pipeline (model_index.json of {PIPELINE_CLASSES[0]})."
+        )
 
 
 def _read_index(model: str, revision: str | None) -> dict:

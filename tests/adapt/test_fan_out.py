@@ -15,15 +15,19 @@ from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.methods import METHODS
 from datadream.methods.base import AdapterSpec
-from datadream.models.lora import WEIGHTS_NAME
-from datadream.run_store import RunStore
+from datadream.run_store import RunStore, adapter_weights
 
 ONE, TWO = Workers(1, 1, False), Workers(2, 1, False)
 
 
 @pytest.fixture(scope="module")
 def config(pipeline_folder):
-    changes = {"diffusion.model": str(pipeline_folder), "data.n_shots": 2, "adapt.steps_per_class": 6, "adapt.batch_size": 2}
+    changes = {
+        "diffusion.model": str(pipeline_folder),
+        "data.n_shots": 2,
+        "adapt.steps_per_class": 6,
+        "adapt.batch_size": 2,
+    }
     return recipes.digits(**changes)
 
 
@@ -33,7 +37,7 @@ def jobs(store: RunStore, config, n: int = 4) -> list[AdapterJob]:
 
 
 def weights(store: RunStore, made: list[AdapterJob]) -> list[bytes]:
-    return [store.read_bytes(f"adapters/{job.spec.adapter_id}/{WEIGHTS_NAME}") for job in made]
+    return [store.read_bytes(adapter_weights(job.spec.adapter_id)) for job in made]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,9 @@ def test_square_photo_is_encoded_once_and_equals_diffusers(vae):
     with torch.no_grad():
         plain = vae.encode(pixels).latent_dist
     scale = vae.config.scaling_factor
-    torch.testing.assert_close(sampled.mean(0), plain.mean[0] * scale, atol=5 * scale * plain.std.max().item() / 60, rtol=0)
+    torch.testing.assert_close(
+        sampled.mean(0), plain.mean[0] * scale, atol=5 * scale * plain.std.max().item() / 60, rtol=0
+    )
     torch.testing.assert_close(sampled.std(0), plain.std[0] * scale, rtol=0.1, atol=0)
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from datadream.adapt.loop import AdapterTrainer, n_steps
+from datadream.adapt.loop import AdapterTrainer
+from datadream.adapt.steps import n_steps
 from datadream.config import AdaptConfig
 from datadream.methods import AdapterSpec, TrainingPhoto
 from datadream.models import lora
@@ -34,7 +35,8 @@ def trainer(folder, config: AdaptConfig = CONFIG) -> AdapterTrainer:
 
 
 def plain_loop(folder, seed: int) -> dict[str, torch.Tensor]:
-    """The same 20 steps as a script on diffusers and peft would take them: every crop and prompt encoded every step."""
+    """The same 20 steps as a script on diffusers and peft would take them: every crop and prompt encoded every
+    step."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     unet, text_encoder, vae = pipeline.unet, pipeline.text_encoder, pipeline.vae
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -47,7 +49,9 @@ def plain_loop(folder, seed: int) -> dict[str, torch.Tensor]:
     factor = lambda step: (step / 4) if step < 4 else 0.5 * (1 + np.cos(np.pi * (step - 4) / 16))  # noqa: E731
     learning_rate = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     generator = torch.Generator().manual_seed(seed)
-    pixels = torch.stack([torch.from_numpy(np.asarray(image)).permute(2, 0, 1) for image in images()]).float() / 127.5 - 1
+    pixels = (
+        torch.stack([torch.from_numpy(np.asarray(image)).permute(2, 0, 1) for image in images()]).float() / 127.5 - 1
+    )
     order: list[int] = []
     for _ in range(20):
         while len(order) < 3:
@@ -60,7 +64,9 @@ def plain_loop(folder, seed: int) -> dict[str, torch.Tensor]:
         latents = latents * vae.config.scaling_factor
         noise = torch.randn(latents.shape, generator=generator)
         times = torch.randint(1000, (3,), generator=generator)
-        tokens = pipeline.tokenizer([PROMPTS[i % 2] for i in batch], padding="max_length", return_tensors="pt").input_ids
+        tokens = pipeline.tokenizer(
+            [PROMPTS[i % 2] for i in batch], padding="max_length", return_tensors="pt"
+        ).input_ids
         predicted = unet(schedule.add_noise(latents, noise, times), times, text_encoder(tokens)[0]).sample
         epsilon = schedule.config.prediction_type == "epsilon"
         target = noise if epsilon else schedule.get_velocity(latents, noise, times)

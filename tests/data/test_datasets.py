@@ -57,7 +57,9 @@ def test_class_folder_without_images(photo_folder):
         open_source(str(photo_folder)).dataset()
 
 
-@pytest.mark.parametrize(("content", "reason"), [(b"", "is empty"), (b"not an image", "cannot be decoded"), (b"cut", "cannot be decoded")])
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "is empty"), (b"not an image", "cannot be decoded"), (b"cut", "cannot be decoded")]
+)
 def test_broken_photo_is_named(photo_folder, content, reason):
     path = photo_folder / "cat" / "3.png"
     path.write_bytes(path.read_bytes()[:200] if content == b"cut" else content)

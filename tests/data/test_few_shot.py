@@ -16,7 +16,9 @@ def digits():
 def test_smaller_draws_are_inside_larger_ones(digits):
     draws = [draw(digits, n, 0, PROMPT) for n in (1, 2, 4, 8, 16)]
     for small, large in zip(draws, draws[1:], strict=False):
-        assert all(large_keys[: small.n_shots] == keys for keys, large_keys in zip(small.shots, large.shots, strict=True))
+        assert all(
+            large_keys[: small.n_shots] == keys for keys, large_keys in zip(small.shots, large.shots, strict=True)
+        )
 
 
 def test_shots_come_from_the_pool_of_their_class(digits):

@@ -11,6 +11,7 @@ from datadream.generate.sampler import Sampler, centre_square
 from datadream.methods import ImageRequest
 from datadream.models import lora
 from datadream.models.diffusion import load_pipeline
+from datadream.run_store import ADAPTER_WEIGHTS
 
 CONFIG = GenerateConfig(steps=4)
 PROMPT = "a photo of a cat"
@@ -48,7 +49,7 @@ def worst_difference(ours: np.ndarray, plain: list[Image.Image]) -> int:
 
 
 def plain_pipeline(kind, folder, weights: bytes, tmp_path):
-    (tmp_path / lora.WEIGHTS_NAME).write_bytes(weights)
+    (tmp_path / ADAPTER_WEIGHTS).write_bytes(weights)
     pipeline = kind.from_pretrained(folder, safety_checker=None)
     pipeline.load_lora_weights(tmp_path)
     return pipeline
@@ -58,7 +59,9 @@ def test_from_noise(sampler, adapters, pipeline_folder, tmp_path):
     ours = sampler.draw(requests(3), adapters.__getitem__, read_photo)
     plain = plain_pipeline(StableDiffusionPipeline, pipeline_folder, adapters["class-1"], tmp_path)
     drawn = [
-        plain(PROMPT, num_inference_steps=4, guidance_scale=2.0, generator=torch.Generator().manual_seed(100 + i)).images[0]
+        plain(
+            PROMPT, num_inference_steps=4, guidance_scale=2.0, generator=torch.Generator().manual_seed(100 + i)
+        ).images[0]
         for i in range(3)
     ]
     assert ours.shape == (3, 32, 32, 3)
@@ -73,7 +76,9 @@ def test_from_a_photo(sampler, adapters, pipeline_folder, tmp_path):
     plain = plain_pipeline(StableDiffusionImg2ImgPipeline, pipeline_folder, adapters["class-1"], tmp_path)
     settings = {"num_inference_steps": 4, "guidance_scale": 2.0, "strength": 0.5}
     drawn = [
-        plain(PROMPT, centre_square(read_photo(str(i)), 32), generator=torch.Generator().manual_seed(100 + i), **settings).images[0]
+        plain(
+            PROMPT, centre_square(read_photo(str(i)), 32), generator=torch.Generator().manual_seed(100 + i), **settings
+        ).images[0]
         for i in range(2)
     ]
     assert worst_difference(ours, drawn) <= 2

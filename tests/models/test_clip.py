@@ -54,22 +54,28 @@ def perturb(model: nn.Module) -> None:
 
 def test_a_loaded_clip_is_open_clips_own(folder, images):
     clip = load_clip(folder, None, "cpu")
-    for ours, theirs in zip(features(clip.model, folder, images), features(plain(folder), folder, images), strict=True):
+    for ours, theirs in zip(
+        features(clip.model, folder, images), features(plain(folder), folder, images), strict=True
+    ):
         assert torch.equal(ours, theirs)
     assert (clip.size, clip.mean, clip.std) == (PIXELS, (0.5,) * 3, (0.25,) * 3)
     assert input_size(folder) == PIXELS
     assert input_size("ViT-L-14-336") == 336
 
 
-@pytest.mark.parametrize("no_grad", [False, True], ids=["training", "inference"])
-def test_lora_is_the_identity_at_first(folder, images, no_grad):
+def test_lora_is_the_identity_at_first(folder, images):
     model = plain(folder)
-    with torch.inference_mode(no_grad):
-        before = features(model, folder, images)
+    before = features(model, folder, images)
     add_lora(model, rank=4, alpha=8, projections=ALL, seed=0)
-    with torch.inference_mode(no_grad):
-        after = features(model, folder, images)
-    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(before, features(model, folder, images), strict=True))
+
+
+@torch.inference_mode()
+def test_lora_is_the_identity_at_first_in_attentions_fast_path(folder, images):
+    model = plain(folder)
+    before = features(model, folder, images)
+    add_lora(model, rank=4, alpha=8, projections=ALL, seed=0)
+    torch.testing.assert_close(features(model, folder, images), before, atol=1e-6, rtol=0)
 
 
 def test_lora_is_alpha_over_rank_times_ba_on_each_projection(folder):
@@ -116,9 +122,11 @@ def test_a_merged_model_is_a_plain_one(folder, images):
     merge_lora(model)
     fresh = plain(folder)
     fresh.load_state_dict(model.state_dict(), strict=True)
-    for expected, merged, loaded in zip(parametrised, features(model, folder, images), features(fresh, folder, images), strict=True):
+    for expected, merged, loaded in zip(
+        parametrised, features(model, folder, images), features(fresh, folder, images), strict=True
+    ):
         assert (merged - expected).abs().max() <= 1e-5
-        assert torch.equal(merged, loaded)
+        assert (merged - loaded).abs().max() <= 1e-6
 
 
 def test_lora_comes_off_without_a_trace(folder):
@@ -136,7 +144,10 @@ def test_lora_weights_move_to_another_model(folder, images):
         add_lora(model, rank=4, alpha=8, projections=ALL, seed=seed)
     perturb(trained)
     load_lora_state(other, lora_state(trained))
-    assert all(torch.equal(*pair) for pair in zip(features(trained, folder, images), features(other, folder, images), strict=True))
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(features(trained, folder, images), features(other, folder, images), strict=True)
+    )
 
 
 def test_lora_weights_of_another_kind_are_refused(folder):
@@ -152,6 +163,11 @@ def test_lora_weights_of_another_kind_are_refused(folder):
 def test_a_model_without_attention_is_refused():
     with pytest.raises(ValueError, match=r"'my-resnet' has no nn.MultiheadAttention"):
         add_lora(nn.Sequential(nn.Linear(2, 2)), rank=4, alpha=8, projections=ALL, seed=0, name="my-resnet")
+
+
+def test_nothing_to_train_is_refused(folder):
+    with pytest.raises(ValueError, match=r"projections is empty"):
+        add_lora(plain(folder), rank=4, alpha=8, projections=(), seed=0)
 
 
 @pytest.mark.parametrize(

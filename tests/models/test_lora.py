@@ -6,6 +6,7 @@ from diffusers import StableDiffusionPipeline
 
 from datadream.models import lora
 from datadream.models.diffusion import load_pipeline
+from datadream.run_store import ADAPTER_WEIGHTS
 
 CPU = torch.device("cpu")
 
@@ -43,7 +44,9 @@ def test_every_attention_layer_of_both_models_is_adapted(pipeline):
     names = [name for name, _ in lora.named_lora_parameters(pipeline)]
     assert len(names) == 2 * 4 * (len(attention) + len(layers))
     assert all(p.dtype == torch.float32 and p.requires_grad for _, p in lora.named_lora_parameters(pipeline))
-    trainable = [p for module in (pipeline.unet, pipeline.text_encoder) for p in module.parameters() if p.requires_grad]
+    trainable = [
+        p for module in (pipeline.unet, pipeline.text_encoder) for p in module.parameters() if p.requires_grad
+    ]
     assert len(trainable) == len(names)
 
 
@@ -60,7 +63,7 @@ def test_a_new_adapter_changes_nothing_and_follows_its_seed(pipeline):
 
 
 def test_merged_equals_plain_diffusers_with_the_file_loaded(pipeline, pipeline_folder, weights, tmp_path):
-    (tmp_path / lora.WEIGHTS_NAME).write_bytes(weights)
+    (tmp_path / ADAPTER_WEIGHTS).write_bytes(weights)
     plain = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
     base = unet_output(pipeline)
     plain.load_lora_weights(tmp_path)

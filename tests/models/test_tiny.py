@@ -12,6 +12,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from datadream.models import tiny
+from datadream.models.tiny import train_clip as train_clip_module
+from datadream.models.tiny import train_vae as train_vae_module
 from datadream.models.tiny.fonts import Face, choose_faces, find_faces
 from datadream.models.tiny.glyphs import (
     CLASS_NAMES,
@@ -165,7 +167,10 @@ def test_clip_preprocessing_gives_the_range_of_training(clip, masks):
     assert torch.allclose(clip[1](Image.fromarray(pixels)), image, atol=0.01)
 
 
-def test_every_stage_trains_from_scratch(masks):
+def test_every_stage_trains_from_scratch(masks, monkeypatch):
+    monkeypatch.setattr(train_vae_module, "CALIBRATION_IMAGES", 8)
+    monkeypatch.setattr(train_vae_module, "VALIDATION_IMAGES", 8)
+    monkeypatch.setattr(train_clip_module, "VALIDATION_IMAGES", 8)
     tokenizer = build_tokenizer(all_captions())
     vae, vae_record = train_vae(masks, masks, steps=2, seed=0)
     _, clip_record = train_clip(masks, masks, tokenizer, steps=2, seed=0)

@@ -49,7 +49,6 @@ MIN_CONTRAST = 0.3
 
 WHITE_ON_BLACK_SHARE = 0.35
 BLACK_ON_WHITE_SHARE = 0.1
-BLUR_SHARE = 0.3
 BLUR_SIZES = range(8, 17)
 MAX_ROTATION = math.radians(12)
 MAX_SHEAR = 0.15
@@ -89,7 +88,9 @@ def render_faces(faces: Sequence[Face]) -> tuple[Tensor, list[Face]]:
     return torch.stack([masks for _, masks in rendered]), [face for face, _ in rendered]
 
 
-def sample_glyphs(masks: Tensor, n: int, rng: torch.Generator, *, letter_share: float) -> GlyphBatch:
+def sample_glyphs(
+    masks: Tensor, n: int, rng: torch.Generator, *, letter_share: float, blur_share: float = 0.0
+) -> GlyphBatch:
     """Draw n augmented, coloured and captioned glyphs from masks [faces, 36, 64, 64] uint8."""
     is_letter = torch.rand(n, generator=rng) < letter_share
     digits = torch.randint(len(DIGIT_NAMES), (n,), generator=rng)
@@ -99,7 +100,7 @@ def sample_glyphs(masks: Tensor, n: int, rng: torch.Generator, *, letter_share: 
     ink_share = _warp(masks[faces, labels].float().div(255).unsqueeze(1), rng)
     ink, paper = _draw_colors(n, rng)
     images = paper_and_ink(ink_share, _jittered(ink, rng), _jittered(paper, rng))
-    images = _blur_some(images, rng)
+    images = _blur_some(images, rng, blur_share)
     return GlyphBatch(images=images.mul(2).sub(1), labels=labels, captions=_draw_captions(labels, ink, paper, rng))
 
 
@@ -182,10 +183,10 @@ def _jittered(color_index: Tensor, rng: torch.Generator) -> Tensor:
     return (colors + torch.where(is_gray, jitter[:, :1], jitter)).clamp(0, 1)
 
 
-def _blur_some(images: Tensor, rng: torch.Generator) -> Tensor:
+def _blur_some(images: Tensor, rng: torch.Generator, share: float) -> Tensor:
     """Pass a share of the images [n, 3, 32, 32] through a coarse grid, as small scans and thumbnails have."""
     n = len(images)
-    is_blurred = torch.rand(n, generator=rng) < BLUR_SHARE
+    is_blurred = torch.rand(n, generator=rng) < share
     sizes = torch.randint(BLUR_SIZES.start, BLUR_SIZES.stop, (n,), generator=rng)
     for size in BLUR_SIZES:
         chosen = is_blurred & (sizes == size)

@@ -18,6 +18,7 @@ BATCH_SIZE = 128
 LETTER_SHARE = 0.3
 MAX_LOGIT_SCALE = 4.6052
 """ln 100, CLIP's own bound."""
+VALIDATION_IMAGES = 2000
 
 
 def train_clip(
@@ -46,8 +47,8 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 @torch.inference_mode()
 def digit_accuracy(model: open_clip.CLIP, tokenizer: CLIPTokenizer, masks: Tensor, *, seed: int) -> float:
-    """Zero-shot accuracy among the ten digits on 2000 glyphs rendered from masks."""
-    batch = sample_glyphs(masks, 2000, torch.Generator().manual_seed(seed), letter_share=0)
+    """Zero-shot accuracy among the ten digits on glyphs rendered from masks."""
+    batch = sample_glyphs(masks, VALIDATION_IMAGES, torch.Generator().manual_seed(seed), letter_share=0)
     prompts = tokenize(tokenizer, class_prompts()[: len(DIGIT_NAMES)])
     similarity = model.encode_image(batch.images, normalize=True) @ model.encode_text(prompts, normalize=True).T
     return (similarity.argmax(dim=1) == batch.labels).float().mean().item()

@@ -18,6 +18,8 @@ from datadream.models.tiny.training import StageRecord, Trainer
 
 BATCH_SIZE = 48
 LETTER_SHARE = 0.2
+BLUR_SHARE = 0.3
+"""Small scans and thumbnails are within what the generator can draw."""
 CACHED_IMAGES = 32_768
 CAPTION_DROP = 0.1
 EMA_DECAY = 0.999
@@ -41,7 +43,7 @@ def cache_latents(
     """Render and encode n captioned glyphs once: encoding every step would cost as much as the denoiser."""
     latents, caption_ids = [], []
     for _ in range(n // 256):
-        batch = sample_glyphs(masks, 256, rng, letter_share=LETTER_SHARE)
+        batch = sample_glyphs(masks, 256, rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE)
         latents.append(vae.encode(batch.images).latent_dist.sample(rng) * vae.config.scaling_factor)
         caption_ids.append(tokenize(tokenizer, batch.captions))
     return LatentCache(

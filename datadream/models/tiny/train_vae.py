@@ -11,8 +11,12 @@ from datadream.models.tiny.training import StageRecord, Trainer
 
 BATCH_SIZE = 32
 LETTER_SHARE = 0.3
+BLUR_SHARE = 0.3
+"""Small scans and thumbnails are within what the generator can draw."""
 KL_WEIGHT = 1e-4
 """Per latent dimension: enough to keep latents bounded, too little to blur strokes."""
+CALIBRATION_IMAGES = 2048
+VALIDATION_IMAGES = 512
 
 
 def train_vae(masks: Tensor, validation_masks: Tensor, *, steps: int, seed: int) -> tuple[AutoencoderKL, StageRecord]:
@@ -23,11 +27,13 @@ def train_vae(masks: Tensor, validation_masks: Tensor, *, steps: int, seed: int)
     record = StageRecord(stage="vae", seed=seed, steps=steps, batch_size=BATCH_SIZE, faces=len(masks))
     trainer = Trainer(vae, record, lr=2e-3, weight_decay=0.01)
     for _ in range(steps):
-        images = sample_glyphs(masks, BATCH_SIZE, rng, letter_share=LETTER_SHARE).images
+        images = sample_glyphs(masks, BATCH_SIZE, rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE).images
         trainer.step(_loss(vae, images))
     vae.eval()
     vae.register_to_config(scaling_factor=1 / _latent_std(vae, masks, rng))
-    held_out = sample_glyphs(validation_masks, 512, rng, letter_share=LETTER_SHARE).images
+    held_out = sample_glyphs(
+        validation_masks, VALIDATION_IMAGES, rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE
+    ).images
     record.metrics = {"psnr": psnr(vae, held_out), "scaling_factor": vae.config.scaling_factor}
     return vae, record
 
@@ -49,5 +55,5 @@ def _loss(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _latent_std(vae: AutoencoderKL, masks: Tensor, rng: torch.Generator) -> float:
-    images = sample_glyphs(masks, 2048, rng, letter_share=LETTER_SHARE).images
+    images = sample_glyphs(masks, CALIBRATION_IMAGES, rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE).images
     return vae.encode(images).latent_dist.sample().std().item()

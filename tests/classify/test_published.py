@@ -1,0 +1,69 @@
+"""The published dataset through Ray Data: decoded, complete, and split the same way each time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import pytest
+from ray.data import DataContext, DataIterator
+
+from datadream.classify.published import open_published, quiet_ordered_data
+from datadream.run_store import RunStore
+from tests.classify.colors import publish
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+def test_rows_are_decoded_squares(tmp_path, form):
+    store = RunStore(str(tmp_path))
+    publish(store, form)
+    with quiet_ordered_data():
+        published = open_published(store, size=8)
+        rows = published.rows.take_all()
+    assert (published.n, published.n_bytes) == (60, 60 * 3 * 8 * 8)
+    assert len({row["key"] for row in rows}) == 60
+    assert {row["image"].shape for row in rows} == {(3, 8, 8)}
+    assert {row["image"].dtype for row in rows} == {np.dtype(np.uint8)}
+    # The classes are blue, green and red.
+    assert all(row["image"].mean((1, 2)).argmax() == 2 - row["label"] for row in rows)
+
+
+def test_two_readers_get_equal_splits_and_the_same_ones_again(tmp_path):
+    store = RunStore(str(tmp_path))
+    publish(store, shards=3)
+    with quiet_ordered_data():
+        first, again = split_keys(store), split_keys(store)
+    assert first == again
+    assert [len(epoch) for reader in first for epoch in reader] == [30] * 4
+    assert not set(first[0][0]) & set(first[1][0])
+
+
+def split_keys(store: RunStore) -> list[list[list[str]]]:
+    """Keys by reader and epoch, read side by side as training workers do."""
+    readers = open_published(store, size=8).rows.streaming_split(2, equal=True)
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(lambda reader: list(islice(epochs(reader), 2)), readers))
+
+
+def epochs(reader: DataIterator):
+    while True:
+        yield [key for batch in reader.iter_batches(batch_size=10, batch_format="numpy") for key in batch["key"]]
+
+
+def test_what_was_set_in_ray_data_is_set_again():
+    context = DataContext.get_current()
+    before = context.copy()
+    with quiet_ordered_data():
+        assert context.execution_options.preserve_order
+        assert not context.enable_progress_bars
+    assert context.enable_progress_bars == before.enable_progress_bars
+    assert context.use_datasource_v2 == before.use_datasource_v2
+    assert context.execution_options.preserve_order == before.execution_options.preserve_order
+
+
+def test_without_a_marker_there_is_no_dataset(tmp_path):
+    with pytest.raises(ValueError, match="Run generate first"):
+        open_published(RunStore(str(tmp_path)), size=8)

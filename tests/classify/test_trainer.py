@@ -1,0 +1,184 @@
+"""Classifiers on real Ray: what a run folder holds afterwards, and that it is the same every time."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load
+
+from datadream.classify import trainer
+from datadream.classify.images import LabelledImages, shuffled_batches
+from datadream.classify.published import open_published, quiet_ordered_data
+from datadream.classify.ranks import ALONE
+from datadream.classify.setting import SettingTrainer, SyntheticImages
+from datadream.classify.trainer import train_classifiers
+from datadream.cluster import Workers
+from datadream.models.clip import add_lora, encode_prompts, load_clip, load_lora_state
+from datadream.run_store import RunStore
+from tests.classify.colors import publish
+
+ALL = ("zero-shot", "real", "synthetic", "real+synthetic")
+TRAINED = ALL[1:]
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def workers(count: int) -> Workers:
+    return Workers(count, threads=1, use_gpu=False)
+
+
+def with_settings(config, *settings: str):
+    return config.updated({"classify.settings": settings})
+
+
+def files(store: RunStore, *names: str) -> dict[str, bytes]:
+    return {name: store.read_bytes(f"classifier/{name}/lora.safetensors") for name in names}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, local_ray, few_shot, config) -> RunStore:
+    """A run whose four settings were trained by two workers."""
+    store = RunStore(str(tmp_path_factory.mktemp("run")))
+    publish(store)
+    train_classifiers(store, few_shot, config, workers(2))
+    return store
+
+
+def test_every_setting_leaves_its_files_and_nothing_else(run):
+    root = Path(run.root)
+    found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.parts[-2] != "data"}
+    always = {
+        f"classifier/{setting}/{name}"
+        for setting in ALL
+        for name in ("head.safetensors", "labels.json", "metrics.json")
+    }
+    assert found == always | {f"classifier/{setting}/lora.safetensors" for setting in TRAINED} | {
+        "dataset/dataset.json"
+    }
+
+
+def test_metrics_say_what_was_done(run):
+    metrics = {setting: run.read_json(f"classifier/{setting}/metrics.json") for setting in ALL}
+    for setting, values in metrics.items():
+        assert values["setting"] == setting
+        assert (values["n_test"], values["n_val"]) == (30, 18)
+        assert [(entry["name"], entry["n"]) for entry in values["per_class"]] == [
+            ("blue", 10),
+            ("green", 10),
+            ("red", 10),
+        ]
+        assert values["top1"] == pytest.approx(sum(entry["top1"] for entry in values["per_class"]) / 3)
+        assert values["seconds"] > 0
+    assert {name: (values["n_real"], values["n_synthetic"]) for name, values in metrics.items()} == {
+        "zero-shot": (0, 0),
+        "real": (6, 0),
+        "synthetic": (0, 60),
+        "real+synthetic": (6, 60),
+    }
+    assert (metrics["zero-shot"]["best_step"], metrics["zero-shot"]["curve"]) == (0, [])
+    for setting in TRAINED:
+        values = metrics[setting]
+        assert [reading["step"] for reading in values["curve"]] == [10, 20, 30]
+        assert values["val_top1"] == max(reading["val_top1"] for reading in values["curve"])
+        assert values["top1"] > 80 > metrics["zero-shot"]["top1"]
+
+
+def test_a_classifier_can_be_used_without_us(run, few_shot):
+    """The head and the LoRA belong together, and both to the model that labels.json names."""
+    labels = json.loads(run.read_bytes("classifier/real/labels.json"))
+    head = load(run.read_bytes("classifier/real/head.safetensors"))
+    clip = load_clip(labels["model"], labels["pretrained"], "cpu")
+    add_lora(clip.model, **labels["lora"], seed=0)
+    load_lora_state(clip.model, load(run.read_bytes("classifier/real/lora.safetensors")))
+    features = encode_prompts(clip.model, clip.tokenizer(labels["prompts"]))
+    assert labels["classes"] == list(few_shot.class_names)
+    torch.testing.assert_close(head["text_features"], features, atol=1e-6, rtol=0)
+    torch.testing.assert_close(head["logit_scale"], clip.model.logit_scale.exp())
+
+
+def test_two_workers_on_ray_learn_what_one_learns_without(run, few_shot, config):
+    device = torch.device("cpu")
+    alone = SettingTrainer(config, few_shot, device, ALONE)
+    pool = published_pool(run, alone.clip.size)
+    synthetic = SyntheticImages(len(pool), lambda batch_size, seed: shuffled_batches(pool, batch_size, ALONE, seed))
+    for setting in TRAINED:
+        outcome = alone.run(setting, synthetic, lambda step, reading: None)
+        shared = run.read_json(f"classifier/{setting}/metrics.json")
+        assert [reading["loss"] for reading in outcome.metrics["curve"]] == pytest.approx(
+            [reading["loss"] for reading in shared["curve"]], rel=1e-2, abs=1e-3
+        )
+        assert outcome.metrics["top1"] == pytest.approx(shared["top1"], abs=5)
+
+
+def published_pool(run: RunStore, size: int) -> LabelledImages:
+    with quiet_ordered_data():
+        return trainer._collect(open_published(run, size).rows.iterator())
+
+
+def test_a_second_run_gives_the_same_bytes(run, tmp_path, few_shot, config):
+    again = RunStore(str(tmp_path))
+    publish(again)
+    train_classifiers(again, few_shot, config, workers(2))
+    assert files(again, *TRAINED) == files(run, *TRAINED)
+
+
+def test_what_is_committed_is_not_trained_again(run, few_shot, config, monkeypatch):
+    monkeypatch.setattr(trainer, "_fit", lambda *_: pytest.fail("nothing was missing"))
+    train_classifiers(run, few_shot, config, workers(2))
+
+
+def test_a_large_set_streams(tmp_path, few_shot, config, monkeypatch):
+    """A WebDataset that is too large for memory, so we say, is split among two workers."""
+    monkeypatch.setattr(trainer, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(trainer, "SHUFFLE_BYTES", 12 * 3 * 16**2)
+    store = RunStore(str(tmp_path))
+    publish(store, form="webdataset")
+    train_classifiers(store, few_shot, with_settings(config, "synthetic", "real+synthetic"), workers(2))
+    for setting in ("synthetic", "real+synthetic"):
+        assert store.read_json(f"classifier/{setting}/metrics.json")["top1"] > 80
+
+
+def test_a_workers_failure_is_the_drivers(tmp_path, few_shot, config):
+    store = RunStore(str(tmp_path))
+    broken = with_settings(config, "real").updated({"classify.learning_rate": 1e30})
+    with pytest.raises(RuntimeError, match=r"classifier training failed: the classifier's loss became"):
+        train_classifiers(store, few_shot, broken, workers(1))
+    assert store.markers("classifier/real") == set()
+
+
+def test_a_lost_worker_costs_only_what_was_not_committed(tmp_path, few_shot, config, caplog):
+    """Without synthetic settings, which therefore need no dataset."""
+    store = RunStore(str(tmp_path))
+    longer = with_settings(config, "zero-shot", "real").updated({"classify.steps": 100, "classify.eval_every": 50})
+    with ThreadPoolExecutor(1) as killer:
+        killed_at = killer.submit(kill_a_worker_after, store, "classifier/zero-shot/metrics.json")
+        train_classifiers(store, few_shot, longer, workers(1))
+    assert "a worker was lost" in caplog.text
+    assert store.read_json("classifier/real/metrics.json")["curve"][-1]["step"] == 100
+    assert os.path.getmtime(store.path("classifier/zero-shot/metrics.json")) < killed_at.result()
+
+
+def kill_a_worker_after(store: RunStore, name: str) -> float:
+    while not store.exists(name):
+        time.sleep(0.01)
+    # Only our own descendants: other sessions may train on this machine.
+    children = psutil.Process().children(recursive=True)
+    next(child for child in children if "RayTrainWorker" in " ".join(child.cmdline())).kill()
+    return time.time()
+
+
+def test_without_a_dataset_synthetic_settings_are_refused(tmp_path, few_shot, config):
+    with pytest.raises(ValueError, match=r"dataset/dataset.json is missing. Run generate first"):
+        train_classifiers(RunStore(str(tmp_path)), few_shot, config, workers(1))
+
+
+def test_a_batch_of_one_cannot_hold_both_origins(tmp_path, few_shot, config):
+    with pytest.raises(ValueError, match=r"batch_size is 1"):
+        train_classifiers(RunStore(str(tmp_path)), few_shot, config.updated({"classify.batch_size": 1}), workers(1))

@@ -1,0 +1,150 @@
+"""The whole pipeline on real Ray: every stage once, again for nothing, over two kills, and as a table."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from datadream import recipes
+from datadream.config import ExperimentConfig
+from datadream.experiment import Experiment
+from datadream.run_store import RunStore
+from tests.tiny_clip import save_tiny_clip
+
+
+@pytest.fixture(scope="module")
+def config(pipeline_folder, tmp_path_factory) -> ExperimentConfig:
+    """All of it, small: random models, few steps."""
+    clip = tmp_path_factory.mktemp("clip")
+    save_tiny_clip(clip)
+    changes = {
+        "diffusion.model": str(pipeline_folder),
+        "data.n_shots": 2,
+        "adapt.steps_per_class": 10,
+        "adapt.batch_size": 2,
+        "generate.images_per_class": 6,
+        "generate.chunk_size": 3,
+        "generate.steps": 2,
+        "generate.images_per_shard": 25,
+        "classify.model": f"local-dir:{clip}",
+        "classify.steps": 4,
+        "classify.eval_every": 4,
+        "classify.settings": ["zero-shot", "real+synthetic"],
+        "cluster.workers": 2,
+    }
+    return recipes.digits(**changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray, config, tmp_path_factory) -> Experiment:
+    experiment = Experiment(config, str(tmp_path_factory.mktemp("run")))
+    experiment.run()
+    return experiment
+
+
+def files(run: Path | str, folder: str) -> dict[str, bytes]:
+    root = Path(run) / folder
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def weights(run: Path | str) -> dict[str, bytes]:
+    return {name: data for name, data in files(run, "adapters").items() if name.endswith(".safetensors")}
+
+
+def test_a_run_leaves_what_the_contract_names(undisturbed):
+    root = Path(undisturbed.store.root)
+    for name in ("config.json", "few_shot.json", "metrics.json", "report/index.html", "dataset/README.md"):
+        assert (root / name).is_file(), name
+    records = undisturbed.store.read_json("metrics.json")
+    assert [(r["method"], r["setting"], r["shots"], r["seed"]) for r in records] == [
+        ("none", "zero-shot", 2, 0),
+        ("datadream-cls", "real+synthetic", 2, 0),
+    ]
+    assert all(0 <= r["top1"] <= 100 and r["n_test"] == 1007 for r in records)
+    assert undisturbed.is_finished()
+    assert not [path for path in root.rglob("*") if path.name.endswith(".tmp") or path.name.startswith(".")]
+
+
+def test_a_second_call_does_nothing_again(undisturbed):
+    root = Path(undisturbed.store.root)
+    times = {path: path.stat().st_mtime_ns for part in ("adapters", "chunks", "dataset", "classifier") for path in (root / part).rglob("*")}
+    Experiment(undisturbed.config, str(root)).run()
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_one_worker_gives_the_same_draw_weights_and_images(undisturbed, config, tmp_path):
+    one = Experiment(config.updated({"cluster.workers": 1}), str(tmp_path))
+    one.adapt()
+    one.generate()
+    assert one.store.read_bytes("few_shot.json") == undisturbed.store.read_bytes("few_shot.json")
+    assert weights(tmp_path) == weights(undisturbed.store.root)
+    assert files(tmp_path, "dataset") == files(undisturbed.store.root, "dataset")
+
+
+def test_killed_in_adapt_and_in_generate_nothing_is_lost_or_made_twice(undisturbed, config, tmp_path):
+    run = tmp_path / "run"
+    _start_and_kill(config, run, "adapters/*/adapter.json")
+    adapters = _times(run, "adapters/*/adapter.json")
+    assert 0 < len(adapters) < 10
+    (run / "adapters" / ".half.json.0.tmp").write_bytes(b"what a killed writer leaves")
+    _start_and_kill(config, run, "chunks/*.json")
+    chunks = _times(run, "chunks/*.json")
+    assert 0 < len(chunks) < 20
+    resumed = Experiment(config, str(run))
+    resumed.generate()
+    assert all(path.stat().st_mtime_ns == when for path, when in {**adapters, **chunks}.items())
+    assert weights(run) == weights(undisturbed.store.root)
+    assert files(run, "dataset") == files(undisturbed.store.root, "dataset")
+    assert not list(run.rglob(".*"))
+
+
+def _times(run: Path, pattern: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in run.glob(pattern)}
+
+
+def _start_and_kill(config: ExperimentConfig, run: Path, marker: str) -> None:
+    """Start the command as a user would, and kill -9 it once two markers of a stage are committed."""
+    file = run.parent / "config.yaml"
+    file.write_text(config.model_dump_json())  # JSON is YAML
+    command = [sys.executable, "-m", "datadream.cli", "run", "--config", str(file), "--run", str(run)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while len(list(run.glob(marker))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    time.sleep(1)  # Ray ends the workers of a dead driver
+
+
+def test_a_table_shares_its_baselines(local_ray, config, tmp_path):
+    settings = {"classify.settings": ["zero-shot", "synthetic"]}
+    table = config.updated(settings | {"grid.methods": ["zero-shot", "is-synth"], "grid.seeds": [0, 1]})
+    experiment = Experiment(table, str(tmp_path))
+    assert [cell.store.root.rsplit("/", 1)[1] for cell in experiment.cells] == [
+        f"{method}-k2-seed{seed}" for seed in (0, 1) for method in ("none", "zero-shot", "is-synth")
+    ]
+    records = experiment.run()
+    assert sorted((r["setting"], r["method"], r["seed"]) for r in records) == [
+        *(("synthetic", method, seed) for method in ("is-synth", "zero-shot") for seed in (0, 1)),
+        *(("zero-shot", "none", seed) for seed in (0, 1)),
+    ]
+    assert (tmp_path / "report" / "index.html").stat().st_size > 10_000
+    assert "is-synth" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_another_config_in_the_same_folder_is_refused(undisturbed):
+    other = Experiment(undisturbed.config.updated({"adapt.rank": 8}), undisturbed.store.root)
+    with pytest.raises(ValueError, match=r"made with another config: adapt.rank \(16 there, 8 now\)"):
+        other.run()
+
+
+def test_without_a_test_part_the_classifier_is_still_made(local_ray, config, photo_folder, tmp_path):
+    changes = {"data.source": str(photo_folder), "data.n_shots": 6, "method": "zero-shot", "generate.images_per_class": 3}
+    experiment = Experiment(config.updated(changes), str(tmp_path / "run"))
+    assert [record["top1"] for record in experiment.run()] == [None, None]
+    assert RunStore(str(tmp_path / "run")).exists("classifier/real+synthetic/lora.safetensors")
