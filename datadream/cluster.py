@@ -17,8 +17,7 @@ from datadream.config import ClusterConfig
 from datadream.run_store import RunStore
 
 if TYPE_CHECKING:
-    from ray.train import Result
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray.train import TrainingFailedError
 
 # Train workers hold their CPUs for a whole stage; Ray Data's tasks beside them need at least one more, or both wait
 # forever.
@@ -83,16 +82,11 @@ def train_storage(store: RunStore) -> Iterator[dict[str, Any]]:
             store.fs.rm(path, recursive=True)
 
 
-def fit(trainer: DataParallelTrainer) -> Result:
-    """Run a trainer; raises RuntimeError with what a worker said, not Ray's account of it."""
-    from ray.train import TrainingFailedError
-
-    try:
-        return trainer.fit()
-    except TrainingFailedError as error:
-        causes = getattr(error, "worker_failures", {})
-        cause = next(iter(causes.values()), error)
-        raise RuntimeError(f"training failed: {type(cause).__name__}: {cause}") from error
+def failure_text(error: TrainingFailedError) -> str:
+    """What the workers that failed said, not Ray's account of it."""
+    failures = getattr(error, "worker_failures", {})
+    said = [f"{type(failures[rank]).__name__}: {failures[rank]}" for rank in sorted(failures)]
+    return " / ".join(dict.fromkeys(said)) or str(error)
 
 
 def _start(config: ClusterConfig) -> None:

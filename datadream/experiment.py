@@ -162,11 +162,11 @@ class Experiment:
                 publish_dataset(cell.store, chunks[id(cell)], cell.few_shot, cell.config)
 
     def _classify(self) -> None:
-        from datadream.classify.trainer import train_classifiers
+        from datadream.classify.trainer import ClassifierJob, train_classifiers
 
+        jobs = [ClassifierJob(cell.store, cell.few_shot, cell.config) for cell in self.cells]
         with self._timed("classify"):
-            for cell in self.cells:
-                train_classifiers(cell.store, cell.few_shot, cell.config, self._workers)
+            train_classifiers(self.store, jobs, self._workers)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:

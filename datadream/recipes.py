@@ -1,6 +1,6 @@
 """Named, complete configs. A recipe is a function that returns one; its keywords change knobs.
 
-    recipes.digits(seed=3, data={"n_shots": 16})
+recipes.digits(seed=3, data={"n_shots": 16})
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def digits(**changes: Any) -> ExperimentConfig:
             "adapt.learning_rate": 2e-3,
             "adapt.warmup_steps": 10,
             "generate.images_per_class": 200,
-            "generate.steps": 20,
+            "generate.steps": 12,
+            "generate.scheduler": "DPMSolverMultistepScheduler",
             "classify.alpha": 16.0,
             "classify.projections": ["q", "k", "v", "out"],
             "classify.steps": 300,

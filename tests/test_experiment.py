@@ -71,7 +71,11 @@ def test_a_run_leaves_what_the_contract_names(undisturbed):
 
 def test_a_second_call_does_nothing_again(undisturbed):
     root = Path(undisturbed.store.root)
-    times = {path: path.stat().st_mtime_ns for part in ("adapters", "chunks", "dataset", "classifier") for path in (root / part).rglob("*")}
+    times = {
+        path: path.stat().st_mtime_ns
+        for part in ("adapters", "chunks", "dataset", "classifier")
+        for path in (root / part).rglob("*")
+    }
     Experiment(undisturbed.config, str(root)).run()
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
@@ -144,7 +148,12 @@ def test_another_config_in_the_same_folder_is_refused(undisturbed):
 
 
 def test_without_a_test_part_the_classifier_is_still_made(local_ray, config, photo_folder, tmp_path):
-    changes = {"data.source": str(photo_folder), "data.n_shots": 6, "method": "zero-shot", "generate.images_per_class": 3}
+    changes = {
+        "data.source": str(photo_folder),
+        "data.n_shots": 6,
+        "method": "zero-shot",
+        "generate.images_per_class": 3,
+    }
     experiment = Experiment(config.updated(changes), str(tmp_path / "run"))
     assert [record["top1"] for record in experiment.run()] == [None, None]
     assert RunStore(str(tmp_path / "run")).exists("classifier/real+synthetic/lora.safetensors")

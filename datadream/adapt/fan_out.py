@@ -8,17 +8,18 @@ others. An adapter counts as done when its marker is committed, so a second resu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from datadream.adapt.steps import n_steps
-from datadream.cluster import Workers, fit, train_storage
+from datadream.cluster import Workers, failure_text, train_storage
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.methods.base import AdapterSpec
@@ -62,7 +63,11 @@ def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: Experime
     log.info("adapt: %d of %d adapters to train, %d steps", len(todo), len(jobs), to_do)
     queue = ray.remote(num_cpus=0)(AdapterQueue).remote(todo)
     workers = workers.at_most(len(todo))
-    with train_storage(store) as storage, Progress("adapt", total, "step", done=total - to_do) as progress:
+    with (
+        _plain_errors(),
+        train_storage(store) as storage,
+        Progress("adapt", total, "step", done=total - to_do) as progress,
+    ):
         trainer = DataParallelTrainer(
             _lease_and_train,
             train_loop_config={"queue": queue, "config": config, "workers": workers},
@@ -73,12 +78,20 @@ def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: Experime
             run_config=RunConfig(failure_config=FailureConfig(max_failures=WORKER_FAILURES), **storage),
         )
         with polled(lambda: progress.update(total - to_do + ray.get(queue.finished_steps.remote()))):
-            fit(trainer)
+            trainer.fit()
     missing = [job.spec.adapter_id for job in todo if not job.is_committed()]
     if missing:
         raise RuntimeError(
             f"{len(missing)} adapters were not trained: {', '.join(missing[:5])}. Run the same command again."
         )
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except TrainingFailedError as error:
+        raise RuntimeError(f"adapter training failed: {failure_text(error)}") from error
 
 
 class AdapterQueue:

@@ -7,14 +7,12 @@ that the result is the same for any number of workers; a larger one streams, eac
 from __future__ import annotations
 
 import logging
-import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -29,12 +27,12 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from datadream.classify.images import LabelledImages, buffered_batches, rows_per_read, shuffled_batches
 from datadream.classify.published import Published, open_published, quiet_ordered_data
 from datadream.classify.ranks import Ranks
-from datadream.cluster import Workers
+from datadream.cluster import Workers, failure_text, train_storage
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet
 from datadream.device import use_threads
-from datadream.progress import Progress
-from datadream.run_store import RunStore
+from datadream.progress import Progress, polled
+from datadream.run_store import RunStore, classifier_marker
 
 # What imports open_clip is imported at use: that takes seconds, and the driver may not need it.
 if TYPE_CHECKING:
@@ -53,81 +51,96 @@ MAX_RESTARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What every worker is told."""
+class ClassifierJob:
+    """One run whose classifiers are to be trained."""
 
-    store_url: str
+    store: RunStore
     few_shot: FewShotSet
     config: ExperimentConfig
+
+    @property
+    def missing(self) -> tuple[Setting, ...]:
+        """Settings that the run does not hold yet."""
+        return tuple(name for name in self.config.classify.settings if not self.store.exists(classifier_marker(name)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What the workers are told of one job."""
+
+    job: ClassifierJob
     settings: tuple[Setting, ...]
-    workers: Workers
+    dataset: str
+    """Name of its synthetic images among Ray Train's datasets."""
     n_synthetic: int
     buffer: int
     """Images of a worker's shuffle buffer when the synthetic images stream; 0: they are kept in memory."""
-    monitor: ActorHandle
 
 
-def train_classifiers(store: RunStore, few_shot: FewShotSet, config: ExperimentConfig, workers: Workers) -> None:
-    """Train and test every setting that the run does not hold yet; Ray must be connected.
+def train_classifiers(store: RunStore, jobs: Sequence[ClassifierJob], workers: Workers) -> None:
+    """Train and test every setting that the runs do not hold yet; Ray must be connected.
 
+    One Ray Train run serves all of them, for its start costs more than a small classifier. `store` lends it space.
     Raises ValueError when a setting needs synthetic images that were not generated, RuntimeError with the cause when a
     worker fails.
     """
-    if config.classify.batch_size < 2 and "real+synthetic" in config.classify.settings:
+    smallest = min((job.config.classify.batch_size for job in jobs), default=1)
+    if smallest < 2 and any("real+synthetic" in job.missing for job in jobs):
         raise ValueError(
             "classify.batch_size is 1, but real+synthetic draws half of a batch from each. Use 2 or more."
         )
-    workers = workers.at_most(config.classify.batch_size // 2)
+    workers = workers.at_most(smallest // 2)
     for restarts_left in reversed(range(MAX_RESTARTS + 1)):
-        missing = tuple(setting for setting in config.classify.settings if not store.exists(marker_of(setting)))
+        missing = [job for job in jobs if job.missing]
         if not missing:
             return
         try:
-            _train(store, few_shot, config, workers, missing)
+            _train(store, missing, workers)
         except TrainingFailedError as error:
             if not (restarts_left and _lost_a_worker(error)):
-                raise RuntimeError(f"classifier training failed: {_cause(error)}") from error
+                raise RuntimeError(f"classifier training failed: {failure_text(error)}") from error
             log.warning("classify: a worker was lost; the settings that are not done start again")
-
-
-def marker_of(setting: Setting) -> str:
-    """The file whose presence says that a setting is done."""
-    return f"classifier/{setting}/metrics.json"
 
 
 def _lost_a_worker(error: TrainingFailedError) -> bool:
     lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
-    return any(isinstance(failure, lost) for failure in _worker_failures(error))
+    return any(isinstance(failure, lost) for failure in getattr(error, "worker_failures", {}).values())
 
 
-def _cause(error: TrainingFailedError) -> str:
-    """What the workers that failed said."""
-    messages = [str(failure).strip() for failure in _worker_failures(error)] or [str(error)]
-    return " / ".join(dict.fromkeys(messages))
-
-
-def _worker_failures(error: TrainingFailedError) -> list[Exception]:
-    """By rank; none when Ray Train itself failed."""
-    failures = getattr(error, "worker_failures", {})
-    return [failures[rank] for rank in sorted(failures)]
-
-
-def _train(
-    store: RunStore, few_shot: FewShotSet, config: ExperimentConfig, workers: Workers, settings: tuple[Setting, ...]
-) -> None:
+def _train(store: RunStore, jobs: Sequence[ClassifierJob], workers: Workers) -> None:
     with quiet_ordered_data():
-        published = _published(store, config) if any("synthetic" in setting for setting in settings) else None
-        n_synthetic, buffer = (published.n, _shuffle_buffer(published, workers)) if published else (0, 0)
+        tasks, datasets = [], {}
+        for number, job in enumerate(jobs):
+            published = _published(job)
+            n_synthetic, buffer = (published.n, _shuffle_buffer(published, workers)) if published else (0, 0)
+            tasks.append(_Task(job, job.missing, f"synthetic-{number}", n_synthetic, buffer))
+            if published:
+                # Materialised: decoded once for all workers and settings, into memory that a node's workers share.
+                datasets[tasks[-1].dataset] = published.rows if buffer else published.rows.materialize()
         monitor = Monitor.options(num_cpus=0).remote()
-        job = Job(store.url, few_shot, config, settings, workers, n_synthetic, buffer, monitor)
-        with _shown(job):
-            _fit(job, published)
+        with Progress("classify", sum(map(_steps, tasks)), "step") as progress, train_storage(store) as storage:
+            with polled(lambda: _show(progress, monitor)):
+                _trainer(tasks, datasets, workers, monitor, storage).fit()
 
 
-def _published(store: RunStore, config: ExperimentConfig) -> Published:
+def _steps(task: _Task) -> int:
+    return task.job.config.classify.steps * sum(setting != "zero-shot" for setting in task.settings)
+
+
+def _show(progress: Progress, monitor: ActorHandle) -> None:
+    # Without the monitor there is nothing to show; why it is gone is for fit() to say.
+    with suppress(RayError):
+        done, facts = ray.get(monitor.latest.remote())
+        progress.update(done, **facts)
+
+
+def _published(job: ClassifierJob) -> Published | None:
+    """The synthetic images of a job, if a setting needs any."""
+    if not any("synthetic" in setting for setting in job.missing):
+        return None
     from datadream.models.clip import input_size
 
-    return open_published(store, input_size(config.classify.model))
+    return open_published(job.store, input_size(job.config.classify.model))
 
 
 def _shuffle_buffer(published: Published, workers: Workers) -> int:
@@ -137,40 +150,43 @@ def _shuffle_buffer(published: Published, workers: Workers) -> int:
     return max(1, min(SHUFFLE_BYTES // (3 * published.size**2), published.n // workers.count))
 
 
-def _fit(job: Job, published: Published | None) -> None:
-    datasets = {}
-    if published:
-        # Materialised: decoded once for all workers and settings, into memory that the workers of a node share.
-        datasets["synthetic"] = published.rows if job.buffer else published.rows.materialize()
-    with tempfile.TemporaryDirectory(prefix="datadream-train-") as folder:
-        trainer = TorchTrainer(
-            _train_on_worker,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="nccl" if job.workers.use_gpu and torch.cuda.is_available() else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=job.workers.count, use_gpu=job.workers.use_gpu, resources_per_worker=job.workers.resources
-            ),
-            run_config=ray.train.RunConfig(name=uuid.uuid4().hex, storage_path=folder),
-            datasets=datasets,
-            dataset_config=ray.train.DataConfig(datasets_to_split="all" if job.buffer else []),
-        )
-        trainer.fit()
+def _trainer(
+    tasks: list[_Task],
+    datasets: dict[str, ray.data.Dataset],
+    workers: Workers,
+    monitor: ActorHandle,
+    storage: dict[str, Any],
+) -> TorchTrainer:
+    return TorchTrainer(
+        _train_on_worker,
+        train_loop_config={"tasks": tasks, "workers": workers, "monitor": monitor},
+        torch_config=TorchConfig(backend="nccl" if workers.use_gpu and torch.cuda.is_available() else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
+        ),
+        run_config=ray.train.RunConfig(name=uuid.uuid4().hex, **storage),
+        datasets=datasets,
+        dataset_config=ray.train.DataConfig(datasets_to_split=[task.dataset for task in tasks if task.buffer]),
+    )
 
 
-def _train_on_worker(loop_config: dict[str, Job]) -> None:
-    job = loop_config["job"]
-    use_threads(job.workers.threads)
+def _train_on_worker(loop: dict[str, Any]) -> None:
+    tasks, workers = loop["tasks"], loop["workers"]
+    use_threads(workers.threads)
     from datadream.classify.setting import SettingTrainer
 
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
-    device = _device(job.workers)
-    trainer = SettingTrainer(job.config, job.few_shot, device, ranks)
-    synthetic = _synthetic(job, device, ranks)
-    for setting in job.settings:
-        outcome = trainer.run(setting, synthetic, _reporter(job, setting, ranks))
-        if ranks.rank == 0:
-            _commit(RunStore(job.store_url), setting, outcome)
+    device = _device(workers)
+    steps_before = 0
+    for task in tasks:
+        trainer = SettingTrainer(task.job.config, task.job.few_shot, device, ranks)
+        synthetic = _synthetic(task, device, ranks)
+        for setting in task.settings:
+            outcome = trainer.run(setting, synthetic, _reporter(loop["monitor"], steps_before, setting, ranks))
+            steps_before += 0 if setting == "zero-shot" else task.job.config.classify.steps
+            if ranks.rank == 0:
+                _commit(task.job.store, setting, outcome)
 
 
 def _device(workers: Workers) -> torch.device:
@@ -183,37 +199,38 @@ def _device(workers: Workers) -> torch.device:
 
 
 def _commit(store: RunStore, setting: Setting, outcome: Outcome) -> None:
-    folder = marker_of(setting).rpartition("/")[0]
+    marker = classifier_marker(setting)
+    folder = marker.rpartition("/")[0]
     for name, data in outcome.files.items():
         store.write_bytes(f"{folder}/{name}", data)
-    store.write_json(marker_of(setting), outcome.metrics)
+    store.write_json(marker, outcome.metrics)
 
 
-def _synthetic(job: Job, device: torch.device, ranks: Ranks) -> SyntheticImages | None:
+def _synthetic(task: _Task, device: torch.device, ranks: Ranks) -> SyntheticImages | None:
     """The synthetic images as this worker draws them; None when no setting needs any."""
     from datadream.classify.setting import SyntheticImages
 
-    if not job.n_synthetic:
+    if not task.n_synthetic:
         return None
-    shard = ray.train.get_dataset_shard("synthetic")
-    if job.buffer:
+    shard = ray.train.get_dataset_shard(task.dataset)
+    if task.buffer:
 
         def batches(batch_size: int, seed: int) -> Iterator[LabelledImages]:
             return buffered_batches(
-                _reads(shard, rows_per_read(batch_size, ranks)), batch_size, ranks, job.buffer, seed
+                _reads(shard, rows_per_read(batch_size, ranks)), batch_size, ranks, task.buffer, seed
             )
 
     else:
         pool = _collect(shard).to(device)
-        if len(pool) != job.n_synthetic:
+        if len(pool) != task.n_synthetic:
             raise ValueError(
-                f"the dataset holds {len(pool)} images, its marker says {job.n_synthetic}. Run generate again."
+                f"the dataset holds {len(pool)} images, its marker says {task.n_synthetic}. Run generate again."
             )
 
         def batches(batch_size: int, seed: int) -> Iterator[LabelledImages]:
             return shuffled_batches(pool, batch_size, ranks, seed)
 
-    return SyntheticImages(job.n_synthetic, batches)
+    return SyntheticImages(task.n_synthetic, batches)
 
 
 def _collect(shard: ray.data.DataIterator) -> LabelledImages:
@@ -251,10 +268,8 @@ class Monitor:
         return self._latest
 
 
-def _reporter(job: Job, setting: Setting, ranks: Ranks) -> Report:
+def _reporter(monitor: ActorHandle, steps_before: int, setting: Setting, ranks: Ranks) -> Report:
     """Tells the monitor of a setting's steps, now and then; only rank 0 talks."""
-    trained = [name for name in job.settings if name != "zero-shot"]
-    before = trained.index(setting) * job.config.classify.steps if setting in trained else 0
     facts: dict[str, str] = {"setting": setting}
     last = 0.0
 
@@ -268,29 +283,6 @@ def _reporter(job: Job, setting: Setting, ranks: Ranks) -> Report:
                 facts["val"] = f"{reading.val_top1:.1f}%"
         if reading or time.monotonic() - last > SECONDS_BETWEEN_REPORTS:
             last = time.monotonic()
-            job.monitor.put.remote(before + step, facts)
+            monitor.put.remote(steps_before + step, facts)
 
     return report
-
-
-@contextmanager
-def _shown(job: Job) -> Iterator[None]:
-    """Show what the monitor hears, for the length of a block."""
-    total = job.config.classify.steps * sum(setting != "zero-shot" for setting in job.settings)
-    stop = threading.Event()
-
-    def watch(progress: Progress) -> None:
-        while not stop.wait(SECONDS_BETWEEN_REPORTS):
-            # Without the monitor there is nothing to show; why it is gone is for fit() to say.
-            with suppress(RayError):
-                done, facts = ray.get(job.monitor.latest.remote())
-                progress.update(done, **facts)
-
-    with Progress("classify", total, "step") as progress:
-        watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            watcher.join()

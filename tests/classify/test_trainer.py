@@ -18,7 +18,7 @@ from datadream.classify.images import LabelledImages, shuffled_batches
 from datadream.classify.published import open_published, quiet_ordered_data
 from datadream.classify.ranks import ALONE
 from datadream.classify.setting import SettingTrainer, SyntheticImages
-from datadream.classify.trainer import train_classifiers
+from datadream.classify.trainer import ClassifierJob, train_classifiers
 from datadream.cluster import Workers
 from datadream.models.clip import add_lora, encode_prompts, load_clip, load_lora_state
 from datadream.run_store import RunStore
@@ -38,6 +38,10 @@ def with_settings(config, *settings: str):
     return config.updated({"classify.settings": settings})
 
 
+def train(store: RunStore, few_shot, config, workers: Workers) -> None:
+    train_classifiers(store, [ClassifierJob(store, few_shot, config)], workers)
+
+
 def files(store: RunStore, *names: str) -> dict[str, bytes]:
     return {name: store.read_bytes(f"classifier/{name}/lora.safetensors") for name in names}
 
@@ -47,7 +51,7 @@ def run(tmp_path_factory, local_ray, few_shot, config) -> RunStore:
     """A run whose four settings were trained by two workers."""
     store = RunStore(str(tmp_path_factory.mktemp("run")))
     publish(store)
-    train_classifiers(store, few_shot, config, workers(2))
+    train(store, few_shot, config, workers(2))
     return store
 
 
@@ -125,13 +129,13 @@ def published_pool(run: RunStore, size: int) -> LabelledImages:
 def test_a_second_run_gives_the_same_bytes(run, tmp_path, few_shot, config):
     again = RunStore(str(tmp_path))
     publish(again)
-    train_classifiers(again, few_shot, config, workers(2))
+    train(again, few_shot, config, workers(2))
     assert files(again, *TRAINED) == files(run, *TRAINED)
 
 
 def test_what_is_committed_is_not_trained_again(run, few_shot, config, monkeypatch):
     monkeypatch.setattr(trainer, "_fit", lambda *_: pytest.fail("nothing was missing"))
-    train_classifiers(run, few_shot, config, workers(2))
+    train(run, few_shot, config, workers(2))
 
 
 def test_a_large_set_streams(tmp_path, few_shot, config, monkeypatch):
@@ -140,7 +144,7 @@ def test_a_large_set_streams(tmp_path, few_shot, config, monkeypatch):
     monkeypatch.setattr(trainer, "SHUFFLE_BYTES", 12 * 3 * 16**2)
     store = RunStore(str(tmp_path))
     publish(store, form="webdataset")
-    train_classifiers(store, few_shot, with_settings(config, "synthetic", "real+synthetic"), workers(2))
+    train(store, few_shot, with_settings(config, "synthetic", "real+synthetic"), workers(2))
     for setting in ("synthetic", "real+synthetic"):
         assert store.read_json(f"classifier/{setting}/metrics.json")["top1"] > 80
 
@@ -148,8 +152,8 @@ def test_a_large_set_streams(tmp_path, few_shot, config, monkeypatch):
 def test_a_workers_failure_is_the_drivers(tmp_path, few_shot, config):
     store = RunStore(str(tmp_path))
     broken = with_settings(config, "real").updated({"classify.learning_rate": 1e30})
-    with pytest.raises(RuntimeError, match=r"classifier training failed: the classifier's loss became"):
-        train_classifiers(store, few_shot, broken, workers(1))
+    with pytest.raises(RuntimeError, match=r"classifier training failed: ValueError: the classifier's loss became"):
+        train(store, few_shot, broken, workers(1))
     assert store.markers("classifier/real") == set()
 
 
@@ -159,7 +163,7 @@ def test_a_lost_worker_costs_only_what_was_not_committed(tmp_path, few_shot, con
     longer = with_settings(config, "zero-shot", "real").updated({"classify.steps": 100, "classify.eval_every": 50})
     with ThreadPoolExecutor(1) as killer:
         killed_at = killer.submit(kill_a_worker_after, store, "classifier/zero-shot/metrics.json")
-        train_classifiers(store, few_shot, longer, workers(1))
+        train(store, few_shot, longer, workers(1))
     assert "a worker was lost" in caplog.text
     assert store.read_json("classifier/real/metrics.json")["curve"][-1]["step"] == 100
     assert os.path.getmtime(store.path("classifier/zero-shot/metrics.json")) < killed_at.result()
@@ -176,9 +180,9 @@ def kill_a_worker_after(store: RunStore, name: str) -> float:
 
 def test_without_a_dataset_synthetic_settings_are_refused(tmp_path, few_shot, config):
     with pytest.raises(ValueError, match=r"dataset/dataset.json is missing. Run generate first"):
-        train_classifiers(RunStore(str(tmp_path)), few_shot, config, workers(1))
+        train(RunStore(str(tmp_path)), few_shot, config, workers(1))
 
 
 def test_a_batch_of_one_cannot_hold_both_origins(tmp_path, few_shot, config):
     with pytest.raises(ValueError, match=r"batch_size is 1"):
-        train_classifiers(RunStore(str(tmp_path)), few_shot, config.updated({"classify.batch_size": 1}), workers(1))
+        train(RunStore(str(tmp_path)), few_shot, config.updated({"classify.batch_size": 1}), workers(1))

@@ -1,5 +1,7 @@
 """Draws are nested, seeded and recorded."""
 
+import itertools
+
 import pytest
 
 from datadream.data.datasets import open_source
@@ -15,7 +17,7 @@ def digits():
 
 def test_smaller_draws_are_inside_larger_ones(digits):
     draws = [draw(digits, n, 0, PROMPT) for n in (1, 2, 4, 8, 16)]
-    for small, large in zip(draws, draws[1:], strict=False):
+    for small, large in itertools.pairwise(draws):
         assert all(
             large_keys[: small.n_shots] == keys for keys, large_keys in zip(small.shots, large.shots, strict=True)
         )
