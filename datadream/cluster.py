@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.fs
 
 from datadream.config import ClusterConfig
-from datadream.run_store import RunStore
+from datadream.run_store import SCRATCH, RunStore
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
@@ -42,9 +42,14 @@ class Workers:
         return {"CPU": 1, "GPU": 1} if self.use_gpu else {"CPU": self.threads}
 
 
-def check_local(config: ClusterConfig) -> None:
-    """Refuse what this machine can never hold, before a local Ray is started; raises ValueError."""
-    if _address(config) is None and not _joined():
+def check_workers(config: ClusterConfig) -> None:
+    """Refuse what can never be held, before any work starts and without starting Ray; raises ValueError.
+
+    A cluster that is not joined yet answers when it is (see `connected`).
+    """
+    if _joined():
+        _check_fits(config, *_cluster_size(), "the cluster")
+    elif _address(config) is None:
         _check_fits(config, _local_cpus(), _local_gpus(config), "this machine")
 
 
@@ -72,7 +77,7 @@ def train_storage(store: RunStore) -> Iterator[dict[str, Any]]:
 
     Ray Train insists on shared storage even where, as here, our own markers are the only record of what is done.
     """
-    folder = f".ray-train-{uuid.uuid4().hex[:8]}"
+    folder = SCRATCH + uuid.uuid4().hex[:8]
     path = store.path(folder)
     filesystem = None if store.is_local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs))
     try:
@@ -103,10 +108,7 @@ def _start(config: ClusterConfig) -> None:
 
 
 def _workers(config: ClusterConfig) -> Workers:
-    import ray
-
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
+    cpus, gpus = _cluster_size()
     _check_fits(config, cpus, gpus, "the cluster")
     use_gpu = _use_gpu(config, gpus)
     if use_gpu:
@@ -137,6 +139,14 @@ def _check_fits(config: ClusterConfig, cpus: int, gpus: int, where: str) -> None
 
 def _use_gpu(config: ClusterConfig, gpus: int) -> bool:
     return config.device == "cuda" or (config.device == "auto" and gpus > 0)
+
+
+def _cluster_size() -> tuple[int, int]:
+    """CPUs and GPUs of the Ray that is joined."""
+    import ray
+
+    total = ray.cluster_resources()
+    return int(total.get("CPU", 0)), int(total.get("GPU", 0))
 
 
 def _address(config: ClusterConfig) -> str | None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from datadream.cluster import Workers, check_local, connected
+from datadream.cluster import Workers, check_workers, connected
 from datadream.config import ExperimentConfig, GridConfig
 from datadream.data.datasets import check_photos, open_source
 from datadream.data.few_shot import FewShotSet, draw
@@ -41,7 +41,7 @@ class Experiment:
 
     def run(self) -> list[dict[str, Any]]:
         """Every stage in order; returns the accuracy records of metrics.json."""
-        self.prepare()
+        self.check()
         if not self.is_finished():
             with self._connected():
                 self._adapt()
@@ -63,7 +63,8 @@ class Experiment:
 
     def report(self) -> list[dict[str, Any]]:
         """Write metrics.json and report/index.html from what is there; returns the records."""
-        self.prepare()
+        self.check()
+        self._record()
         return self._report()
 
     def check(self) -> None:
@@ -75,23 +76,13 @@ class Experiment:
         self.store.check_writable()
         for cell in self.cells:
             cell._check_photos()
-        check_local(self.config.cluster)
+        check_workers(self.config.cluster)
         if any(cell.plan.images for cell in self.cells):
             check_pipeline(self.config.diffusion.model, self.config.diffusion.revision)
         # open_clip takes seconds to import: last.
         from datadream.models.clip import check_clip
 
         check_clip(self.config.classify.model, self.config.classify.pretrained)
-
-    def prepare(self) -> None:
-        """Check everything, then record the config and the few-shot draw."""
-        self.check()
-        self.store.sweep_temporary()
-        self.store.save_config(self.config)
-        for cell in self.cells:
-            cell.store.save_config(cell.config)
-            if not cell.store.exists(FEW_SHOT):
-                cell.store.write_json(FEW_SHOT, cell.few_shot.to_json())
 
     @cached_property
     def cells(self) -> list[Experiment]:
@@ -139,7 +130,7 @@ class Experiment:
             check_photos(open_source(self.config.data.source), self.few_shot.all_photos)
 
     def _stage(self, work: Callable[[], None]) -> None:
-        self.prepare()
+        self.check()
         with self._connected():
             work()
 
@@ -170,8 +161,19 @@ class Experiment:
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
+        """Ray with the workers of a stage. The cluster may still refuse them, so nothing is written before."""
         with connected(self.config.cluster) as self._workers:
+            self._record()
             yield
+
+    def _record(self) -> None:
+        """Write down the config and the few-shot draw, and clear what killed writers left."""
+        self.store.sweep_temporary()
+        self.store.save_config(self.config)
+        for cell in self.cells:
+            cell.store.save_config(cell.config)
+            if not cell.store.exists(FEW_SHOT):
+                cell.store.write_json(FEW_SHOT, cell.few_shot.to_json())
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -27,6 +27,8 @@ CHUNKS = "chunks"
 DATASET = "dataset/dataset.json"
 CLASSIFIERS = "classifier"
 METRICS = "metrics.json"
+SCRATCH = ".ray-train-"
+"""How the folders begin that a stage uses while it runs, and removes."""
 LIBRARIES = ("datadream", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
 
 
@@ -105,10 +107,14 @@ class RunStore:
 
     def sweep_temporary(self) -> None:
         """Remove what writers that were killed left behind."""
-        if self.is_local and self.fs.exists(self.root):
-            for path in self.fs.find(self.root):
-                if path.endswith(".tmp") and posixpath.basename(path).startswith("."):
-                    self.fs.rm_file(path)
+        if not self.fs.exists(self.root):
+            return
+        for path in self.fs.ls(self.root, detail=False):
+            if posixpath.basename(path).startswith(SCRATCH):
+                self.fs.rm(path, recursive=True)
+        for path in self.fs.find(self.root) if self.is_local else ():
+            if path.endswith(".tmp") and posixpath.basename(path).startswith("."):
+                self.fs.rm_file(path)
 
     def check_writable(self) -> None:
         """Raises ValueError when the run cannot be written here; leaves nothing behind."""

@@ -1,20 +1,26 @@
 """Workers fit the cluster, or it says so before Ray starts."""
 
+import subprocess
+import sys
+
 import pytest
 
-from datadream.cluster import Workers, check_local, connected
+from datadream.cluster import Workers, check_workers, connected
 from datadream.config import ClusterConfig
 
 
-def test_more_workers_than_this_machine_can_hold():
-    with pytest.raises(ValueError, match=r"cluster.workers is 5000 with 1 CPU each, but .* can hold \d+"):
-        check_local(ClusterConfig(workers=5000, device="cpu"))
-
-
-def test_cuda_without_a_gpu(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(ValueError, match="has no GPU"):
-        check_local(ClusterConfig(device="cuda"))
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("workers=5000, device='cpu'", "cluster.workers is 5000 with 1 CPU each, but this machine can hold "),
+        ("device='cuda'", "cluster.device is 'cuda', but this machine has no GPU"),
+    ],
+)
+def test_what_this_machine_can_never_hold(config, message):
+    code = f"from datadream import cluster, config; cluster.check_workers(config.ClusterConfig({config}))"
+    environment = {"CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert message in ended.stderr.splitlines()[-1]
 
 
 def test_joins_a_session_and_leaves_it_running(local_ray):
@@ -23,6 +29,8 @@ def test_joins_a_session_and_leaves_it_running(local_ray):
     with connected(ClusterConfig(workers=2, device="cpu")) as workers:
         assert workers == Workers(count=2, threads=1, use_gpu=False)
     assert ray.is_initialized()
+    with pytest.raises(ValueError, match="the cluster can hold 3"):
+        check_workers(ClusterConfig(workers=4, device="cpu"))
     with pytest.raises(ValueError, match="the cluster can hold 3"), connected(ClusterConfig(workers=4, device="cpu")):
         pass
 

@@ -53,7 +53,8 @@ class AdapterJob:
 def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: ExperimentConfig, workers: Workers) -> None:
     """Train every adapter that is not committed yet, longest first.
 
-    Raises RuntimeError with the cause when adapters are still missing after the retries.
+    An adapter that fails does not stop the others. Raises RuntimeError naming those that failed and why, or those that
+    are still missing after workers were replaced.
     """
     steps = {job: n_steps(job.spec, config.adapt) for job in jobs}
     todo = sorted((job for job in jobs if not job.is_committed()), key=lambda job: -steps[job])
@@ -79,6 +80,9 @@ def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: Experime
         )
         with polled(lambda: progress.update(total - to_do + ray.get(queue.finished_steps.remote()))):
             trainer.fit()
+    failures = ray.get(queue.failures.remote())
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(todo)} adapters failed: {'; '.join(failures[:5])}")
     missing = [job.spec.adapter_id for job in todo if not job.is_committed()]
     if missing:
         raise RuntimeError(
@@ -102,6 +106,7 @@ class AdapterQueue:
         self._leased: dict[int, AdapterJob] = {}
         self._steps: dict[int, int] = {}
         self._finished_steps = 0
+        self._failures: list[str] = []
 
     def lease(self, rank: int) -> AdapterJob | None:
         """The next adapter for a worker, None when none waits. A worker that was replaced first gets what it held."""
@@ -120,6 +125,14 @@ class AdapterQueue:
         del self._leased[rank]
         self._finished_steps += steps
         self._steps[rank] = 0
+
+    def fail(self, rank: int, reason: str) -> None:
+        """Give up the adapter that a worker holds: what failed by itself would fail again."""
+        del self._leased[rank]
+        self._failures.append(reason)
+
+    def failures(self) -> list[str]:
+        return self._failures
 
     def finished_steps(self) -> int:
         """Steps done in all, those of adapters in training included."""
@@ -169,10 +182,15 @@ def _lease_and_train(loop: dict[str, Any]) -> None:
     trainer = _load_trainer(config, workers)
     source = open_source(config.data.source)
     while (job := ray.get(queue.lease.remote(rank))) is not None:
-        images = [source.read(photo.key) for photo in job.spec.photos]
-        trained = trainer.train(job.spec, images, _step_reporter(queue, rank))
-        commit_adapter(job, trained, config)
-        ray.get(queue.finish.remote(rank, trained.steps))
+        try:
+            images = [source.read(photo.key) for photo in job.spec.photos]
+            trained = trainer.train(job.spec, images, _step_reporter(queue, rank))
+            commit_adapter(job, trained, config)
+        except (ArithmeticError, ValueError, OSError) as error:
+            log.exception("adapter %r failed", job.spec.adapter_id)
+            ray.get(queue.fail.remote(rank, f"{job.spec.adapter_id}: {error}"))
+        else:
+            ray.get(queue.finish.remote(rank, trained.steps))
 
 
 def _load_trainer(config: ExperimentConfig, workers: Workers) -> AdapterTrainer:

@@ -72,7 +72,7 @@ class AdapterTrainer:
             losses.append(loss.detach())
             on_step(step + 1)
         weights = lora.to_bytes(self._pipeline, self._config.text_encoder)
-        return TrainedAdapter(weights, _curve(spec, losses), steps, latents.encodes, time.monotonic() - started)
+        return TrainedAdapter(weights, _curve(losses), steps, latents.encodes, time.monotonic() - started)
 
     def _optimizer(self, steps: int) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LRScheduler]:
         config = self._config
@@ -133,14 +133,12 @@ def _endless_batches(n_photos: int, batch_size: int, generator: torch.Generator)
         waiting = waiting[batch_size:]
 
 
-def _curve(spec: AdapterSpec, losses: list[torch.Tensor]) -> list[tuple[int, float]]:
+def _curve(losses: list[torch.Tensor]) -> list[tuple[int, float]]:
     values = torch.stack(losses).cpu()
     broken = (~values.isfinite()).nonzero()
     if len(broken):
-        raise FloatingPointError(
-            f"adapter {spec.adapter_id!r}: the loss is {values[broken[0]].item()} at step {broken[0].item() + 1}."
-        )
+        raise FloatingPointError(f"the loss is {values[broken[0]].item()} at step {broken[0].item() + 1}.")
     return [
         (start + len(part), part.mean().item())
-        for start, part in zip(range(0, len(values), LOSS_EVERY), values.split(LOSS_EVERY))
+        for start, part in zip(range(0, len(values), LOSS_EVERY), values.split(LOSS_EVERY), strict=True)
     ]

@@ -118,9 +118,12 @@ def _train(store: RunStore, jobs: Sequence[ClassifierJob], workers: Workers) -> 
                 # Materialised: decoded once for all workers and settings, into memory that a node's workers share.
                 datasets[tasks[-1].dataset] = published.rows if buffer else published.rows.materialize()
         monitor = Monitor.options(num_cpus=0).remote()
-        with Progress("classify", sum(map(_steps, tasks)), "step") as progress, train_storage(store) as storage:
-            with polled(lambda: _show(progress, monitor)):
-                _trainer(tasks, datasets, workers, monitor, storage).fit()
+        with (
+            Progress("classify", sum(map(_steps, tasks)), "step") as progress,
+            train_storage(store) as storage,
+            polled(lambda: _show(progress, monitor)),
+        ):
+            _trainer(tasks, datasets, workers, monitor, storage).fit()
 
 
 def _steps(task: _Task) -> int:

@@ -118,7 +118,11 @@ class _ChunkDrawer:
         def read_adapter(adapter_id: str) -> bytes:
             return store.read_bytes(adapter_weights(adapter_id))
 
-        return {**row, "pixels": self._sampler.draw(chunk.requests, read_adapter, self._source.read)}
+        try:
+            return {**row, "pixels": self._sampler.draw(chunk.requests, read_adapter, self._source.read)}
+        except Exception as error:
+            # As text: Ray Data adds its retry advice to an exception's arguments, and an OSError's hold its file name.
+            raise RuntimeError(f"chunk {chunk.chunk_id}: {type(error).__name__}: {error}") from error
 
 
 def _commit_chunk(row: dict[str, Any], config: ExperimentConfig) -> dict[str, Any]:
@@ -194,6 +198,7 @@ def _plain_errors(what: str) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        raise RuntimeError(f"{what} images failed: {type(error.cause).__name__}: {error.cause}") from None
+        # Ours is the first line; Ray Data appends its retry advice.
+        raise RuntimeError(f"{what} images failed: {str(error.cause).splitlines()[0]}") from None
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"{what} images failed: {error}") from error

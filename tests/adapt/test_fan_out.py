@@ -14,7 +14,7 @@ from datadream.cluster import Workers
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.methods import METHODS
-from datadream.methods.base import AdapterSpec
+from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.run_store import RunStore, adapter_weights
 
 ONE, TWO = Workers(1, 1, False), Workers(2, 1, False)
@@ -79,12 +79,14 @@ def _kill_a_worker_after_first_commit(store: RunStore, made: list[AdapterJob], k
     killed.append(workers[0].pid)
 
 
-def test_a_failing_adapter_is_told_with_its_cause(local_ray, config, tmp_path):
+def test_a_failing_adapter_does_not_stop_the_others_and_is_told_with_its_cause(local_ray, config, tmp_path):
     store = RunStore(str(tmp_path))
-    broken = config.updated({"adapt.learning_rate": 1e30, "adapt.warmup_steps": 0})
-    with pytest.raises(RuntimeError, match="FloatingPointError: adapter 'class-00000': the loss is"):
-        train_adapters(store, jobs(store, broken, 1), broken, ONE)
-    assert not store.exists("adapters")
+    made = jobs(store, config, 2)
+    lost = AdapterSpec("lost", (TrainingPhoto("digits/none", "a photo"),), 1, 0)
+    with pytest.raises(RuntimeError, match=r"1 of 3 adapters failed: lost: invalid literal"):
+        train_adapters(store, [AdapterJob(store.url, lost), *made], config, ONE)
+    assert all(job.is_committed() for job in made)
+    assert not store.exists("adapters/lost")
 
 
 def test_queue_gives_a_replaced_worker_what_its_predecessor_held():

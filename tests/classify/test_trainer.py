@@ -134,7 +134,7 @@ def test_a_second_run_gives_the_same_bytes(run, tmp_path, few_shot, config):
 
 
 def test_what_is_committed_is_not_trained_again(run, few_shot, config, monkeypatch):
-    monkeypatch.setattr(trainer, "_fit", lambda *_: pytest.fail("nothing was missing"))
+    monkeypatch.setattr(trainer, "_train", lambda *_: pytest.fail("nothing was missing"))
     train(run, few_shot, config, workers(2))
 
 
