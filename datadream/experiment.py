@@ -21,11 +21,13 @@ from datadream.data.datasets import check_photos, open_source
 from datadream.data.few_shot import FewShotSet, draw
 from datadream.methods import METHODS, Plan
 from datadream.models.source import check_pipeline
-from datadream.run_store import FEW_SHOT, METRICS, RunStore
+from datadream.run_store import FEW_SHOT, METRICS, RunStore, adapter_marker
 from datadream.status import StageStatus, stage_status
 
 log = logging.getLogger(__name__)
 
+SMALL_POOL = 5_000
+"""Photos that are all decoded before the work starts, drawn or not."""
 BASELINE_SETTINGS = ("zero-shot", "real")
 """Settings that use no drawn images, so that all methods of a table share them."""
 
@@ -72,6 +74,7 @@ class Experiment:
 
         Raises ValueError or FileNotFoundError naming the value, what was expected and what to do.
         """
+        self._check_settings()
         self.store.check_config(self.config)
         self.store.check_writable()
         for cell in self.cells:
@@ -124,10 +127,23 @@ class Experiment:
         config = self.config.updated(own | {"grid": GridConfig().model_dump()})
         return Experiment(config, self.store.child(f"cells/{method}-k{n_shots}-seed{seed}").url)
 
+    def _check_settings(self) -> None:
+        needy = [name for name in self.config.classify.settings if name not in BASELINE_SETTINGS]
+        if self.config.method == "none" and needy and not self.config.grid.methods:
+            raise ValueError(
+                f"method 'none' draws no images, but classify.settings has {needy[0]!r}. "
+                f"Use classify.settings='{list(BASELINE_SETTINGS)}', or another method."
+            )
+
     def _check_photos(self) -> None:
         """Draw the shots and decode every photo that the run will read, unless an earlier start did."""
-        if not self.store.exists(FEW_SHOT):
-            check_photos(open_source(self.config.data.source), self.few_shot.all_photos)
+        if self.store.exists(FEW_SHOT):
+            return
+        source = open_source(self.config.data.source)
+        pool = source.dataset().pool
+        # A broken photo that this draw passes over would surprise the next one.
+        others = pool if len(pool) <= SMALL_POOL else ()
+        check_photos(source, dict.fromkeys(self.few_shot.all_photos + others))
 
     def _stage(self, work: Callable[[], None]) -> None:
         self.check()
@@ -145,6 +161,7 @@ class Experiment:
         from datadream.generate.chunks import split_into_chunks
         from datadream.generate.stream import draw_chunks, publish_dataset
 
+        self._check_adapters()
         size = self.config.generate.chunk_size
         chunks = {id(cell): split_into_chunks(cell.store.url, cell.plan.images, size) for cell in self.cells}
         with self._timed("generate"):
@@ -158,6 +175,12 @@ class Experiment:
         jobs = [ClassifierJob(cell.store, cell.few_shot, cell.config) for cell in self.cells]
         with self._timed("classify"):
             train_classifiers(self.store, jobs, self._workers)
+
+    def _check_adapters(self) -> None:
+        specs = [(cell, spec.adapter_id) for cell in self.cells for spec in cell.plan.adapters]
+        missing = [adapter_id for cell, adapter_id in specs if not cell.store.exists(adapter_marker(adapter_id))]
+        if missing:
+            raise ValueError(f"{len(missing)} adapters are not trained yet, such as {missing[0]!r}. Run adapt first.")
 
     @contextmanager
     def _connected(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ def error_of(arguments: list[str], run, capsys) -> str:
         ([*DIGITS, "data.n_shots=41"], "class 'digit zero' has 40 photos: data.n_shots asks for 41"),
         ([*DIGITS, "diffusion.model=/usr"], "'/usr' is no diffusers pipeline: it has no model_index.json"),
         ([*DIGITS, "cluster.workers=5000", "cluster.device=cpu"], "cluster.workers is 5000"),
+        ([*DIGITS, "method=none"], "method 'none' draws no images, but classify.settings has 'synthetic'"),
         ([*DIGITS, "stray"], "unexpected 'stray': write knobs as key=value"),
         (["--config", "nowhere.yaml"], "--config 'nowhere.yaml' cannot be read"),
         ([], "Add --recipe NAME or --config FILE.yaml"),
@@ -47,6 +48,20 @@ def test_bad_photos(photo_folder, tmp_path, capsys):
     (photo_folder / "cat" / "2.png").unlink()
     (photo_folder / "void").mkdir()
     assert "void' holds no image" in error_of(arguments, run, capsys)
+
+
+def test_a_broken_photo_that_the_draw_passes_over(photo_folder, tmp_path, capsys):
+    root = tmp_path / "parts"
+    root.mkdir()
+    photo_folder.rename(root / "train")
+    (root / "test" / "cat").mkdir(parents=True)
+    Image.new("L", (30, 30)).save(root / "test" / "cat" / "x.webp")
+    for path in (root / "train" / "cat").iterdir():
+        data = path.read_bytes()
+        path.write_bytes(b"")
+        arguments = [*DIGITS, f"data.source={root}", "data.n_shots=1"]
+        assert f"cat/{path.name}' is empty" in error_of(arguments, tmp_path / "run", capsys)
+        path.write_bytes(data)
 
 
 def test_unwritable_run(capsys):
