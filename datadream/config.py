@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-MethodName = Literal["datadream-cls", "datadream-dset", "is-synth", "zero-shot", "none"]
+MethodName = Literal["none", "zero-shot", "is-synth", "datadream-dset", "datadream-cls"]
 Setting = Literal["zero-shot", "real", "synthetic", "real+synthetic"]
+SETTINGS_WITHOUT_IMAGES: tuple[Setting, ...] = ("zero-shot", "real")
+"""Settings that use no drawn images, so that all methods of a table share them."""
 
 
 class Section(BaseModel):

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from datadream.cluster import Workers, check_workers, connected
-from datadream.config import ExperimentConfig, GridConfig
+from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, GridConfig
 from datadream.data.datasets import check_photos, open_source
 from datadream.data.few_shot import FewShotSet, draw
 from datadream.methods import METHODS, Plan
@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 SMALL_POOL = 5_000
 """Photos that are all decoded before the work starts, drawn or not."""
-BASELINE_SETTINGS = ("zero-shot", "real")
-"""Settings that use no drawn images, so that all methods of a table share them."""
 
 
 class Experiment:
@@ -122,17 +120,17 @@ class Experiment:
 
     def _cell(self, method: str, n_shots: int, seed: int) -> Experiment:
         wanted = self.config.classify.settings
-        settings = [name for name in wanted if (name in BASELINE_SETTINGS) == (method == "none")]
+        settings = [name for name in wanted if (name in SETTINGS_WITHOUT_IMAGES) == (method == "none")]
         own = {"method": method, "seed": seed, "data.n_shots": n_shots, "classify.settings": settings}
         config = self.config.updated(own | {"grid": GridConfig().model_dump()})
         return Experiment(config, self.store.child(f"cells/{method}-k{n_shots}-seed{seed}").url)
 
     def _check_settings(self) -> None:
-        needy = [name for name in self.config.classify.settings if name not in BASELINE_SETTINGS]
+        needy = [name for name in self.config.classify.settings if name not in SETTINGS_WITHOUT_IMAGES]
         if self.config.method == "none" and needy and not self.config.grid.methods:
             raise ValueError(
                 f"method 'none' draws no images, but classify.settings has {needy[0]!r}. "
-                f"Use classify.settings='{list(BASELINE_SETTINGS)}', or another method."
+                f"Use classify.settings='{list(SETTINGS_WITHOUT_IMAGES)}', or another method."
             )
 
     def _check_photos(self) -> None:

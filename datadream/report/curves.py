@@ -18,7 +18,7 @@ from datadream.report.tables import column_name, run_name
 from datadream.run_store import ADAPTERS, RunStore, adapter_marker
 
 SETTING_COLORS = {"zero-shot": "muted", "real": "series-1", "synthetic": "series-2", "real+synthetic": "series-0"}
-METHOD_COLORS = dict(zip(METHODS, itertools.cycle(f"series-{i}" for i in (0, 2, 3, 4, 5, 6, 7)), strict=False))
+METHOD_COLORS = dict(zip(METHODS[::-1], itertools.cycle(f"series-{i}" for i in (0, 2, 3, 4, 5, 6, 7)), strict=False))
 
 
 @dataclass(frozen=True, slots=True)

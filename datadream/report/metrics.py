@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from datadream.config import ExperimentConfig, MethodName, Setting
+from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, MethodName, Setting
 from datadream.run_store import RunStore, classifier_marker
 
 Record = dict[str, Any]
@@ -16,8 +16,8 @@ Record = dict[str, Any]
 SETTINGS: tuple[str, ...] = get_args(Setting)
 """In the order of the paper's tables."""
 METHODS: tuple[str, ...] = get_args(MethodName)
+"""Baselines first, as in the paper's tables."""
 NO_METHOD = "none"
-SETTINGS_WITHOUT_IMAGES = ("zero-shot", "real")
 
 
 @dataclass(frozen=True, slots=True)

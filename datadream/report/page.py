@@ -57,7 +57,7 @@ def _context(store: RunStore, cells: Cells, config: ExperimentConfig, summary: S
         "max_classes": MAX_CLASSES,
         "per_class": class_table(cells, max(config.data.n_shots for _, config in cells)),
         "curves": [curves for cell in shown if (curves := run_curves(*cell)).charts],
-        "stages": stage_rows(cells),
+        "stages": stage_rows(store, cells),
         "knobs": knob_rows(config),
         "versions": store.read_json(CONFIG).get("versions", {}) if store.exists(CONFIG) else {},
         "is_table": len(cells) > 1,
@@ -84,8 +84,8 @@ def _heading(cells: Cells, summary: Summary) -> dict[str, Any]:
 
 
 def _one_per_method(cells: Cells) -> Cells:
-    """The run of each method with the most shots and, of those, the first seed."""
-    ordered = sorted(cells, key=lambda cell: (METHODS.index(cell[1].method), -cell[1].data.n_shots, cell[1].seed))
+    """The run of each method with the most shots and, of those, the first seed; the paper's methods first."""
+    ordered = sorted(cells, key=lambda cell: (-METHODS.index(cell[1].method), -cell[1].data.n_shots, cell[1].seed))
     first = {}
     for cell in ordered:
         first.setdefault(cell[1].method, cell)

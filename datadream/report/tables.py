@@ -131,15 +131,16 @@ def class_table(cells: Cells, shots: int) -> ClassTable | None:
     return ClassTable(columns, rows, len(names), column_name(*columns[-1]) if is_cut else "", shots)
 
 
-def stage_rows(cells: Cells) -> list[StageRow]:
-    """Seconds of each stage of each run that committed any."""
+def stage_rows(store: RunStore, cells: Cells) -> list[StageRow]:
+    """Seconds of each stage of each run that committed any; a table's stages serve all of its runs together."""
+    table = [("all runs", store)] if len(cells) > 1 else []
     rows = []
-    for store, config in cells:
-        names = [f"stages/{stage}.json" for stage in STAGES]
-        seconds = [store.read_json(name)["seconds"] if store.exists(name) else None for name in names]
+    for name, store in [*table, *((run_name(config), store) for store, config in cells)]:
+        files = [f"stages/{stage}.json" for stage in STAGES]
+        seconds = [store.read_json(file)["seconds"] if store.exists(file) else None for file in files]
         known = [value for value in seconds if value is not None]
         if known:
-            rows.append(StageRow(run_name(config), seconds, sum(known)))
+            rows.append(StageRow(name, seconds, sum(known)))
     return rows
 
 
