@@ -147,9 +147,9 @@ def test_without_a_test_part_the_classifier_is_still_made(local_ray, config, pho
     changes = {
         "data.source": str(photo_folder),
         "data.n_shots": 6,
-        "method": "zero-shot",
-        "generate.images_per_class": 3,
+        "method": "none",
+        "classify.settings": ["zero-shot", "real"],
     }
     experiment = Experiment(config.updated(changes), str(tmp_path / "run"))
     assert [record["top1"] for record in experiment.run()] == [None, None]
-    assert RunStore(str(tmp_path / "run")).exists("classifier/real+synthetic/lora.safetensors")
+    assert RunStore(str(tmp_path / "run")).exists("classifier/real/lora.safetensors")
