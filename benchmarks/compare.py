@@ -1,0 +1,58 @@
+"""Time arms of the same work side by side: interleaved, so that whatever else the machine does hits all alike."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "ray", "open_clip_torch")
+RESAMPLES = 2000
+
+
+def interleaved(arms: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of every call of every arm, after `warm_up` rounds that do not count; each round calls each arm once."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(warm_up + rounds):
+        for name, run in arms.items():
+            started = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def speedup(plain: Sequence[float], ours: Sequence[float]) -> dict[str, float | list[float]]:
+    """Median of the rounds' ratios and its 95 % interval (bootstrap over rounds)."""
+    ratios = np.array(plain) / np.array(ours)
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(ratios, (RESAMPLES, len(ratios))), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return {"median": round(float(np.median(ratios)), 2), "ci95": [round(float(low), 2), round(float(high), 2)]}
+
+
+def milliseconds(seconds: Sequence[float], per: int = 1) -> float:
+    """The median of an arm's calls, divided by the units of work of a call."""
+    return round(statistics.median(seconds) / per * 1e3, 2)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures belong to: processor, GPU, cores and versions."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu, "versions": versions}
+
+
+def _cpu() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0].partition(":")[2].strip() if names else platform.processor()
