@@ -25,12 +25,13 @@ COMMANDS = {
     "status": "how far a run is",
     "recipes": "the named configs",
 }
+RUN_HELP = "the run's folder: a path or any fsspec URL; `datadream COMMAND URL` is short for it"
 BAD_INPUT = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    arguments, overrides = _parser().parse_known_args(argv)
+    arguments, overrides = _parser().parse_known_args(_run_named(sys.argv[1:] if argv is None else argv))
     _quiet_libraries()
     try:
         if arguments.command == "recipes":
@@ -46,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("datadream: interrupted. The same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def _run_named(words: Sequence[str]) -> list[str]:
+    """`status runs/demo` as `status --run runs/demo`."""
+    short = len(words) > 1 and words[0] in COMMANDS and not words[1].startswith("-") and "=" not in words[1]
+    return [words[0], "--run", *words[1:]] if short else list(words)
 
 
 def _run_command(command: str, config: ExperimentConfig, run: str) -> int:
@@ -136,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "recipes":
             continue
-        command.add_argument("--run", required=True, metavar="URL", help="the run's folder: a path or any fsspec URL")
+        command.add_argument("--run", required=True, metavar="URL", help=RUN_HELP)
         command.add_argument("--recipe", metavar="NAME", help=f"a named config: {', '.join(recipes.RECIPES)}")
         command.add_argument("--config", metavar="FILE", help="YAML file of knobs, over the recipe's")
     return parser

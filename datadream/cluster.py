@@ -6,9 +6,9 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # forever.
 CPUS_FOR_DATA_TASKS = 1
 
+NODE_LABEL = "ray.io/node-id"
+
 
 @dataclass(frozen=True, slots=True)
 class Workers:
@@ -31,10 +33,14 @@ class Workers:
     count: int
     threads: int
     use_gpu: bool
+    slots: int = 1
+    """Workers that the cluster could hold, had nobody asked for fewer."""
+    grows: bool = False
+    """Whether nodes that join later are used, for nobody asked for a number of workers."""
 
     def at_most(self, n_tasks: int) -> Workers:
         """No more workers than there are tasks for."""
-        return Workers(max(1, min(self.count, n_tasks)), self.threads, self.use_gpu)
+        return replace(self, count=max(1, min(self.count, n_tasks)))
 
     @property
     def resources(self) -> dict[str, float]:
@@ -71,6 +77,31 @@ def connected(config: ClusterConfig) -> Iterator[Workers]:
             ray.shutdown()
 
 
+def workers_to_add(
+    config: ClusterConfig, workers: Workers, there: Mapping[str, int], n_tasks: int
+) -> dict[str, Workers]:
+    """Workers to add, by node id, to those that are `there`, for a stage that has `n_tasks` tasks left.
+
+    As many as were asked for; where nobody asked, as many as the cluster can hold, which grows when nodes join. A node
+    gets workers when it has none, as many as fit it.
+    """
+    wanted = min(_workers(config).count if workers.grows else workers.count, n_tasks) - sum(there.values())
+    added: dict[str, Workers] = {}
+    for node, room in _node_rooms(workers).items():
+        count = min(room, wanted) if node not in there else 0
+        if count > 0:
+            added[node] = replace(workers, count=count)
+            wanted -= count
+    return added
+
+
+def beside_driver() -> dict[str, Any]:
+    """Options of a small actor that must outlive any other node: it lives on the driver's, and takes no CPU."""
+    import ray
+
+    return {"num_cpus": 0, "label_selector": {NODE_LABEL: ray.get_runtime_context().get_node_id()}}
+
+
 @contextmanager
 def train_storage(store: RunStore) -> Iterator[dict[str, Any]]:
     """Storage arguments of a Ray Train run: a folder that every node reaches, gone afterwards.
@@ -102,7 +133,10 @@ def _start(config: ClusterConfig) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = _address(config)
     if address is None:
-        ray.init(num_cpus=_local_cpus(), **quiet)
+        # How long Ray Train may take to see that a worker ended: seconds matter where a stage takes a minute.
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+        # "local": not whatever Ray somebody else runs on this machine.
+        ray.init(address="local", num_cpus=_local_cpus(), **quiet)
     else:
         ray.init(address=address, **quiet)
 
@@ -117,7 +151,8 @@ def _workers(config: ClusterConfig) -> Workers:
         room = _cores() // config.threads_per_worker
     else:
         room = (cpus - CPUS_FOR_DATA_TASKS) // config.threads_per_worker
-    return Workers(config.workers or max(1, room), config.threads_per_worker, use_gpu)
+    slots = max(1, room)
+    return Workers(config.workers or slots, config.threads_per_worker, use_gpu, slots, grows=config.workers is None)
 
 
 def _check_fits(config: ClusterConfig, cpus: int, gpus: int, where: str) -> None:
@@ -147,6 +182,16 @@ def _cluster_size() -> tuple[int, int]:
 
     total = ray.cluster_resources()
     return int(total.get("CPU", 0)), int(total.get("GPU", 0))
+
+
+def _node_rooms(workers: Workers) -> dict[str, int]:
+    """How many workers of this size each living node can hold, the roomiest first."""
+    import ray
+
+    resource, size = ("GPU", 1) if workers.use_gpu else ("CPU", workers.threads)
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    rooms = {node: int(resources.get(resource, 0)) // size for node, resources in nodes.items()}
+    return dict(sorted(rooms.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _address(config: ClusterConfig) -> str | None:

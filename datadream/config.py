@@ -72,6 +72,14 @@ class AdaptConfig(Section):
     """Linear warm-up (authors' code: 100)."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient-norm clip (authors' code: 1.0)."""
+    kohya: bool = False
+    """Also write each adapter as kohya.safetensors, for kohya's scripts, AUTOMATIC1111's web UI and ComfyUI."""
+    adapters_per_step: int | None = Field(None, ge=1)
+    """Adapters that a worker trains side by side in one batch; each becomes what it would have become alone. Unset: 5
+    on CPUs, on GPUs what a short measurement finds fastest. Out of memory halves it."""
+    crop_grid: int = Field(8, ge=1)
+    """Offsets of the random crops are multiples of so many pixels, so that a photo has few distinct crops to encode;
+    1 is the authors' law."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Numbers of the frozen base model; LoRA weights stay fp32. auto: bf16 on CUDA, fp32 elsewhere."""
 
@@ -163,6 +171,8 @@ class ClusterConfig(Section):
     """Workers of a stage; unset: one per GPU, or as many as the CPUs allow."""
     threads_per_worker: int = Field(1, ge=1)
     """CPU threads of a worker. Results agree to the last bit only between runs of equal threads."""
+    lease_seconds: float = Field(120.0, gt=0)
+    """After so many seconds without a sign of a worker, its adapters go to others. Must exceed the longest step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the workers; auto: cuda where the cluster has GPUs."""
 

@@ -115,8 +115,8 @@ class Experiment:
         return all(stage.done == stage.total for stage in self.status())
 
     def status(self) -> list[StageStatus]:
-        """How far each stage is, from the markers alone."""
-        return stage_status([(cell.store, cell.config, cell.plan) for cell in self.cells])
+        """How far each stage is, from the run's files alone."""
+        return stage_status(self.store, [(cell.store, cell.config, cell.plan) for cell in self.cells])
 
     def _cell(self, method: str, n_shots: int, seed: int) -> Experiment:
         wanted = self.config.classify.settings
@@ -149,9 +149,15 @@ class Experiment:
             work()
 
     def _adapt(self) -> None:
-        from datadream.adapt.fan_out import AdapterJob, train_adapters
+        from datadream.adapt.fan_out import train_adapters
+        from datadream.adapt.queue import AdapterJob
+        from datadream.adapt.steps import n_steps
 
-        jobs = [AdapterJob(cell.store.url, spec) for cell in self.cells for spec in cell.plan.adapters]
+        jobs = [
+            AdapterJob(cell.store.url, spec, n_steps(spec, cell.config.adapt))
+            for cell in self.cells
+            for spec in cell.plan.adapters
+        ]
         with self._timed("adapt"):
             train_adapters(self.store, jobs, self.config, self._workers)
 
@@ -163,7 +169,9 @@ class Experiment:
         size = self.config.generate.chunk_size
         chunks = {id(cell): split_into_chunks(cell.store.url, cell.plan.images, size) for cell in self.cells}
         with self._timed("generate"):
-            draw_chunks([chunk for cell in self.cells for chunk in chunks[id(cell)]], self.config, self._workers)
+            draw_chunks(
+                self.store, [chunk for cell in self.cells for chunk in chunks[id(cell)]], self.config, self._workers
+            )
             for cell in self.cells:
                 publish_dataset(cell.store, chunks[id(cell)], cell.few_shot, cell.config)
 

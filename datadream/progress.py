@@ -7,21 +7,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
+
+from datadream.run_store import RunStore, progress_file
 
 log = logging.getLogger("datadream")
 
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_POLLS = 0.5
+SECONDS_BETWEEN_FILES = 10.0
 
 
 class Progress:
     """Counts `total` units of work; use as a context manager."""
 
-    def __init__(self, stage: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, stage: str, total: int, unit: str, store: RunStore, done: int = 0) -> None:
+        """`store` is where other machines read how far the stage is, while it runs."""
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
+        self._store, self._last_file = store, float("-inf")
         self._at_start, self._started = done, time.monotonic()
         self._last_line = self._started
         self._bar = (
@@ -35,14 +40,18 @@ class Progress:
             self._bar.set_postfix({name: str(fact) for name, fact in facts.items()}, refresh=False)
             self._bar.update(grown)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._line(facts)
+            self._last_line = time.monotonic()
+            log.info("%s: %s", self.stage, self._text(facts))
+        if time.monotonic() - self._last_file >= SECONDS_BETWEEN_FILES:
+            self._last_file = time.monotonic()
+            with suppress(OSError):  # what is only told must not stop what is done
+                self._store.write_json(progress_file(self.stage), {"text": self._text(facts), "time": time.time()})
 
-    def _line(self, facts: dict[str, object]) -> None:
-        self._last_line = time.monotonic()
-        rate = (self.done - self._at_start) / (self._last_line - self._started)
+    def _text(self, facts: dict[str, object]) -> str:
+        rate = (self.done - self._at_start) / (time.monotonic() - self._started)
         left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "no rate yet"
         text = "".join(f", {name} {fact}" for name, fact in facts.items())
-        log.info("%s: %d/%d %ss, %.2f/s, %s%s", self.stage, self.done, self.total, self.unit, rate, left, text)
+        return f"{self.done}/{self.total} {self.unit}s, {rate:.2f}/s, {left}{text}"
 
     def __enter__(self) -> Progress:
         return self
@@ -50,6 +59,8 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+        if self._store.exists(progress_file(self.stage)):
+            self._store.remove(progress_file(self.stage))
 
 
 @contextmanager

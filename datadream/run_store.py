@@ -23,6 +23,7 @@ FEW_SHOT = "few_shot.json"
 ADAPTERS = "adapters"
 ADAPTER_WEIGHTS = "pytorch_lora_weights.safetensors"
 """The name by which diffusers finds LoRA weights in a folder."""
+ADAPTER_INDEX = "adapters/index.json"
 CHUNKS = "chunks"
 DATASET = "dataset/dataset.json"
 CLASSIFIERS = "classifier"
@@ -40,6 +41,11 @@ def adapter_weights(adapter_id: str) -> str:
 def adapter_marker(adapter_id: str) -> str:
     """The marker that an adapter is trained."""
     return f"{ADAPTERS}/{adapter_id}/adapter.json"
+
+
+def progress_file(stage: str) -> str:
+    """Where a running stage says how far it is."""
+    return f"stages/{stage}-running.json"
 
 
 def classifier_marker(setting: str) -> str:
@@ -97,6 +103,12 @@ class RunStore:
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def remove(self, name: str) -> None:
+        self.fs.rm_file(self.path(name))
+
+    def move(self, name: str, new_name: str) -> None:
+        self.fs.mv(self.path(name), self.path(new_name))
 
     def markers(self, folder: str) -> set[str]:
         """Stems of the JSON markers directly in a folder."""

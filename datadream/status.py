@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datadream.config import ExperimentConfig
 from datadream.generate.chunks import split_into_chunks
 from datadream.methods import Plan
-from datadream.run_store import CHUNKS, DATASET, RunStore, adapter_marker, classifier_marker
+from datadream.run_store import CHUNKS, DATASET, RunStore, adapter_marker, classifier_marker, progress_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,24 +20,34 @@ class StageStatus:
     done: int
     total: int
     unit: str
+    running: str = ""
+    """What the stage said last, if it runs now or was killed."""
 
     def __str__(self) -> str:
-        return f"{self.stage:<9} {self.done}/{self.total} {self.unit}"
+        line = f"{self.stage:<9} {self.done}/{self.total} {self.unit}"
+        return f"{line}\n{'':<10}{self.running}" if self.running else line
 
 
-def stage_status(cells: Sequence[tuple[RunStore, ExperimentConfig, Plan]]) -> list[StageStatus]:
-    """Adapters, images, published data sets and classifiers over all single runs."""
+def stage_status(store: RunStore, cells: Sequence[tuple[RunStore, ExperimentConfig, Plan]]) -> list[StageStatus]:
+    """Adapters, images, published data sets and classifiers over all single runs of the run in `store`."""
     adapters = [store.exists(adapter_marker(spec.adapter_id)) for store, _, plan in cells for spec in plan.adapters]
     datasets = [store.exists(DATASET) for store, _, plan in cells if plan.images]
     classifiers = [
         store.exists(classifier_marker(name)) for store, config, _ in cells for name in config.classify.settings
     ]
     return [
-        StageStatus("adapt", sum(adapters), len(adapters), "adapters"),
-        StageStatus("generate", *_images(cells), "images"),
+        StageStatus("adapt", sum(adapters), len(adapters), "adapters", _said(store, "adapt")),
+        StageStatus("generate", *_images(cells), "images", _said(store, "generate")),
         StageStatus("publish", sum(datasets), len(datasets), "datasets"),
-        StageStatus("classify", sum(classifiers), len(classifiers), "classifiers"),
+        StageStatus("classify", sum(classifiers), len(classifiers), "classifiers", _said(store, "classify")),
     ]
+
+
+def _said(store: RunStore, stage: str) -> str:
+    if not store.exists(progress_file(stage)):
+        return ""
+    said = store.read_json(progress_file(stage))
+    return f"{said['text']} ({max(0, time.time() - said['time']):.0f} s ago)"
 
 
 def _images(cells: Sequence[tuple[RunStore, ExperimentConfig, Plan]]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ def pipeline_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def local_ray():
     """One Ray for all tests that need one."""
-    ray.init(num_cpus=4, log_to_driver=False, include_dashboard=False, logging_level="ERROR", ignore_reinit_error=True)
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"  # as for a Ray that datadream starts
+    ray.init(address="local", num_cpus=4, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

@@ -80,7 +80,7 @@ def test_yaml_file_then_overrides(tmp_path, capsys):
 def test_status_of_a_run_and_of_nothing(tmp_path, capsys):
     assert main(["status", "--run", str(tmp_path / "nowhere")]) == 2
     assert "holds no config.json" in capsys.readouterr().err
-    assert main(["status", "--run", str(tmp_path / "new"), *DIGITS]) == 0
+    assert main(["status", str(tmp_path / "new"), *DIGITS]) == 0
     assert capsys.readouterr().out.split()[:6] == ["adapt", "0/10", "adapters", "generate", "0/2000", "images"]
 
 

@@ -27,7 +27,7 @@ def test_joins_a_session_and_leaves_it_running(local_ray):
     import ray
 
     with connected(ClusterConfig(workers=2, device="cpu")) as workers:
-        assert workers == Workers(count=2, threads=1, use_gpu=False)
+        assert (workers.count, workers.threads, workers.use_gpu, workers.grows) == (2, 1, False, False)
     assert ray.is_initialized()
     with pytest.raises(ValueError, match="the cluster can hold 3"):
         check_workers(ClusterConfig(workers=4, device="cpu"))

@@ -1,19 +1,77 @@
-"""The embedded backbone shows what the method is for, with a wide margin and a fraction of the recipe's budget."""
+"""The embedded backbone shows what the method is for, with a wide margin and a fraction of the recipe's budget.
+
+In one process, on the device code alone: what Ray adds is tested elsewhere.
+"""
+
+import itertools
+
+import pytest
+import torch
 
 from datadream import recipes
-from datadream.experiment import Experiment
+from datadream.adapt.loop import AdapterTrainer
+from datadream.classify.images import LabelledImages, shuffled_batches
+from datadream.classify.ranks import ALONE
+from datadream.classify.setting import SettingTrainer, SyntheticImages
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import draw
+from datadream.generate.sampler import Sampler
+from datadream.methods import METHODS
+from datadream.models.diffusion import load_pipeline
+
+CPU = torch.device("cpu")
 
 
-def test_drawn_images_alone_teach_clip_digits_it_did_not_know(local_ray, tmp_path):
+@pytest.fixture
+def both_cores():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_drawn_images_alone_teach_clip_digits_it_did_not_know(both_cores):
     changes = {
+        "method": "datadream-dset",
         "adapt.steps_per_class": 20,
         "generate.images_per_class": 30,
         "classify.steps": 80,
         "classify.eval_every": 40,
-        "classify.settings": ["zero-shot", "synthetic"],
-        "cluster.workers": 2,
     }
-    records = Experiment(recipes.digits(method="datadream-dset", **changes), str(tmp_path)).run()
-    top1 = {record["setting"]: record["top1"] for record in records}
+    config = recipes.digits(**changes)
+    source = open_source("digits")
+    few_shot = draw(source.dataset(), config.data.n_shots, config.seed, config.data.prompt)
+    plan = METHODS[config.method](few_shot, config)
+    drawn = _draw(config, plan, _adapt(config, plan, source))
+    classifiers = SettingTrainer(config, few_shot, CPU, ALONE)
+    synthetic = SyntheticImages(len(drawn), lambda size, seed: shuffled_batches(drawn, size, ALONE, seed))
+    top1 = {
+        setting: classifiers.run(setting, synthetic, lambda step, reading: None).metrics["top1"]
+        for setting in ("zero-shot", "synthetic")
+    }
     assert 50 < top1["zero-shot"] < 80
     assert top1["synthetic"] > top1["zero-shot"] + 7
+
+
+def _pipeline(config):
+    return load_pipeline(config.diffusion.model, None, CPU, torch.float32)
+
+
+def _adapt(config, plan, source) -> bytes:
+    (spec,) = plan.adapters
+    trainer = AdapterTrainer(_pipeline(config), config.adapt, config.diffusion.resolution)
+    (trained,) = trainer.train([spec], [[source.read(photo.key) for photo in spec.photos]])
+    return trained.weights
+
+
+def _draw(config, plan, adapter: bytes) -> LabelledImages:
+    sampler = Sampler(_pipeline(config), config.generate, config.diffusion.resolution)
+    images, labels = [], []
+    for label, requests in itertools.groupby(plan.images, key=lambda request: request.label):
+        pixels = sampler.draw(list(requests), lambda _: adapter, source_is_never_read)
+        images.append(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        labels += [label] * len(pixels)
+    return LabelledImages(torch.cat(images), torch.tensor(labels))
+
+
+def source_is_never_read(key: str):
+    raise AssertionError(f"datadream-dset draws from noise, and yet {key} was asked for")

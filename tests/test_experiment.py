@@ -26,6 +26,7 @@ def config(pipeline_folder, tmp_path_factory) -> ExperimentConfig:
         "data.n_shots": 2,
         "adapt.steps_per_class": 10,
         "adapt.batch_size": 2,
+        "adapt.adapters_per_step": 2,
         "generate.images_per_class": 6,
         "generate.chunk_size": 3,
         "generate.steps": 2,

@@ -1,8 +1,8 @@
 """Latents of random crops, with each distinct crop encoded once.
 
-The authors encode every crop of every step, 38 % of a step's work. Offsets here lie on the VAE's 8-pixel grid, so that
-a photo has few distinct crops; their means and deviations are kept and the latent's noise is drawn anew at each step,
-so the law of the latents is the authors' but for the quantised offset.
+The authors encode every crop of every step, 38 % of a step's work. Offsets here lie on a grid, the VAE's 8 pixels
+unless told otherwise, so that a photo has few distinct crops; their means and deviations are kept and the latent's
+noise is drawn anew at each step, so the law of the latents is the authors' but for the quantised offset.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-GRID = 8
-
 
 class LatentCache:
     """Draws latents of random square crops of a few photos."""
 
-    def __init__(self, vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int) -> None:
-        """`images` are resized so that their shorter side is `resolution` pixels."""
-        self._vae, self._resolution = vae, resolution
+    def __init__(self, vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int, grid: int) -> None:
+        """`images` are resized so that their shorter side is `resolution` pixels; offsets are multiples of `grid`."""
+        self._vae, self._resolution, self._grid = vae, resolution, grid
         self._images = [resize_shorter_side(image, resolution) for image in images]
         self._moments: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -40,11 +38,14 @@ class LatentCache:
 
     def _crop_moments(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         image = self._images[index]
-        top, left = (_offset(side - self._resolution, generator) for side in (image.height, image.width))
+        top, left = (self._offset(side - self._resolution, generator) for side in (image.height, image.width))
         key = (index, top, left)
         if key not in self._moments:
             self._moments[key] = self._encode(image, top, left)
         return self._moments[key]
+
+    def _offset(self, room: int, generator: torch.Generator) -> int:
+        return self._grid * int(torch.randint(room // self._grid + 1, (), generator=generator))
 
     @torch.no_grad()
     def _encode(self, image: Image.Image, top: int, left: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +60,3 @@ def resize_shorter_side(image: Image.Image, pixels: int) -> Image.Image:
     scale = pixels / min(image.size)
     size = tuple(max(pixels, round(side * scale)) for side in image.size)
     return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
-
-
-def _offset(room: int, generator: torch.Generator) -> int:
-    return GRID * int(torch.randint(room // GRID + 1, (), generator=generator))

@@ -27,7 +27,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from datadream.classify.images import LabelledImages, buffered_batches, rows_per_read, shuffled_batches
 from datadream.classify.published import Published, open_published, quiet_ordered_data
 from datadream.classify.ranks import Ranks
-from datadream.cluster import Workers, failure_text, train_storage
+from datadream.cluster import Workers, beside_driver, failure_text, train_storage
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet
 from datadream.device import use_threads
@@ -117,9 +117,9 @@ def _train(store: RunStore, jobs: Sequence[ClassifierJob], workers: Workers) -> 
             if published:
                 # Materialised: decoded once for all workers and settings, into memory that a node's workers share.
                 datasets[tasks[-1].dataset] = published.rows if buffer else published.rows.materialize()
-        monitor = Monitor.options(num_cpus=0).remote()
+        monitor = Monitor.options(**beside_driver()).remote()
         with (
-            Progress("classify", sum(map(_steps, tasks)), "step") as progress,
+            Progress("classify", sum(map(_steps, tasks)), "step", store) as progress,
             train_storage(store) as storage,
             polled(lambda: _show(progress, monitor)),
         ):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from datadream.config import GenerateConfig, nearest
 from datadream.methods.base import ImageRequest
-from datadream.models.lora import InPlaceMerger
+from datadream.models.merge import InPlaceMerger
 
 
 class Sampler:

@@ -47,8 +47,11 @@ class _Shard:
     members: tuple[tuple[str, int], ...]
 
 
-def draw_chunks(chunks: Sequence[Chunk], config: ExperimentConfig, workers: Workers) -> None:
-    """Draw every chunk that is not committed yet; raises RuntimeError with the cause when one fails."""
+def draw_chunks(store: RunStore, chunks: Sequence[Chunk], config: ExperimentConfig, workers: Workers) -> None:
+    """Draw every chunk that is not committed yet; raises RuntimeError with the cause when one fails.
+
+    `store` is told how far it is.
+    """
     committed = {url: RunStore(url).markers(CHUNKS) for url in {chunk.run_url for chunk in chunks}}
     todo = [chunk for chunk in chunks if chunk.chunk_id not in committed[chunk.run_url]]
     if not todo:
@@ -64,7 +67,7 @@ def draw_chunks(chunks: Sequence[Chunk], config: ExperimentConfig, workers: Work
         num_gpus=1 if workers.use_gpu else 0,
     )
     commits = drawn.map(_commit_chunk, fn_kwargs={"config": config})
-    with Progress("generate", total, "image", done=total - to_do) as progress, _plain_errors("drawing"):
+    with Progress("generate", total, "image", store, done=total - to_do) as progress, _plain_errors("drawing"):
         for row in commits.iter_rows():
             progress.update(progress.done + row["n_images"])
 

@@ -1,106 +1,136 @@
-"""LoRA on the generator's attention (paper, section 3): attach with peft, save for diffusers, merge in place to draw.
+"""LoRA on the generator's attention (paper, section 3), for several adapters side by side.
 
-Alpha equals the rank throughout, so an update is BA with no factor: the one convention that every reader of the files
-agrees on.
+A batch holds an equal share for each of C adapters, and every adapted layer holds C pairs of A and B, so that one pass
+trains all of them: the base model's matrix products grow with C, the number of operations does not. peft trains one
+adapter at a time. Alpha equals the rank throughout, so an update is BA with no factor: the one convention that every
+reader of the files agrees on.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 
 from datadream.run_store import ADAPTER_WEIGHTS
 
 UNET_TARGETS = ("to_k", "to_out.0", "to_q", "to_v")
 TEXT_TARGETS = ("k_proj", "out_proj", "q_proj", "v_proj")
+TEXT_LEVEL = "text_model."
 
 
-def attach(pipeline: StableDiffusionPipeline, rank: int, text_encoder: bool) -> None:
-    """Add trainable fp32 LoRA weights to every attention layer of the UNet and, if asked, of the text encoder.
+class LoraLinear(nn.Module):
+    """A frozen linear layer and the low-rank updates of C adapters, each for its own 1/C of the batch."""
 
-    Raises ValueError when the model's attention layers have other names.
-    """
-    for module, targets in _adapted(pipeline, text_encoder):
-        try:
-            module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
-        except ValueError as error:
-            raise ValueError(
-                f"{type(module).__name__} has no attention layers named {', '.join(targets)}: LoRA cannot be added."
-            ) from error
-        cast_training_params(module, dtype=torch.float32)
+    def __init__(self, base: nn.Linear, n_adapters: int, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        empty = partial(torch.empty, device=base.weight.device, dtype=torch.float32)
+        self.down = nn.Parameter(empty(n_adapters, rank, base.in_features))
+        self.up = nn.Parameter(empty(n_adapters, base.out_features, rank))
 
-
-def named_lora_parameters(pipeline: StableDiffusionPipeline) -> Iterator[tuple[str, nn.Parameter]]:
-    """LoRA parameters of UNet and text encoder in a fixed order."""
-    for module in (pipeline.unet, pipeline.text_encoder):
-        yield from sorted((name, p) for name, p in module.named_parameters() if ".lora_" in name)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[C * n, ..., in_features] -> [C * n, ..., out_features]."""
+        low = torch.bmm(inputs.reshape(len(self.down), -1, inputs.shape[-1]), self.down.mT)
+        plain = self.base(inputs)
+        return plain + torch.bmm(low, self.up.mT).view_as(plain)
 
 
-@torch.no_grad()
-def reset(pipeline: StableDiffusionPipeline, seed: int) -> None:
-    """Start a new adapter in place: A gaussian with deviation 1/rank, B zero (peft's "gaussian")."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in named_lora_parameters(pipeline):
-        if ".lora_A." in name:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[0])
-        else:
-            parameter.zero_()
+class StackedLora:
+    """C adapters on one pipeline's UNet and, if asked, text encoder.
 
-
-def to_bytes(pipeline: StableDiffusionPipeline, text_encoder: bool) -> bytes:
-    """The attached adapter as a `pytorch_lora_weights.safetensors` that diffusers loads."""
-    layers, metadata = {}, {}
-    for (module, targets), name in zip(_adapted(pipeline, text_encoder), ("unet", "text_encoder"), strict=False):
-        state = {key: value.cpu().contiguous() for key, value in get_peft_model_state_dict(module).items()}
-        rank = module.peft_config["default"].r
-        layers[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(state)
-        # Only what a reader needs: peft's full config has an unordered set and this machine's path in it.
-        metadata[f"{name}_lora_adapter_metadata"] = {"r": rank, "lora_alpha": rank, "target_modules": list(targets)}
-    with tempfile.TemporaryDirectory() as folder:
-        StableDiffusionPipeline.save_lora_weights(folder, **layers, **metadata)
-        return _sorted_header((Path(folder) / ADAPTER_WEIGHTS).read_bytes())
-
-
-class InPlaceMerger:
-    """Puts one adapter at a time into the base weights: W <- W0 + BA, in the storage that W already has.
-
-    W0 of the adapted layers is kept, so weights never drift, and the base is restored to the bit.
+    An adapter is a row of `weights` [C, numbers of an adapter], fp32, of which the layers' A and B are views: one
+    norm, one optimiser step or one copy handles it whole.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
-        self._modules = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
-        self._base: dict[str, torch.Tensor] = {}
+    def __init__(self, pipeline: StableDiffusionPipeline, n_adapters: int, rank: int, text_encoder: bool) -> None:
+        """Raises ValueError when the model's attention layers have other names."""
+        self.rank = rank
+        self._models = {"unet": (pipeline.unet, UNET_TARGETS)}
+        if text_encoder:
+            self._models["text_encoder"] = (pipeline.text_encoder, TEXT_TARGETS)
+        self._layers = {
+            name: _adapt_layers(module, targets, n_adapters, rank) for name, (module, targets) in self._models.items()
+        }
+        self.weights = nn.Parameter(torch.cat([part.detach().flatten(1) for part in self.parts], dim=1))
+        self._make_views()
+
+    @property
+    def parts(self) -> list[nn.Parameter]:
+        """Every layer's A and B, in the order of their numbers in a row of `weights`."""
+        layers = (layer for model in self._layers.values() for layer in model.values())
+        return [part for layer in layers for part in (layer.down, layer.up)]
 
     @torch.no_grad()
-    def merge(self, weights: bytes | None) -> None:
-        """Merge an adapter file's weights over the base; None restores the base."""
-        for name, base in self._base.items():
-            self._weight(name).copy_(base)
-        if weights is None:
-            return
-        state = safetensors.torch.load(weights)
-        for key in sorted(key for key in state if key.endswith(".down.weight")):
-            # unet.<layer>.lora.down.weight and text_encoder.<layer>.lora_linear_layer.down.weight
-            layer = key.removesuffix(".down.weight").rpartition(".")[0]
-            weight = self._weight(layer)
-            base = self._base.setdefault(layer, weight.clone())
-            down, up = state[key].to(weight.device), state[key.replace(".down.", ".up.")].to(weight.device)
-            weight.copy_(base.float() + up.float() @ down.float())
+    def reset(self, row: int, seed: int) -> None:
+        """Start a new adapter in place: A gaussian with deviation 1/rank, B zero (peft's "gaussian")."""
+        generator = torch.Generator().manual_seed(seed)
+        for layer in (layer for model in self._layers.values() for layer in model.values()):
+            layer.down[row] = torch.randn(layer.down.shape[1:], generator=generator) / self.rank
+            layer.up[row] = 0
 
-    def _weight(self, layer: str) -> torch.Tensor:
-        model, _, name = layer.partition(".")
-        return self._modules[model].get_submodule(name).weight
+    def to_bytes(self, row: int) -> bytes:
+        """An adapter as a `pytorch_lora_weights.safetensors` that diffusers loads."""
+        weights, metadata = {}, {}
+        for name, layers in self._layers.items():
+            state = {}
+            for layer_name, layer in layers.items():
+                key = _published_name(name, layer_name)
+                state[f"{key}.lora_A.weight"] = layer.down[row].detach().cpu().contiguous()
+                state[f"{key}.lora_B.weight"] = layer.up[row].detach().cpu().contiguous()
+            weights[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(state)
+            metadata[f"{name}_lora_adapter_metadata"] = {
+                "r": self.rank,
+                "lora_alpha": self.rank,
+                "target_modules": list(self._models[name][1]),
+            }
+        with tempfile.TemporaryDirectory() as folder:
+            StableDiffusionPipeline.save_lora_weights(folder, **weights, **metadata)
+            return _sorted_header((Path(folder) / ADAPTER_WEIGHTS).read_bytes())
+
+    def remove(self) -> None:
+        """Give the pipeline its own layers back."""
+        for name, layers in self._layers.items():
+            for layer_name, layer in layers.items():
+                _replace(self._models[name][0], layer_name, layer.base)
+
+    def _make_views(self) -> None:
+        parts = self.parts
+        for part, numbers in zip(parts, self.weights.detach().split([p[0].numel() for p in parts], 1), strict=True):
+            part.data = numbers.view(part.shape)
+
+
+def _adapt_layers(module: nn.Module, targets: tuple[str, ...], n_adapters: int, rank: int) -> dict[str, LoraLinear]:
+    names = [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and name.endswith(tuple(f".{target}" for target in targets))
+    ]
+    if not names:
+        raise ValueError(
+            f"{type(module).__name__} has no attention layers named {', '.join(targets)}: LoRA cannot be added."
+        )
+    layers = {name: LoraLinear(module.get_submodule(name), n_adapters, rank) for name in sorted(names)}
+    for name, layer in layers.items():
+        _replace(module, name, layer)
+    return layers
+
+
+def _published_name(model: str, layer: str) -> str:
+    # transformers 5 dropped the level text_model; files keep it, for all readers know it, and older ones need it.
+    flat = model == "text_encoder" and not layer.startswith(TEXT_LEVEL)
+    return TEXT_LEVEL + layer if flat else layer
+
+
+def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, layer)
 
 
 def _sorted_header(data: bytes) -> bytes:
@@ -109,8 +139,3 @@ def _sorted_header(data: bytes) -> bytes:
     header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
-
-
-def _adapted(pipeline: StableDiffusionPipeline, text_encoder: bool) -> list[tuple[nn.Module, tuple[str, ...]]]:
-    adapted: list[tuple[nn.Module, tuple[str, ...]]] = [(pipeline.unet, UNET_TARGETS)]
-    return [*adapted, (pipeline.text_encoder, TEXT_TARGETS)] if text_encoder else adapted

@@ -1,19 +1,24 @@
 """Our training step is a plain diffusers and peft loop's."""
 
+import re
+
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import get_peft_model_state_dict
 from PIL import Image
 
-from datadream.adapt.loop import AdapterTrainer
+from datadream.adapt.loop import AdapterTrainer, TrainedAdapter
 from datadream.adapt.steps import n_steps
 from datadream.config import AdaptConfig
 from datadream.methods import AdapterSpec, TrainingPhoto
-from datadream.models import lora
 from datadream.models.diffusion import load_pipeline
+from datadream.models.lora import StackedLora
+from datadream.run_store import ADAPTER_WEIGHTS
 from tests.tiny_models import save_pipeline
 
 CONFIG = AdaptConfig(steps_per_class=20, learning_rate=1e-3, warmup_steps=4, rank=4, batch_size=3)
@@ -34,6 +39,11 @@ def trainer(folder, config: AdaptConfig = CONFIG) -> AdapterTrainer:
     return AdapterTrainer(load_pipeline(str(folder), None, torch.device("cpu"), torch.float32), config, 32)
 
 
+def train_one(ours: AdapterTrainer) -> TrainedAdapter:
+    (trained,) = ours.train([spec()], [images()])
+    return trained
+
+
 def plain_loop(folder, seed: int) -> dict[str, torch.Tensor]:
     """The same 20 steps as a script on diffusers and peft would take them: every crop and prompt encoded every
     step."""
@@ -42,8 +52,13 @@ def plain_loop(folder, seed: int) -> dict[str, torch.Tensor]:
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     for module in (unet, text_encoder, vae):
         module.requires_grad_(False)
-    lora.attach(pipeline, CONFIG.rank, text_encoder=True)
-    lora.reset(pipeline, seed)
+    lora = StackedLora(load_pipeline(str(folder), None, torch.device("cpu"), torch.float32), 1, CONFIG.rank, True)
+    lora.reset(0, seed)  # both loops must start from the same A
+    (folder / ADAPTER_WEIGHTS).write_bytes(lora.to_bytes(0))
+    pipeline.load_lora_weights(folder, adapter_name="default")
+    for module in (unet, text_encoder):
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_("lora_" in name)
     parameters = [p for module in (unet, text_encoder) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay)
     factor = lambda step: (step / 4) if step < 4 else 0.5 * (1 + np.cos(np.pi * (step - 4) / 16))  # noqa: E731
@@ -75,13 +90,19 @@ def plain_loop(folder, seed: int) -> dict[str, torch.Tensor]:
         optimizer.step()
         learning_rate.step()
         optimizer.zero_grad()
-    return safetensors.torch.load(lora.to_bytes(pipeline, text_encoder=True))
+    StableDiffusionPipeline.save_lora_weights(
+        folder / "trained",
+        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)),
+        text_encoder_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(text_encoder)),
+    )
+    return safetensors.torch.load_file(folder / "trained" / ADAPTER_WEIGHTS)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_twenty_steps_equal_a_plain_loop(tmp_path, prediction_type):
     folder = save_pipeline(tmp_path / "pipeline", prediction_type)
-    ours = safetensors.torch.load(trainer(folder).train(spec(), images()).weights)
+    ours = safetensors.torch.load(train_one(trainer(folder)).weights)
+    ours = {key.replace("text_model.", ""): value for key, value in ours.items()}
     plain = plain_loop(folder, seed=3)
     assert ours.keys() == plain.keys()
     for key in plain:
@@ -90,30 +111,65 @@ def test_twenty_steps_equal_a_plain_loop(tmp_path, prediction_type):
 
 
 def test_an_adapter_does_not_depend_on_those_trained_before_it(pipeline_folder):
-    alone = trainer(pipeline_folder).train(spec(), images())
+    alone = train_one(trainer(pipeline_folder))
     warm = trainer(pipeline_folder)
-    warm.train(spec("class-00001", seed=9), images())
-    assert warm.train(spec(), images()).weights == alone.weights
+    warm.train([spec("class-00001", seed=9), spec("class-00002", seed=8)], [images()] * 2)
+    assert train_one(warm).weights == alone.weights
     assert alone.vae_encodes == 4
+
+
+def test_adapters_trained_side_by_side_are_those_trained_alone(pipeline_folder):
+    """With other seeds, other numbers of photos and prompts: only the number of steps must agree."""
+    ours = trainer(pipeline_folder)
+    specs = [spec("a", 3, 4), spec("b", 9, 1), spec("c", 7, 2)]
+    photos = [images(len(one.photos)) for one in specs]
+    together = ours.train(specs, photos)
+    for one, own, trained in zip(specs, photos, together, strict=True):
+        (alone,) = ours.train([one], [own])
+        assert trained.losses == pytest.approx(alone.losses, rel=1e-5)
+        expected, found = safetensors.torch.load(alone.weights), safetensors.torch.load(trained.weights)
+        for key in expected:
+            assert (found[key] - expected[key]).norm() / expected[key].norm() < 1e-5, key
+
+
+def test_an_adapter_that_breaks_leaves_those_beside_it_alone(pipeline_folder):
+    ours = trainer(pipeline_folder)
+    (expected,) = ours.train([spec("b", 9)], [images()])
+    ours._lora.weights.data.zero_()
+    reset = ours._start
+
+    def start_broken(specs):
+        reset(specs)
+        ours._lora.weights.data[0] = float("nan")
+
+    ours._start = start_broken
+    broken, found = ours.train([spec("a"), spec("b", 9)], [images()] * 2)
+    assert isinstance(broken, FloatingPointError)
+    assert "the loss is nan at step 1" in str(broken)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
 
 
 def test_without_text_encoder_only_the_unet_is_adapted(pipeline_folder):
     config = CONFIG.model_copy(update={"text_encoder": False, "steps_per_class": 2})
-    weights = trainer(pipeline_folder, config).train(spec(), images()).weights
+    weights = train_one(trainer(pipeline_folder, config)).weights
     assert {key.split(".")[0] for key in safetensors.torch.load(weights)} == {"unet"}
 
 
 def test_progress_and_losses_cover_every_step(pipeline_folder):
     steps = []
-    trained = trainer(pipeline_folder).train(spec(), images(), steps.append)
+    (trained,) = trainer(pipeline_folder).train([spec()], [images()], lambda step, losses: steps.append(step))
     assert steps == list(range(1, 21))
-    assert [step for step, _ in trained.losses] == [10, 20]
+    assert len(trained.losses) == 20
+    assert trained.curve() == [
+        (10, pytest.approx(sum(trained.losses[:10]) / 10)),
+        (20, pytest.approx(sum(trained.losses[10:]) / 10)),
+    ]
 
 
 def test_nan_loss_names_adapter_and_step(pipeline_folder):
     broken = trainer(pipeline_folder, CONFIG.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0}))
-    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step \d+"):
-        broken.train(spec(), images())
+    (error,) = broken.train([spec()], [images()])
+    assert re.match(r"the loss is (nan|inf) at step \d+", str(error))
 
 
 def test_class_adapters_share_the_dataset_adapters_steps():
@@ -123,3 +179,42 @@ def test_class_adapters_share_the_dataset_adapters_steps():
     whole = AdapterSpec("d", one.photos * 10, 10, 0)
     assert n_steps(whole, config) == 10 * n_steps(one, config)
     assert n_steps(whole, AdaptConfig(steps_per_class=150)) == 1500
+
+
+def test_the_fastest_group_is_measured_and_bounded(pipeline_folder):
+    ours = trainer(pipeline_folder)
+    assert ours.fastest_group(most=3) == 3
+    assert ours.fastest_group(most=100) == 5
+    assert ours.measured_group(most=1) == 1
+    assert ours.measured_group(most=5) in (1, 2, 4)
+    expected = train_one(trainer(pipeline_folder))
+    assert train_one(ours).weights == expected.weights
+
+
+def test_out_of_memory_halves_the_group(pipeline_folder, caplog):
+    ours = trainer(pipeline_folder)
+    train, sizes = ours._train, []
+
+    def with_little_memory(specs, photos, on_step, steps):
+        sizes.append(len(specs))
+        if len(specs) > 2:
+            raise torch.OutOfMemoryError
+        return train(specs, photos, on_step, steps)
+
+    ours._train = with_little_memory
+    specs = [spec(str(seed), seed) for seed in range(5)]
+    trained = ours.train(specs, [images()] * 5)
+    assert sizes == [5, 3, 2, 1, 2]
+    assert "out of memory with 5 adapters side by side: going on with 3" in caplog.text
+    assert len({one.weights for one in trained}) == 5
+
+
+def test_out_of_memory_with_one_adapter_is_its_failure(pipeline_folder):
+    ours = trainer(pipeline_folder)
+
+    def without_memory(*_):
+        raise torch.OutOfMemoryError
+
+    ours._train = without_memory
+    (error,) = ours.train([spec()], [images()])
+    assert "does not suffice for one adapter. Lower adapt.batch_size" in str(error)

@@ -9,9 +9,9 @@ from PIL import Image
 from datadream.config import GenerateConfig
 from datadream.generate.sampler import Sampler, centre_square
 from datadream.methods import ImageRequest
-from datadream.models import lora
 from datadream.models.diffusion import load_pipeline
 from datadream.run_store import ADAPTER_WEIGHTS
+from tests.models.adapters import random_adapter
 
 CONFIG = GenerateConfig(steps=4)
 PROMPT = "a photo of a cat"
@@ -20,15 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def adapters(pipeline_folder) -> dict[str, bytes]:
-    pipeline = load_pipeline(str(pipeline_folder), None, CPU, torch.float32)
-    lora.attach(pipeline, rank=4, text_encoder=True)
-    made = {}
-    for seed in (1, 2):
-        generator = torch.Generator().manual_seed(seed)
-        for _, parameter in lora.named_lora_parameters(pipeline):
-            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
-        made[f"class-{seed}"] = lora.to_bytes(pipeline, text_encoder=True)
-    return made
+    return {f"class-{seed}": random_adapter(pipeline_folder, seed, scale=0.2) for seed in (1, 2)}
 
 
 @pytest.fixture

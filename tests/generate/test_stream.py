@@ -35,7 +35,7 @@ def plan_chunks(store, few_shot, config):
 
 def publish(store, few_shot, config, workers):
     chunks = plan_chunks(store, few_shot, config)
-    draw_chunks(chunks, config, workers)
+    draw_chunks(store, chunks, config, workers)
     publish_dataset(store, chunks, few_shot, config)
     return {name: store.read_bytes(f"dataset/{name}") for name in store.read_json(DATASET)["shards"]}
 
@@ -62,7 +62,7 @@ def test_two_workers_and_an_interrupted_start_give_the_same_bytes(published, con
     _, expected = published
     store = RunStore(str(tmp_path))
     chunks = plan_chunks(store, few_shot, config)
-    draw_chunks(chunks[::3], config, TWO)
+    draw_chunks(store, chunks[::3], config, TWO)
     before = {name: os.stat(store.path(f"chunks/{name}.json")).st_mtime_ns for name in store.markers("chunks")}
     assert publish(store, few_shot, config, TWO) == expected
     assert all(os.stat(store.path(f"chunks/{name}.json")).st_mtime_ns == time for name, time in before.items())
@@ -92,5 +92,5 @@ def test_a_missing_adapter_is_told(local_ray, config, few_shot, tmp_path):
     store = RunStore(str(tmp_path))
     chunks = split_into_chunks(store.url, METHODS["datadream-dset"](few_shot, config).images[:3], 3)
     with pytest.raises(RuntimeError, match="FileNotFoundError: .*adapters/dataset"):
-        draw_chunks(chunks, config, ONE)
+        draw_chunks(store, chunks, config, ONE)
     assert store.markers("chunks") == set()

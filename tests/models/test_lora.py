@@ -1,12 +1,15 @@
-"""Our LoRA files and merged weights are what plain diffusers and peft make of them."""
+"""Several adapters beside each other are what peft makes of each alone."""
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from torch import nn
 
 from datadream.models import lora
 from datadream.models.diffusion import load_pipeline
+from datadream.models.lora import LoraLinear, StackedLora
 from datadream.run_store import ADAPTER_WEIGHTS
+from tests.models.adapters import unet_output
 
 CPU = torch.device("cpu")
 
@@ -16,79 +19,76 @@ def pipeline(pipeline_folder):
     return load_pipeline(str(pipeline_folder), None, CPU, torch.float32)
 
 
-@pytest.fixture(scope="module")
-def weights(pipeline_folder) -> bytes:
-    """A LoRA whose B is not zero."""
-    pipeline = load_pipeline(str(pipeline_folder), None, CPU, torch.float32)
-    lora.attach(pipeline, rank=4, text_encoder=True)
-    lora.reset(pipeline, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    for _, parameter in lora.named_lora_parameters(pipeline):
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return lora.to_bytes(pipeline, text_encoder=True)
-
-
-def unet_output(pipeline: StableDiffusionPipeline) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, 4, 8, 8, generator=generator)
-    tokens = pipeline.tokenizer("a cat", padding="max_length", return_tensors="pt").input_ids
-    with torch.no_grad():
-        encoded = pipeline.text_encoder(tokens)[0].expand(2, -1, -1)
-        return pipeline.unet(latents, torch.tensor([10, 900]), encoded).sample
+def randomised(pipeline, n_adapters: int, **settings) -> StackedLora:
+    stacked = StackedLora(pipeline, n_adapters, rank=4, **{"text_encoder": True} | settings)
+    stacked.weights.data.copy_(0.1 * torch.randn(stacked.weights.shape, generator=torch.Generator().manual_seed(0)))
+    return stacked
 
 
 def test_every_attention_layer_of_both_models_is_adapted(pipeline):
     attention = {name for name, _ in pipeline.unet.named_modules() if name.endswith(("attn1", "attn2"))}
     layers = {name for name, _ in pipeline.text_encoder.named_modules() if name.endswith("self_attn")}
-    lora.attach(pipeline, rank=4, text_encoder=True)
-    names = [name for name, _ in lora.named_lora_parameters(pipeline)]
-    assert len(names) == 2 * 4 * (len(attention) + len(layers))
-    assert all(p.dtype == torch.float32 and p.requires_grad for _, p in lora.named_lora_parameters(pipeline))
-    trainable = [
-        p for module in (pipeline.unet, pipeline.text_encoder) for p in module.parameters() if p.requires_grad
-    ]
-    assert len(trainable) == len(names)
+    stacked = StackedLora(pipeline, 3, rank=4, text_encoder=True)
+    assert len(stacked.parts) == 2 * 4 * (len(attention) + len(layers))
+    trainable = [p for model in (pipeline.unet, pipeline.text_encoder) for p in model.parameters() if p.requires_grad]
+    assert {id(p) for p in trainable} == {id(p) for p in stacked.parts}
+    assert sum(p.numel() for p in stacked.parts) == stacked.weights.numel()
+    assert stacked.weights.dtype == torch.float32
+
+
+def test_a_layer_gives_each_adapter_its_share_of_the_batch():
+    layer = LoraLinear(nn.Linear(5, 7), n_adapters=3, rank=2)
+    for part in (layer.down, layer.up):
+        nn.init.normal_(part)
+    inputs = torch.randn(6, 4, 5)
+    outputs = layer(inputs)
+    for image in range(6):
+        row = image // 2
+        expected = layer.base(inputs[image]) + inputs[image] @ layer.down[row].T @ layer.up[row].T
+        torch.testing.assert_close(outputs[image], expected)
+
+
+def test_a_file_loads_in_plain_diffusers_as_the_row_it_came_from(pipeline, pipeline_folder, tmp_path):
+    stacked = randomised(pipeline, 2)
+    ours = unet_output(pipeline)
+    for row in range(2):
+        (tmp_path / ADAPTER_WEIGHTS).write_bytes(stacked.to_bytes(row))
+        plain = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+        plain.load_lora_weights(tmp_path)
+        # Our two images have an adapter each.
+        torch.testing.assert_close(unet_output(plain)[row], ours[row], rtol=1e-4, atol=1e-5)
 
 
 def test_a_new_adapter_changes_nothing_and_follows_its_seed(pipeline):
     before = unet_output(pipeline)
-    lora.attach(pipeline, rank=4, text_encoder=True)
-    lora.reset(pipeline, seed=5)
+    stacked = StackedLora(pipeline, 1, rank=4, text_encoder=True)
+    stacked.reset(0, seed=5)
     assert torch.equal(unet_output(pipeline), before)
-    first = lora.to_bytes(pipeline, text_encoder=True)
-    lora.reset(pipeline, seed=6)
-    assert lora.to_bytes(pipeline, text_encoder=True) != first
-    lora.reset(pipeline, seed=5)
-    assert lora.to_bytes(pipeline, text_encoder=True) == first
+    first = stacked.to_bytes(0)
+    stacked.reset(0, seed=6)
+    assert stacked.to_bytes(0) != first
+    stacked.reset(0, seed=5)
+    assert stacked.to_bytes(0) == first
 
 
-def test_merged_equals_plain_diffusers_with_the_file_loaded(pipeline, pipeline_folder, weights, tmp_path):
-    (tmp_path / ADAPTER_WEIGHTS).write_bytes(weights)
-    plain = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
-    base = unet_output(pipeline)
-    plain.load_lora_weights(tmp_path)
-    lora.InPlaceMerger(pipeline).merge(weights)
-    expected = unet_output(plain)
-    assert (expected - base).abs().max() > 1e-2
-    torch.testing.assert_close(unet_output(pipeline), expected, rtol=1e-4, atol=1e-5)
+def test_reset_touches_one_row_and_does_not_depend_on_it(pipeline):
+    stacked = randomised(pipeline, 3)
+    before = stacked.weights.detach().clone()
+    stacked.reset(1, seed=5)
+    assert torch.equal(stacked.weights[[0, 2]], before[[0, 2]])
+    stacked.reset(2, seed=5)
+    assert torch.equal(stacked.weights[1], stacked.weights[2])
+    assert not torch.equal(stacked.weights[1], before[1])
 
 
-def test_merges_do_not_drift_and_the_base_returns_to_the_bit(pipeline, weights):
-    base = {name: p.clone() for name, p in pipeline.unet.named_parameters()}
-    pointers = {name: p.data_ptr() for name, p in pipeline.unet.named_parameters()}
-    merger = lora.InPlaceMerger(pipeline)
-    merger.merge(weights)
-    once = unet_output(pipeline)
-    for _ in range(20):
-        merger.merge(None)
-        merger.merge(weights)
-    assert torch.equal(unet_output(pipeline), once)
-    merger.merge(None)
-    assert all(torch.equal(p, base[name]) for name, p in pipeline.unet.named_parameters())
-    assert pointers == {name: p.data_ptr() for name, p in pipeline.unet.named_parameters()}
+def test_removed_the_pipeline_is_as_it_was(pipeline):
+    before, names = unet_output(pipeline), set(pipeline.unet.state_dict())
+    randomised(pipeline, 1).remove()
+    assert set(pipeline.unet.state_dict()) == names
+    assert torch.equal(unet_output(pipeline), before)
 
 
 def test_other_attention_names_are_refused(pipeline, monkeypatch):
     monkeypatch.setattr(lora, "UNET_TARGETS", ("to_query",))
     with pytest.raises(ValueError, match="no attention layers named to_query"):
-        lora.attach(pipeline, rank=4, text_encoder=False)
+        StackedLora(pipeline, 1, rank=4, text_encoder=False)

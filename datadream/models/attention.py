@@ -1,0 +1,38 @@
+"""Attention in which the images of a prompt share its keys and values."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+
+class SharedPromptAttention:
+    """A diffusers attention processor whose cross-attention takes fewer prompts than images.
+
+    Plain diffusers wants one encoded prompt per image, and projects each to keys and values. Here `n` images share
+    `p` prompts: image i attends to prompt `prompt_rows[i]`, or, without rows, to prompt i // (n / p).
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: None = None,
+        temb: None = None,
+        prompt_rows: Tensor | None = None,
+    ) -> Tensor:
+        """[images, tokens, channels] and, for cross-attention, [prompts, length, channels] -> as `hidden_states`."""
+        images, tokens, _ = hidden_states.shape
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        if encoder_hidden_states is not None and prompt_rows is not None:
+            key, value = key[prompt_rows], value[prompt_rows]
+        # Queries do not see each other: those of all images of a prompt are one longer sequence.
+        query, key, value = (
+            x.reshape(len(key), -1, attn.heads, x.shape[-1] // attn.heads) for x in (query, key, value)
+        )
+        attended = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), scale=attn.scale)
+        out = attended.transpose(1, 2).reshape(images, tokens, -1)
+        return attn.to_out[1](attn.to_out[0](out))

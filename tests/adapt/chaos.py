@@ -1,0 +1,94 @@
+"""Train adapters on a cluster of nodes that come and go: python -m tests.adapt.chaos PIPELINE RUN SEED.
+
+A process of its own, for the tests' process has joined another Ray. Prints one JSON line of what happened.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+from datadream import recipes
+from datadream.adapt.fan_out import train_adapters
+from datadream.adapt.queue import AdapterJob
+from datadream.cluster import connected
+from datadream.config import ExperimentConfig
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import draw
+from datadream.methods import METHODS
+from datadream.run_store import RunStore
+
+N_ADAPTERS, STEPS = 8, 40
+
+
+def config(pipeline: str) -> ExperimentConfig:
+    changes = {
+        "diffusion.model": pipeline,
+        "data.n_shots": 2,
+        "adapt.steps_per_class": STEPS,
+        "adapt.batch_size": 2,
+        "adapt.adapters_per_step": 1,
+        "cluster.lease_seconds": 20.0,
+        "cluster.device": "cpu",
+    }
+    return recipes.digits(**changes)
+
+
+def jobs(store: RunStore, settings: ExperimentConfig) -> list[AdapterJob]:
+    few_shot = draw(open_source("digits").dataset(), 2, 0, settings.data.prompt)
+    specs = METHODS["datadream-cls"](few_shot, settings).adapters[:N_ADAPTERS]
+    return [AdapterJob(store.url, spec, STEPS) for spec in specs]
+
+
+def train_workers() -> list[psutil.Process]:
+    processes = psutil.Process().children(recursive=True)
+    return [process for process in processes if "RayTrainWorker" in " ".join(process.cmdline())]
+
+
+def main(pipeline: str, run: str, seed: int) -> None:
+    rng, store, settings = random.Random(seed), RunStore(run), config(pipeline)
+    made = jobs(store, settings)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    failed: list[str] = []
+
+    def train() -> None:
+        try:
+            with connected(settings.cluster) as workers:
+                train_adapters(store, made, settings, workers)
+        except Exception as error:
+            failed.append(repr(error))
+
+    # Nodes are added and removed on the main thread: they install signal handlers.
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+
+    def wait_for(n: int) -> None:
+        while thread.is_alive() and sum(store.exists(job.marker) for job in made) < n:
+            time.sleep(0.02)
+
+    wait_for(1)
+    rng.choice(train_workers()).kill()
+    wait_for(2)
+    cluster.remove_node(rng.choice(nodes), allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+    wait_for(4)
+    rng.choice(train_workers()).kill()
+    thread.join()
+    committed = [job.spec.adapter_id for job in made if store.exists(job.marker)]
+    print(json.dumps({"failed": failed, "committed": committed, "nodes": len(ray.nodes())}))
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], str(Path(sys.argv[2])), int(sys.argv[3]))
