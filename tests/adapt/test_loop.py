@@ -132,6 +132,16 @@ def test_adapters_trained_side_by_side_are_those_trained_alone(pipeline_folder):
             assert (found[key] - expected[key]).norm() / expected[key].norm() < 1e-5, key
 
 
+def test_a_step_encodes_a_prompt_once_and_a_crop_never_again(pipeline_folder):
+    ours = trainer(pipeline_folder)
+    encoded = []
+    ours._pipeline.text_encoder.register_forward_pre_hook(lambda module, inputs: encoded.append(len(inputs[0])))
+    one_prompt = [AdapterSpec(str(seed), spec().photos[:1], 1, seed) for seed in range(3)]
+    trained = ours.train(one_prompt, [images(1)] * 3)
+    assert encoded == [3] * 20
+    assert [one.vae_encodes for one in trained] == [1, 1, 1]
+
+
 def test_an_adapter_that_breaks_leaves_those_beside_it_alone(pipeline_folder):
     ours = trainer(pipeline_folder)
     (expected,) = ours.train([spec("b", 9)], [images()])

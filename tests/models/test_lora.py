@@ -1,9 +1,12 @@
 """Several adapters beside each other are what peft makes of each alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from datadream.models import lora
 from datadream.models.diffusion import load_pipeline
@@ -86,6 +89,24 @@ def test_removed_the_pipeline_is_as_it_was(pipeline):
     randomised(pipeline, 1).remove()
     assert set(pipeline.unet.state_dict()) == names
     assert torch.equal(unet_output(pipeline), before)
+
+
+def test_stable_diffusion_21_gets_the_papers_adapters():
+    """Shapes of the published configs, no memory: 128 UNet and 92 text layers at rank 16."""
+    unet = {
+        "sample_size": 64,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    }
+    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+    with torch.device("meta"):
+        pipeline = SimpleNamespace(
+            unet=UNet2DConditionModel(**unet), text_encoder=CLIPTextModel(CLIPTextConfig(**text))
+        )
+        stacked = StackedLora(pipeline, 2, rank=16, text_encoder=True)
+    assert len(stacked.parts) == 2 * (128 + 92)
+    assert stacked.weights.shape == (2, 6_334_464)
 
 
 def test_other_attention_names_are_refused(pipeline, monkeypatch):
