@@ -24,7 +24,7 @@ def config(pipeline_folder, tmp_path_factory) -> ExperimentConfig:
     changes = {
         "diffusion.model": str(pipeline_folder),
         "data.n_shots": 2,
-        "adapt.steps_per_class": 10,
+        "adapt.steps_per_class": 60,
         "adapt.batch_size": 2,
         "adapt.adapters_per_step": 2,
         "generate.images_per_class": 6,
