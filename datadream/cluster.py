@@ -85,9 +85,10 @@ def workers_to_add(
     As many as were asked for; where nobody asked, as many as the cluster can hold, which grows when nodes join. A node
     gets workers when it has none, as many as fit it.
     """
-    wanted = min(_workers(config).count if workers.grows else workers.count, n_tasks) - sum(there.values())
+    rooms = _node_rooms(workers)
+    wanted = min(_slots(config, workers.use_gpu) if workers.grows else workers.count, n_tasks) - sum(there.values())
     added: dict[str, Workers] = {}
-    for node, room in _node_rooms(workers).items():
+    for node, room in rooms.items():
         count = min(room, wanted) if node not in there else 0
         if count > 0:
             added[node] = replace(workers, count=count)
@@ -145,14 +146,32 @@ def _workers(config: ClusterConfig) -> Workers:
     cpus, gpus = _cluster_size()
     _check_fits(config, cpus, gpus, "the cluster")
     use_gpu = _use_gpu(config, gpus)
+    slots = _slots(config, use_gpu)
+    workers = Workers(config.workers or slots, config.threads_per_worker, use_gpu, slots, grows=config.workers is None)
+    _check_nodes(config, workers)
+    return workers
+
+
+def _slots(config: ClusterConfig, use_gpu: bool) -> int:
+    """Workers that the cluster can hold now, one at least."""
+    cpus, gpus = _cluster_size()
     if use_gpu:
         room = gpus
     elif _address(config) is None:
         room = _cores() // config.threads_per_worker
     else:
         room = (cpus - CPUS_FOR_DATA_TASKS) // config.threads_per_worker
-    slots = max(1, room)
-    return Workers(config.workers or slots, config.threads_per_worker, use_gpu, slots, grows=config.workers is None)
+    return max(1, room)
+
+
+def _check_nodes(config: ClusterConfig, workers: Workers) -> None:
+    """A worker lives on one node, so that the cluster's sum of CPUs is not enough."""
+    room = sum(_node_rooms(workers).values())
+    if room < (config.workers or 1):
+        raise ValueError(
+            f"cluster.threads_per_worker is {workers.threads}, but the nodes can hold {room} workers of that size. "
+            "Lower it, or cluster.workers."
+        )
 
 
 def _check_fits(config: ClusterConfig, cpus: int, gpus: int, where: str) -> None:
@@ -182,6 +201,13 @@ def _cluster_size() -> tuple[int, int]:
 
     total = ray.cluster_resources()
     return int(total.get("CPU", 0)), int(total.get("GPU", 0))
+
+
+def living_nodes() -> set[str]:
+    """Ids of the nodes that are there now."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _node_rooms(workers: Workers) -> dict[str, int]:

@@ -75,8 +75,9 @@ class AdaptConfig(Section):
     kohya: bool = False
     """Also write each adapter as kohya.safetensors, for kohya's scripts, AUTOMATIC1111's web UI and ComfyUI."""
     adapters_per_step: int | None = Field(None, ge=1)
-    """Adapters that a worker trains side by side in one batch; each becomes what it would have become alone. Unset: 5
-    on CPUs, on GPUs what a short measurement finds fastest. Out of memory halves it."""
+    """Adapters that a worker trains side by side in one batch; each becomes what it would have become alone, up to
+    rounding. Unset: 5 on CPUs, or fewer so that all have work, as the run's first start found them; on GPUs what a
+    short measurement finds fastest. Out of memory halves it."""
     crop_grid: int = Field(8, ge=1)
     """Offsets of the random crops are multiples of so many pixels, so that a photo has few distinct crops to encode;
     1 is the authors' law."""
@@ -163,7 +164,7 @@ class ClassifyConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Where the work is done; never changes the result."""
+    """Where the work is done; changes the result by no more than rounding."""
 
     address: str | None = None
     """Ray cluster to join; unset: $RAY_ADDRESS if set, else a Ray that this command starts on this machine."""
@@ -172,7 +173,8 @@ class ClusterConfig(Section):
     threads_per_worker: int = Field(1, ge=1)
     """CPU threads of a worker. Results agree to the last bit only between runs of equal threads."""
     lease_seconds: float = Field(120.0, gt=0)
-    """After so many seconds without a sign of a worker, its adapters go to others. Must exceed the longest step."""
+    """After so many seconds without a sign of a worker, its adapters go to others. Must exceed the longest step
+    and the reading of an adapter's photos."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the workers; auto: cuda where the cluster has GPUs."""
 

@@ -59,7 +59,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self._store.exists(progress_file(self.stage)):
+        with suppress(OSError):
             self._store.remove(progress_file(self.stage))
 
 

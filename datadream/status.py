@@ -25,7 +25,7 @@ class StageStatus:
 
     def __str__(self) -> str:
         line = f"{self.stage:<9} {self.done}/{self.total} {self.unit}"
-        return f"{line}\n{'':<10}{self.running}" if self.running else line
+        return f"{line}\n{'':<10}{self.running}" if self.running and self.done < self.total else line
 
 
 def stage_status(store: RunStore, cells: Sequence[tuple[RunStore, ExperimentConfig, Plan]]) -> list[StageStatus]:
@@ -44,9 +44,10 @@ def stage_status(store: RunStore, cells: Sequence[tuple[RunStore, ExperimentConf
 
 
 def _said(store: RunStore, stage: str) -> str:
-    if not store.exists(progress_file(stage)):
+    try:
+        said = store.read_json(progress_file(stage))
+    except FileNotFoundError:
         return ""
-    said = store.read_json(progress_file(stage))
     return f"{said['text']} ({max(0, time.time() - said['time']):.0f} s ago)"
 
 

@@ -29,12 +29,15 @@ from datadream.run_store import RunStore
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from datadream.adapt.loop import AdapterTrainer, OnStep, TrainedAdapter
+    from datadream.adapt.loop import AdapterTrainer
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_REPORTS = 0.5
 SECONDS_BETWEEN_QUESTIONS = 1.0
+CPU_GROUP = 5
+"""Adapters side by side on a CPU: most of the gain, and a fixed number."""
+GROUP_SIZE = "stages/adapt-group.json"
 
 
 def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: ExperimentConfig, workers: Workers) -> None:
@@ -51,14 +54,12 @@ def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: Experime
 
 def _fan_out(
     store: RunStore, jobs: Sequence[AdapterJob], done: Sequence[bool], config: ExperimentConfig, workers: Workers
-) -> dict[str, str]:
+) -> list[str]:
     """Train what is not done; returns the adapters that failed by themselves, and why."""
     total, before = (sum(job.steps for job in some) for some in (jobs, itertools.compress(jobs, done)))
     log.info("adapt: %d of %d adapters to train, %d steps", len(jobs) - sum(done), len(jobs), total - before)
     queue = ray.remote(AdapterQueue).options(**beside_driver()).remote(jobs, done, config.cluster.lease_seconds)
-    # Every worker gets some, and one slot more or less in use does not change which adapters are neighbours.
-    most = max(1, len(jobs) // workers.slots)
-    settings = {"queue": queue, "config": config, "workers": workers, "most_at_once": most}
+    settings = {"queue": queue, "config": config, "workers": workers, **_group_size(store, jobs, config, workers)}
     with train_storage(store) as storage, Progress("adapt", total, "step", store, done=before) as progress:
 
         def look() -> None:
@@ -84,10 +85,25 @@ def _show(progress: Progress, state: QueueProgress, n_jobs: int) -> None:
     progress.update(state.steps, **facts)
 
 
-def _check_all_trained(jobs: Sequence[AdapterJob], failures: dict[str, str]) -> None:
+def _group_size(
+    store: RunStore, jobs: Sequence[AdapterJob], config: ExperimentConfig, workers: Workers
+) -> dict[str, int | None]:
+    """How many adapters a worker trains side by side, None where it is to measure that; and how many at most.
+
+    On CPUs it is noted at the first start: other neighbours would change an adapter's last bits.
+    """
+    most = max(1, len(jobs) // workers.slots)
+    size = config.adapt.adapters_per_step
+    if size is None and not workers.use_gpu:
+        if not store.exists(GROUP_SIZE):
+            store.write_json(GROUP_SIZE, {"adapters_per_step": min(CPU_GROUP, most)})
+        size = store.read_json(GROUP_SIZE)["adapters_per_step"]
+    return {"size": size, "most": most}
+
+
+def _check_all_trained(jobs: Sequence[AdapterJob], failures: Sequence[str]) -> None:
     if failures:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in itertools.islice(failures.items(), 5))
-        raise RuntimeError(f"{len(failures)} of {len(jobs)} adapters failed: {reasons}")
+        raise RuntimeError(f"{len(failures)} of {len(jobs)} adapters failed: {'; '.join(failures[:5])}")
     missing = [job.spec.adapter_id for job, done in zip(jobs, are_committed(jobs), strict=True) if not done]
     if missing:
         raise RuntimeError(
@@ -101,15 +117,15 @@ def _lease_and_train(loop: dict[str, Any]) -> None:
     place, worker = f"{loop['squad']}/{ray.train.get_context().get_world_rank()}", uuid.uuid4().hex
     try:
         trainer = _load_trainer(config, workers)
+        size = loop["size"] or trainer.fastest_group(loop["most"])
     except Exception as error:  # whatever is wrong with the model is wrong for every worker
         ray.get(queue.give_up.remote(f"{type(error).__name__}: {error}"))
         return
-    size = config.adapt.adapters_per_step or trainer.fastest_group(loop["most_at_once"])
+    reporter = _Reporter(queue, worker)
     while True:
         group = ray.get(queue.lease.remote(place, worker, size))
         if group is not None:
-            failures = _train_group(trainer, group, config, _step_reporter(queue, worker))
-            ray.get(queue.finish.remote(worker, group, failures))
+            _train_and_tell(trainer, group, config, reporter)
         elif ray.get(queue.is_done.remote()):
             return
         else:
@@ -117,32 +133,40 @@ def _lease_and_train(loop: dict[str, Any]) -> None:
             time.sleep(SECONDS_BETWEEN_QUESTIONS)
 
 
-def _train_group(trainer: AdapterTrainer, group: Group, config: ExperimentConfig, report: OnStep) -> dict[str, str]:
-    """Train a group and commit what nobody has committed yet; returns the adapters that failed, and why."""
+def _train_and_tell(trainer: AdapterTrainer, group: Group, config: ExperimentConfig, reporter: _Reporter) -> None:
+    try:
+        failures = _train_group(trainer, group, config, reporter)
+    except Exception as error:
+        reporter.finish(group, dict.fromkeys(group.places, f"{type(error).__name__}: {error}"))
+        raise  # nobody knows what state this process is in: Ray starts another
+    reporter.finish(group, failures)
+
+
+def _train_group(
+    trainer: AdapterTrainer, group: Group, config: ExperimentConfig, reporter: _Reporter
+) -> dict[int, str]:
+    """Train a group and commit what nobody has committed yet; returns why adapters failed, by their places."""
     source = open_source(config.data.source)
-    failures: dict[str, str] = {}
+    failures: dict[int, str] = {}
     readable, photos = [], []
-    for job, missing in zip(group.jobs, group.missing, strict=True):
+    for place, job, missing in zip(group.places, group.jobs, group.missing, strict=True):
         try:
             photos.append([source.read(photo.key) for photo in job.spec.photos])
-            readable.append((job, missing))
+            readable.append((place, job, missing))
         except (ValueError, OSError) as error:
-            failures[job.spec.adapter_id] = str(error)
-    trained = trainer.train([job.spec for job, _ in readable], photos, report)
-    for (job, missing), outcome in zip(readable, trained, strict=True):
+            failures[place] = str(error)
+        reporter.alive()
+    trained = trainer.train([job.spec for _, job, _ in readable], photos, reporter.step)
+    for (place, job, missing), outcome in zip(readable, trained, strict=True):
         if isinstance(outcome, Exception):
-            failures[job.spec.adapter_id] = str(outcome)
+            failures[place] = str(outcome)
         elif missing:
-            failures |= _try_to_commit(job, outcome, config)
+            try:
+                commit_adapter(job, outcome, config)
+            except OSError as error:
+                failures[place] = str(error)
+        reporter.alive()
     return failures
-
-
-def _try_to_commit(job: AdapterJob, trained: TrainedAdapter, config: ExperimentConfig) -> dict[str, str]:
-    try:
-        commit_adapter(job, trained, config)
-    except OSError as error:
-        return {job.spec.adapter_id: str(error)}
-    return {}
 
 
 def _load_trainer(config: ExperimentConfig, workers: Workers) -> AdapterTrainer:
@@ -160,14 +184,22 @@ def _load_trainer(config: ExperimentConfig, workers: Workers) -> AdapterTrainer:
     return AdapterTrainer(pipeline, config.adapt, config.diffusion.resolution)
 
 
-def _step_reporter(queue: ActorHandle, worker: str) -> OnStep:
+class _Reporter:
     """Tells the queue now and then how far a worker is, which also renews its lease."""
-    last = time.monotonic()
 
-    def report(step: int, losses: Tensor) -> None:
-        nonlocal last
-        if time.monotonic() - last > SECONDS_BETWEEN_REPORTS:
-            last = time.monotonic()
-            queue.report.remote(worker, step, losses.mean().item())
+    def __init__(self, queue: ActorHandle, worker: str) -> None:
+        self._queue, self._worker = queue, worker
+        self._last = time.monotonic()
 
-    return report
+    def step(self, step: int, losses: Tensor) -> None:
+        """Hears of every step of a group."""
+        if time.monotonic() - self._last > SECONDS_BETWEEN_REPORTS:
+            self._last = time.monotonic()
+            self._queue.report.remote(self._worker, step, losses.mean().item())
+
+    def alive(self) -> None:
+        """The worker is busy with something other than steps."""
+        self._queue.renew.remote(self._worker)
+
+    def finish(self, group: Group, failures: Mapping[int, str]) -> None:
+        ray.get(self._queue.finish.remote(self._worker, group, failures))

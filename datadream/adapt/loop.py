@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 LOSS_EVERY = 10
 KOHYA = "kohya.safetensors"
 MEASURED_STEPS = 6
-CPU_GROUP = 5
-"""Adapters side by side on a CPU: a fixed number, for other neighbours would change an adapter's last bits."""
 
 
 OnStep = Callable[[int, Tensor], None]
@@ -100,11 +98,10 @@ class AdapterTrainer:
         return [outcome for part in parts for outcome in self.train(specs[part], photos[part], on_step)]
 
     def fastest_group(self, most: int) -> int:
-        """How many adapters to train side by side on this device, at most `most`."""
-        return min(CPU_GROUP, most) if self._pipeline.device.type == "cpu" else self.measured_group(most)
+        """How many adapters, at most `most`, to train side by side on this device.
 
-    def measured_group(self, most: int) -> int:
-        """Double the number of adapters while that makes a step of one of them at least 5 % faster and fits memory."""
+        Doubles their number while that makes a step of one of them at least 5 % faster and fits the memory.
+        """
         best, best_seconds = 1, self._seconds_per_adapter(1)
         while 2 * best <= most:
             try:

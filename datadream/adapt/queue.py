@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -90,12 +91,13 @@ class AdapterQueue:
         self._losses: Counter[int] = Counter()
         self._heard = clock()
         self._lease_seconds, self._clock = lease_seconds, clock
-        self._failures: dict[str, str] = {}
+        self._failures: dict[int, str] = {}
+        self._size: int | None = None
         self._hopeless: str | None = None
         self._controllers: dict[str, ActorHandle] = {}
 
     def lease(self, place: str, worker: str, size: int) -> Group | None:
-        """The next group of at most `size` adapters for a worker.
+        """The next group of at most `size` adapters for a worker; the first size that anybody names holds for all.
 
         A group holds adapters that take equally many steps, those done already included: trained with other
         neighbours, an adapter would differ in its last bits. None when nothing waits; some may come back from a lost
@@ -103,9 +105,10 @@ class AdapterQueue:
         """
         self._heard = self._clock()
         self._take_back(place, worker)
-        if not self._waiting:
+        if not self._waiting or self._hopeless is not None:
             return None
-        group = self._group_of(min(self._waiting), size)
+        self._size = self._size or size
+        group = self._group_of(min(self._waiting), self._size)
         self._waiting.difference_update(group.places)
         self._leases[worker] = _Lease(place, group, self._clock())
         return group
@@ -117,15 +120,25 @@ class AdapterQueue:
             lease = self._leases[worker]
             lease.heard, lease.step, lease.loss = self._clock(), step, loss
 
-    def finish(self, worker: str, group: Group, failures: dict[str, str]) -> None:
-        """A worker is through with its group; `failures` tells the adapters that failed by themselves, and why.
+    def renew(self, worker: str) -> None:
+        """A worker lives."""
+        self._heard = self._clock()
+        if worker in self._leases:
+            self._leases[worker].heard = self._heard
+
+    def finish(self, worker: str, group: Group, failures: Mapping[int, str]) -> None:
+        """A worker is through with its group; `failures` tells why adapters failed by themselves, by their places.
 
         What failed by itself would fail again, so it is given up.
         """
         self._leases.pop(worker, None)
+        for place, missing in zip(group.places, group.missing, strict=True):
+            if place not in failures:
+                self._failures.pop(place, None)
+            elif missing:
+                self._failures[place] = failures[place]
         self._open.difference_update(group.places)
         self._waiting.difference_update(group.places)
-        self._failures |= failures
 
     def introduce(self, squad: str, controller: ActorHandle) -> None:
         """Remember who directs a squad."""
@@ -152,9 +165,15 @@ class AdapterQueue:
         """Seconds since any worker was heard of."""
         return self._clock() - self._heard
 
-    def failures(self) -> dict[str, str]:
+    def failures(self) -> list[str]:
         """Adapters that failed by themselves, and why."""
-        return self._failures
+        many_runs = len({job.run_url for job in self._jobs}) > 1
+        named = []
+        for place, reason in sorted(self._failures.items()):
+            job = self._jobs[place]
+            run = f"{posixpath.basename(job.run_url)}/" if many_runs else ""
+            named.append(f"{run}{job.spec.adapter_id}: {reason}")
+        return named
 
     def n_open(self) -> int:
         """Adapters that are not done."""
@@ -195,6 +214,5 @@ class AdapterQueue:
         for place in lost:
             if self._losses[place] >= MAX_LOSSES:
                 self._open.remove(place)
-                adapter_id = self._jobs[place].spec.adapter_id
-                self._failures[adapter_id] = f"{MAX_LOSSES} workers died or fell silent while they trained it."
+                self._failures[place] = f"{MAX_LOSSES} workers died or fell silent while they trained it."
         self._waiting |= self._open.intersection(lost)

@@ -10,7 +10,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +23,15 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from datadream.cluster import NODE_LABEL, Workers, failure_text
+from datadream.cluster import NODE_LABEL, Workers, failure_text, living_nodes
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_END = 20.0
 """What a squad gets to end by itself when all is done."""
+SECONDS_TO_INTRODUCE = 20.0
+"""How long a squad that was just launched may be without a controller to end."""
 SECONDS_OF_SILENCE = 600.0
 """No worker was heard of for so long: starting one, with its model, takes less."""
 MAX_FRUITLESS = 3
@@ -96,14 +98,15 @@ class _Squad:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def end(self, patience: float) -> None:
+    def end(self, patience: float = 0.0) -> None:
         """Wait for it, and end it when it does not end by itself."""
         self._thread.join(patience)
-        controller = ray.get(self._queue.controller.remote(self.name)) if self.is_alive else None
-        if controller is not None:
-            log.warning("adapt: workers wait for a machine that is gone: they are ended")
-            ray.kill(controller)
-            self._thread.join()
+        deadline = time.monotonic() + SECONDS_TO_INTRODUCE
+        while self.is_alive and time.monotonic() < deadline:
+            controller = ray.get(self._queue.controller.remote(self.name))
+            if controller is not None:
+                ray.kill(controller)
+            self._thread.join(SECONDS_BETWEEN_LOOKS)
 
     def _fit(self) -> None:
         try:
@@ -131,17 +134,20 @@ def run_squads(
     patience = 0.0
     try:
         while not ray.get(queue.is_done.remote()):
-            for squad in [squad for squad in squads if not squad.is_alive]:
+            lost = _lost(squads)
+            for squad in lost:
                 squads.remove(squad)
+                squad.end()
                 ray.get(queue.disband.remote(squad.name))
-                watch.lost(squad)
+            if lost:
+                watch.lost(lost[0])
             for node, workers in room({squad.node: squad.size for squad in squads}).items():
                 name = f"squad-{next(launches)}"
                 squads.append(_Squad(name, node, work, settings, workers, storage, queue))
                 watch.launched()
             if watch.is_silent():
                 for squad in squads:
-                    squad.end(0)
+                    squad.end()
             look()
             time.sleep(SECONDS_BETWEEN_LOOKS)
         patience = SECONDS_TO_END
@@ -152,12 +158,18 @@ def run_squads(
                 squad.end(max(0, deadline - time.monotonic()))
 
 
+def _lost(squads: Sequence[_Squad]) -> list[_Squad]:
+    """Squads that ended, and those that wait for a node that is gone."""
+    living = living_nodes()
+    return [squad for squad in squads if not squad.is_alive or squad.node not in living]
+
+
 class _Watch:
     """Whether the squads still get anywhere."""
 
     def __init__(self, queue: ActorHandle) -> None:
         self._queue = queue
-        self._fruitless, self._done_before = 0, -1
+        self._fruitless, self._steps_before = 0, -1
         self._launched = time.monotonic()
 
     def launched(self) -> None:
@@ -169,10 +181,10 @@ class _Watch:
         return min(silence, time.monotonic() - self._launched) > SECONDS_OF_SILENCE
 
     def lost(self, squad: _Squad) -> None:
-        """Raises RuntimeError when one squad after the other is lost and no adapter gets done."""
-        done = ray.get(self._queue.progress.remote()).adapters
-        self._fruitless = self._fruitless + 1 if done == self._done_before else 0
-        self._done_before = done
+        """Raises RuntimeError when squads are lost time after time and no steps get done between."""
+        steps = ray.get(self._queue.progress.remote()).steps
+        self._fruitless = self._fruitless + 1 if steps <= self._steps_before else 0
+        self._steps_before = steps
         reason = failure_text(squad.error) if squad.error else "it ended early"
         if self._fruitless >= MAX_FRUITLESS:
             raise RuntimeError(f"adapter training failed: {reason}")

@@ -8,6 +8,8 @@ import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline
 
+from datadream.models.lora import sorted_header
+
 PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 VERSIONS = {768: ("sd_v1", "stable-diffusion-v1"), 1024: ("sd_v2", "stable-diffusion-v2")}
 """kohya's and modelspec's names of a base model, by the width of its prompt encodings."""
@@ -24,7 +26,7 @@ def to_kohya(weights: bytes, pipeline: StableDiffusionPipeline, title: str) -> b
         if side == "down":
             state[f"{name}.alpha"] = torch.tensor(float(len(value)))
     rank = next(len(value) for key, value in state.items() if key.endswith(".lora_down.weight"))
-    return safetensors.torch.save(state, _metadata(pipeline, rank, title))
+    return sorted_header(safetensors.torch.save(state, _metadata(pipeline, rank, title)))
 
 
 def _metadata(pipeline: StableDiffusionPipeline, rank: int, title: str) -> dict[str, str]:

@@ -92,7 +92,7 @@ class StackedLora:
             }
         with tempfile.TemporaryDirectory() as folder:
             StableDiffusionPipeline.save_lora_weights(folder, **weights, **metadata)
-            return _sorted_header((Path(folder) / ADAPTER_WEIGHTS).read_bytes())
+            return sorted_header((Path(folder) / ADAPTER_WEIGHTS).read_bytes())
 
     def remove(self) -> None:
         """Give the pipeline its own layers back."""
@@ -133,7 +133,7 @@ def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(module.get_submodule(parent), leaf, layer)
 
 
-def _sorted_header(data: bytes) -> bytes:
+def sorted_header(data: bytes) -> bytes:
     """Same weights, same bytes: safetensors writes its header's metadata in random order."""
     length = int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()

@@ -193,10 +193,8 @@ def test_class_adapters_share_the_dataset_adapters_steps():
 
 def test_the_fastest_group_is_measured_and_bounded(pipeline_folder):
     ours = trainer(pipeline_folder)
-    assert ours.fastest_group(most=3) == 3
-    assert ours.fastest_group(most=100) == 5
-    assert ours.measured_group(most=1) == 1
-    assert ours.measured_group(most=5) in (1, 2, 4)
+    assert ours.fastest_group(most=1) == 1
+    assert ours.fastest_group(most=5) in (1, 2, 4)
     expected = train_one(trainer(pipeline_folder))
     assert train_one(ours).weights == expected.weights
 

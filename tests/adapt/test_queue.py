@@ -78,9 +78,9 @@ def test_steps_count_those_committed_before_in_training_and_done(clock):
     group = waiting.lease("0", "x", 3)
     waiting.report("x", 2, 0.25)
     assert waiting.progress() == QueueProgress(steps=5 + 2 * 2, adapters=1, failed=0, loss=0.25)
-    waiting.finish("x", group, {"a2": "its photo is gone"})
+    waiting.finish("x", group, {2: "its photo is gone"})
     assert waiting.progress() == QueueProgress(steps=15, adapters=2, failed=1, loss=None)
-    assert waiting.failures() == {"a2": "its photo is gone"}
+    assert waiting.failures() == ["a2: its photo is gone"]
 
 
 def test_an_adapter_that_costs_three_workers_is_given_up(clock):
@@ -88,13 +88,14 @@ def test_an_adapter_that_costs_three_workers_is_given_up(clock):
     for worker in ("first", "second", "third"):
         assert names(waiting.lease("0", worker, 1)) == ["a0"]
     assert names(waiting.lease("0", "fourth", 1)) == ["a1"]
-    assert waiting.failures() == {"a0": "3 workers died or fell silent while they trained it."}
+    assert waiting.failures() == ["a0: 3 workers died or fell silent while they trained it."]
 
 
 def test_what_no_worker_can_do_ends_it_all(clock):
     waiting = queue(clock, 5)
     waiting.give_up("OSError: no model")
     assert waiting.is_done()
+    assert waiting.lease("0", "x", 1) is None
     assert waiting.hopeless() == "OSError: no model"
 
 
@@ -104,3 +105,33 @@ def test_a_squad_that_is_gone_leaves_its_groups_to_others(clock):
     waiting.lease("squad-1/1", "y", 1)
     waiting.disband("squad-0")
     assert names(waiting.lease("squad-1/2", "z", 1)) == names(lost)
+
+
+def test_the_first_size_holds_for_all(clock):
+    waiting = queue(clock, 5, 5, 5, 5)
+    assert names(waiting.lease("0", "x", 2)) == ["a0", "a1"]
+    assert names(waiting.lease("1", "y", 4)) == ["a2", "a3"]
+
+
+def test_a_result_that_comes_late_clears_the_failure(clock):
+    waiting = queue(clock, 5)
+    group = waiting.lease("0", "first", 1)
+    for worker in ("second", "third", "fourth"):
+        waiting.lease("0", worker, 1)
+    assert len(waiting.failures()) == 1
+    waiting.finish("first", group, {})
+    assert waiting.failures() == []
+
+
+def test_a_committed_neighbour_cannot_fail(clock):
+    waiting = queue(clock, 5, 5, done={0})
+    waiting.finish("x", waiting.lease("0", "x", 2), {0: "its photo is gone"})
+    assert waiting.failures() == []
+
+
+def test_failures_name_the_run_where_there_are_several(clock):
+    specs = [AdapterSpec("class-00000", (), 1, 0)] * 2
+    made = [AdapterJob(f"table/cells/seed{i}", spec, 5) for i, spec in enumerate(specs)]
+    waiting = AdapterQueue(made, [False, False], LEASE_SECONDS, clock)
+    waiting.finish("x", waiting.lease("0", "x", 2), {0: "no", 1: "no"})
+    assert waiting.failures() == ["seed0/class-00000: no", "seed1/class-00000: no"]
