@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     try:
         if arguments.command == "recipes":
-            print("\n".join(f"{name:<14}{recipe.__doc__}" for name, recipe in recipes.RECIPES.items()))
+            print("\n".join(f"{name:<14}{recipe.__doc__.splitlines()[0]}" for name, recipe in recipes.RECIPES.items()))
             return 0
         return _run_command(arguments.command, _config(arguments, overrides), arguments.run)
     except (ValueError, FileNotFoundError) as error:
