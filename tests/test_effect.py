@@ -11,7 +11,7 @@ import torch
 from datadream import recipes
 from datadream.adapt.loop import AdapterTrainer
 from datadream.classify.images import LabelledImages, shuffled_batches
-from datadream.classify.ranks import ALONE
+from datadream.ranks import ALONE
 from datadream.classify.setting import SettingTrainer, SyntheticImages
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw

@@ -8,50 +8,97 @@ noise is drawn anew at each step, so the law of the latents is the authors' but 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
+
+MOMENTS_BYTES = 4 * 2**30
+"""Encoded crops that are kept on the device; those beyond are encoded again when they come again."""
+PHOTOS_BYTES = 2**30
+"""Resized photos that are kept; those beyond are read again."""
+
+
+class Crop(NamedTuple):
+    """A square of a photo: its place among the photos and its upper left corner, in pixels."""
+
+    photo: int
+    top: int
+    left: int
 
 
 class LatentCache:
-    """Draws latents of random square crops of a few photos."""
+    """Draws latents of random square crops of some photos."""
 
     def __init__(self, vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int, grid: int) -> None:
-        """`images` are resized so that their shorter side is `resolution` pixels; offsets are multiples of `grid`."""
-        self._vae, self._resolution, self._grid = vae, resolution, grid
-        self._images = [resize_shorter_side(image, resolution) for image in images]
-        self._moments: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        """`images` are resized so that their shorter side is `resolution` pixels; offsets are multiples of `grid`.
+
+        They are asked for one by one when they are needed, so a sequence that reads files on demand will do.
+        """
+        self._vae, self._photos, self._resolution, self._grid = vae, images, resolution, grid
+        self._sizes: dict[int, tuple[int, int]] = {}
+        self._resized: dict[int, Image.Image] = {}
+        self._moments: dict[Crop, tuple[Tensor, Tensor]] = {}
+        self._photo_room, self._moment_room = PHOTOS_BYTES, MOMENTS_BYTES
+        self.encodes = 0
+        """Crops encoded so far."""
 
     @property
-    def encodes(self) -> int:
-        """Crops encoded so far."""
-        return len(self._moments)
+    def shape(self) -> tuple[int, int, int]:
+        """Of one latent."""
+        side = self._resolution // 2 ** (len(self._vae.config.block_out_channels) - 1)
+        return (self._vae.config.latent_channels, side, side)
 
-    def sample(self, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-        """Latents [len(indices), 4, h, w] of a random crop of each photo, times the VAE's scaling factor."""
-        means, deviations = zip(*(self._crop_moments(index, generator) for index in indices), strict=True)
+    def draw(self, indices: Sequence[int], generator: torch.Generator) -> tuple[list[Crop], Tensor]:
+        """A random crop of each photo, and the noise [len(indices), 4, h, w] of its latent. Encodes nothing."""
+        crops = []
+        for index in indices:
+            width, height = self._size(index)
+            crops.append(Crop(index, self._offset(height, generator), self._offset(width, generator)))
+        return crops, torch.randn((len(crops), *self.shape), generator=generator)
+
+    def latents(self, crops: Sequence[Crop], noise: Tensor) -> Tensor:
+        """Latents [len(crops), 4, h, w], times the VAE's scaling factor."""
+        means, deviations = zip(*map(self._crop_moments, crops), strict=True)
         mean, deviation = torch.stack(means), torch.stack(deviations)
-        noise = torch.randn(mean.shape, generator=generator).to(mean)
-        return (mean + deviation * noise) * self._vae.config.scaling_factor
+        return (mean + deviation * noise.to(mean)) * self._vae.config.scaling_factor
 
-    def _crop_moments(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        image = self._images[index]
-        top, left = (self._offset(side - self._resolution, generator) for side in (image.height, image.width))
-        key = (index, top, left)
-        if key not in self._moments:
-            self._moments[key] = self._encode(image, top, left)
-        return self._moments[key]
+    def _offset(self, side: int, generator: torch.Generator) -> int:
+        room = (side - self._resolution) // self._grid
+        return self._grid * int(torch.randint(room + 1, (), generator=generator))
 
-    def _offset(self, room: int, generator: torch.Generator) -> int:
-        return self._grid * int(torch.randint(room // self._grid + 1, (), generator=generator))
+    def _size(self, index: int) -> tuple[int, int]:
+        if index not in self._sizes:
+            self._sizes[index] = self._image(index).size
+        return self._sizes[index]
+
+    def _image(self, index: int) -> Image.Image:
+        if index in self._resized:
+            return self._resized[index]
+        image = resize_shorter_side(self._photos[index], self._resolution)
+        self._photo_room -= 3 * image.width * image.height
+        if self._photo_room >= 0:
+            self._resized[index] = image
+        return image
+
+    def _crop_moments(self, crop: Crop) -> tuple[Tensor, Tensor]:
+        if crop in self._moments:
+            return self._moments[crop]
+        moments = self._encode(crop)
+        self._moment_room -= sum(moment.nbytes for moment in moments)
+        if self._moment_room >= 0:
+            self._moments[crop] = moments
+        return moments
 
     @torch.no_grad()
-    def _encode(self, image: Image.Image, top: int, left: int) -> tuple[torch.Tensor, torch.Tensor]:
-        crop = image.crop((left, top, left + self._resolution, top + self._resolution))
-        pixels = (tv.pil_to_tensor(crop).float() / 127.5 - 1)[None].to(self._vae.device, self._vae.dtype)
-        distribution = self._vae.encode(pixels).latent_dist
+    def _encode(self, crop: Crop) -> tuple[Tensor, Tensor]:
+        self.encodes += 1
+        square = (crop.left, crop.top, crop.left + self._resolution, crop.top + self._resolution)
+        pixels = tv.pil_to_tensor(self._image(crop.photo).crop(square)).float() / 127.5 - 1
+        distribution = self._vae.encode(pixels[None].to(self._vae.device, self._vae.dtype)).latent_dist
         return distribution.mean[0].float(), distribution.std[0].float()
 
 

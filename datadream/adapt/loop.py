@@ -9,33 +9,37 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from statistics import fmean
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
-from diffusers.optimization import get_scheduler
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from datadream.adapt.batches import Batch, Batches, share_prompts
+from datadream.adapt.batches import Batches
 from datadream.adapt.latents import LatentCache
+from datadream.adapt.prior import draw_priors
 from datadream.adapt.steps import n_steps
+from datadream.adapt.training import Training, noise_schedule, target_of
 from datadream.config import AdaptConfig
 from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.models.attention import SharedPromptAttention
 from datadream.models.kohya import to_kohya
 from datadream.models.lora import StackedLora
+from datadream.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
 LOSS_EVERY = 10
 KOHYA = "kohya.safetensors"
 MEASURED_STEPS = 6
+OUT_OF_MEMORY = "the GPU's memory does not suffice for one adapter. Lower adapt.batch_size."
 
 
 OnStep = Callable[[int, Tensor], None]
 """Hears the number of finished steps and each adapter's last loss, still on the device."""
+Photos = Sequence[Image.Image]
+"""Of one adapter; asked for one by one when they are needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +69,14 @@ class AdapterTrainer:
     def __init__(self, pipeline: StableDiffusionPipeline, config: AdaptConfig, resolution: int) -> None:
         """Raises ValueError for a pipeline whose prediction type or attention layers are not known."""
         self._pipeline, self._config, self._resolution = pipeline, config, resolution
-        self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self._target = _target_of(self._noise_schedule)
+        target_of(noise_schedule(pipeline))
         pipeline.unet.set_attn_processor(SharedPromptAttention())
         self._lora = StackedLora(pipeline, 1, config.rank, config.text_encoder)
 
     def train(
         self,
         specs: Sequence[AdapterSpec],
-        photos: Sequence[Sequence[Image.Image]],
+        photos: Sequence[Photos],
         on_step: OnStep = lambda step, losses: None,
     ) -> list[TrainedAdapter | FloatingPointError | MemoryError]:
         """Train the adapters of `specs`, each on its own photos, for the number of steps that they share.
@@ -90,12 +93,44 @@ class AdapterTrainer:
             return self._train(specs, photos, on_step, steps)
         except torch.OutOfMemoryError:
             if len(specs) == 1:
-                return [MemoryError("the GPU's memory does not suffice for one adapter. Lower adapt.batch_size.")]
+                return [MemoryError(OUT_OF_MEMORY)]
         half = (len(specs) + 1) // 2
         log.warning("out of memory with %d adapters side by side: going on with %d", len(specs), half)
         torch.cuda.empty_cache()
         parts = (slice(half), slice(half, None))
         return [outcome for part in parts for outcome in self.train(specs[part], photos[part], on_step)]
+
+    def train_together(
+        self,
+        spec: AdapterSpec,
+        photos: Photos,
+        ranks: Ranks = ALONE,
+        checkpoint: bytes | None = None,
+        save: Callable[[bytes], None] = lambda checkpoint: None,
+        on_step: OnStep = lambda step, losses: None,
+    ) -> TrainedAdapter:
+        """Train one adapter by all ranks, each on its share of every batch; all ranks return the same.
+
+        `save` gets a checkpoint every `config.checkpoint_steps`; training goes on from `checkpoint` if there is one.
+        Raises FloatingPointError when the loss stopped being finite, MemoryError when memory does not suffice.
+        """
+        started = time.monotonic()
+        steps = n_steps(spec, self._config)
+        try:
+            training = self._start([spec], [photos], steps, ranks)
+            if checkpoint is not None:
+                training.resume(checkpoint)
+            for step in range(len(training.losses) + 1, steps + 1):
+                on_step(step, training.step())
+                if step % self._config.checkpoint_steps == 0 and step < steps:
+                    _check_finite(training.curves()[0])
+                    save(training.checkpoint())
+        except torch.OutOfMemoryError:
+            raise MemoryError(OUT_OF_MEMORY) from None
+        (outcome,) = self._finish([spec], training, started)
+        if isinstance(outcome, FloatingPointError):
+            raise outcome
+        return outcome
 
     def fastest_group(self, most: int) -> int:
         """How many adapters, at most `most`, to train side by side on this device.
@@ -127,103 +162,54 @@ class AdapterTrainer:
         return (ends[-1] - ends[0]) / (MEASURED_STEPS - 1) / n_adapters
 
     def _train(
-        self, specs: Sequence[AdapterSpec], photos: Sequence[Sequence[Image.Image]], on_step: OnStep, steps: int
+        self, specs: Sequence[AdapterSpec], photos: Sequence[Photos], on_step: OnStep, steps: int
     ) -> list[TrainedAdapter | FloatingPointError]:
         started = time.monotonic()
-        self._start(specs)
-        streams = [
-            Batches(
-                spec,
-                LatentCache(self._pipeline.vae, images, self._resolution, self._config.crop_grid),
-                self._noise_schedule,
-                self._config.batch_size,
-            )
-            for spec, images in zip(specs, photos, strict=True)
-        ]
-        optimizer, schedule = self._optimizer(steps)
-        losses = []
-        for step in range(steps):
-            loss = self._losses([stream.draw() for stream in streams])
-            self._lora.weights.grad = self._clipped_gradients(loss)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
-            on_step(step + 1, losses[-1])
-        curves = torch.stack(losses, dim=1).cpu()
-        seconds = (time.monotonic() - started) / len(specs)
-        return [
-            self._finished(row, spec, curve, stream.latents.encodes, seconds)
-            for row, (spec, curve, stream) in enumerate(zip(specs, curves, streams, strict=True))
-        ]
+        training = self._start(specs, photos, steps)
+        for step in range(1, steps + 1):
+            on_step(step, training.step())
+        return self._finish(specs, training, started)
 
-    def _start(self, specs: Sequence[AdapterSpec]) -> None:
+    def _start(
+        self, specs: Sequence[AdapterSpec], photos: Sequence[Photos], steps: int, ranks: Ranks = ALONE
+    ) -> Training:
+        self._reset(specs)
+        config, schedule = self._config, noise_schedule(self._pipeline)
+        priors = draw_priors(self._pipeline, specs, config, self._resolution, ranks)
+        streams = []
+        for spec, images, prior in zip(specs, photos, priors, strict=True):
+            latents = LatentCache(self._pipeline.vae, images, self._resolution, config.crop_grid)
+            streams.append(Batches(spec, latents, schedule, config.batch_size, prior, ranks))
+        return Training(self._pipeline, self._lora, streams, config, steps, ranks)
+
+    def _reset(self, specs: Sequence[AdapterSpec]) -> None:
         if len(self._lora.weights) != len(specs):
             self._lora.remove()
             self._lora = StackedLora(self._pipeline, len(specs), self._config.rank, self._config.text_encoder)
         for row, spec in enumerate(specs):
             self._lora.reset(row, spec.seed)
 
-    def _optimizer(self, steps: int) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LRScheduler]:
-        config = self._config
-        optimizer = torch.optim.AdamW(
-            [self._lora.weights], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        warmup = min(config.warmup_steps, steps // 2)
-        return optimizer, get_scheduler(config.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
-
-    def _losses(self, batches: Sequence[Batch]) -> Tensor:
-        """Each adapter's mean squared error of the prediction, [adapters]; each prompt is encoded once."""
-        device, dtype = self._pipeline.device, self._pipeline.unet.dtype
-        clean = torch.cat([batch.clean for batch in batches])
-        noise, times = (
-            torch.cat(parts).to(device) for parts in zip(*((b.noise, b.times) for b in batches), strict=True)
-        )
-        noisy = self._noise_schedule.add_noise(clean, noise, times)
-        prompts, rows = share_prompts(batches)
-        shared = {"prompt_rows": None if rows is None else torch.tensor(rows, device=device)}
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            encoded = self._pipeline.text_encoder(self._tokens(prompts))[0]
-            predicted = self._pipeline.unet(
-                noisy.to(dtype), times, encoded, cross_attention_kwargs=shared, return_dict=False
-            )[0]
-        error = predicted.float() - self._target(clean, noise, times)
-        return error.square().reshape(len(batches), -1).mean(dim=1)
-
-    def _tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [prompts, length]."""
-        return torch.stack([self._tokens_of(prompt) for prompt in prompts])
-
-    @cache  # noqa: B019 - a trainer lives as long as its process
-    def _tokens_of(self, prompt: str) -> Tensor:
-        encoded = self._pipeline.tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt")
-        return encoded.input_ids[0].to(self._pipeline.device)
-
-    def _clipped_gradients(self, losses: Tensor) -> Tensor:
-        """Gradients [adapters, numbers of an adapter], each row at most `max_grad_norm` long."""
-        parts = torch.autograd.grad(losses.sum(), self._lora.parts)
-        gradients = torch.cat([part.flatten(1) for part in parts], dim=1)
-        length = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
-        return gradients.mul_((self._config.max_grad_norm / (length + 1e-6)).clamp(max=1))
-
-    def _finished(
-        self, row: int, spec: AdapterSpec, losses: Tensor, vae_encodes: int, seconds: float
-    ) -> TrainedAdapter | FloatingPointError:
-        broken = (~losses.isfinite()).nonzero()
-        if len(broken):
-            step = broken[0].item()
-            return FloatingPointError(
-                f"the loss is {losses[step].item()} at step {step + 1}. Lower adapt.learning_rate."
-            )
-        weights = self._lora.to_bytes(row)
-        exports = {KOHYA: to_kohya(weights, self._pipeline, spec.adapter_id)} if self._config.kohya else {}
-        return TrainedAdapter(weights, losses.tolist(), vae_encodes, seconds, exports)
+    def _finish(
+        self, specs: Sequence[AdapterSpec], training: Training, started: float
+    ) -> list[TrainedAdapter | FloatingPointError]:
+        curves = training.curves()
+        seconds = (time.monotonic() - started) / len(specs)
+        outcomes: list[TrainedAdapter | FloatingPointError] = []
+        for row, (spec, losses, stream) in enumerate(zip(specs, curves, training.streams, strict=True)):
+            try:
+                _check_finite(losses)
+            except FloatingPointError as error:
+                outcomes.append(error)
+                continue
+            weights = self._lora.to_bytes(row)
+            exports = {KOHYA: to_kohya(weights, self._pipeline, spec.adapter_id)} if self._config.kohya else {}
+            outcomes.append(TrainedAdapter(weights, losses.tolist(), stream.latents.encodes, seconds, exports))
+        return outcomes
 
 
-def _target_of(schedule: DDPMScheduler) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """What the UNet is to predict from (clean, noise, times)."""
-    kind = schedule.config.prediction_type
-    if kind == "epsilon":
-        return lambda clean, noise, times: noise
-    if kind == "v_prediction":
-        return schedule.get_velocity
-    raise ValueError(f"the pipeline's scheduler has prediction_type {kind!r}: need epsilon or v_prediction.")
+def _check_finite(losses: Tensor) -> None:
+    """Raises FloatingPointError naming the first step whose loss is not finite."""
+    broken = (~losses.isfinite()).nonzero()
+    if len(broken):
+        step = broken[0].item()
+        raise FloatingPointError(f"the loss is {losses[step].item()} at step {step + 1}. Lower adapt.learning_rate.")

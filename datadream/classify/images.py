@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datadream.classify.ranks import Ranks
+from datadream.ranks import Ranks
 from datadream.classify.squares import square
 from datadream.data.datasets import Photo, PhotoSource
 

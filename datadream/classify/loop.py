@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from datadream.classify.images import LabelledImages
-from datadream.classify.ranks import ALONE, Ranks
+from datadream.ranks import ALONE, Ranks
 from datadream.config import ClassifyConfig
 from datadream.data.augment import Augment
 from datadream.device import dtype_of

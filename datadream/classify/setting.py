@@ -16,7 +16,7 @@ from torch import Tensor
 from datadream.classify.evaluate import Accuracy, PhotoBatches, count_correct, summarise
 from datadream.classify.images import LabelledImages, read_photos, shuffled_batches
 from datadream.classify.loop import Part, Report, Trained, autocast_of, train
-from datadream.classify.ranks import Ranks
+from datadream.ranks import Ranks
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.augment import Augment
 from datadream.data.datasets import open_source

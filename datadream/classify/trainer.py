@@ -26,7 +26,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 
 from datadream.classify.images import LabelledImages, buffered_batches, rows_per_read, shuffled_batches
 from datadream.classify.published import Published, open_published, quiet_ordered_data
-from datadream.classify.ranks import Ranks
+from datadream.ranks import Ranks
 from datadream.cluster import Workers, beside_driver, failure_text, train_storage
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet

@@ -20,10 +20,14 @@ def photo(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
+def sample(cache: LatentCache, indices: list[int], generator: torch.Generator) -> torch.Tensor:
+    return cache.latents(*cache.draw(indices, generator))
+
+
 def test_square_photo_is_encoded_once_and_equals_diffusers(vae):
     image = photo(32, 32)
     cache = LatentCache(vae, [image], 32, grid=8)
-    sampled = torch.stack([cache.sample([0], torch.Generator().manual_seed(seed))[0] for seed in range(4000)])
+    sampled = torch.stack([sample(cache, [0], torch.Generator().manual_seed(seed))[0] for seed in range(4000)])
     assert cache.encodes == 1
     pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
@@ -39,13 +43,26 @@ def test_square_photo_is_encoded_once_and_equals_diffusers(vae):
 def test_crops_of_a_wide_photo_are_uniform_on_the_grid(vae, grid):
     cache = LatentCache(vae, [photo(56, 32)], 32, grid)
     generator = torch.Generator().manual_seed(0)
-    lefts = Counter()
-    for _ in range(400):
-        before = set(cache._moments)
-        cache.sample([0], generator)
-        lefts.update(key[2] for key in set(cache._moments) - before)
+    crops, noise = cache.draw([0] * 400, generator)
+    lefts = Counter(crop.left for crop in crops)
     assert set(lefts) == set(range(0, 25, grid))
+    assert max(lefts.values()) < 400 / len(lefts) + 5 * (400 / len(lefts)) ** 0.5
+    cache.latents(crops, noise)
     assert cache.encodes == len(lefts)
+
+
+def test_what_does_not_fit_is_read_and_encoded_again(vae, monkeypatch):
+    """Two square photos: room for one of them, and for one crop."""
+    monkeypatch.setattr("datadream.adapt.latents.PHOTOS_BYTES", 3 * 32 * 32)
+    monkeypatch.setattr("datadream.adapt.latents.MOMENTS_BYTES", 2 * 4 * 4 * 8 * 8)
+    cache = LatentCache(vae, [photo(32, 32), photo(33, 33)], 32, 8)
+    crops, noise = cache.draw([0, 1, 0, 1], torch.Generator().manual_seed(0))
+    found = cache.latents(crops, noise)
+    monkeypatch.undo()
+    roomy = LatentCache(vae, [photo(32, 32), photo(33, 33)], 32, 8)
+    assert torch.equal(found, roomy.latents(crops, noise))
+    assert cache.encodes == 3
+    assert roomy.encodes == 2
 
 
 def test_shorter_side_is_resized():

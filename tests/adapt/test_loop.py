@@ -146,13 +146,13 @@ def test_an_adapter_that_breaks_leaves_those_beside_it_alone(pipeline_folder):
     ours = trainer(pipeline_folder)
     (expected,) = ours.train([spec("b", 9)], [images()])
     ours._lora.weights.data.zero_()
-    reset = ours._start
+    reset = ours._reset
 
     def start_broken(specs):
         reset(specs)
         ours._lora.weights.data[0] = float("nan")
 
-    ours._start = start_broken
+    ours._reset = start_broken
     broken, found = ours.train([spec("a"), spec("b", 9)], [images()] * 2)
     assert isinstance(broken, FloatingPointError)
     assert "the loss is nan at step 1" in str(broken)

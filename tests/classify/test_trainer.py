@@ -16,7 +16,7 @@ from safetensors.torch import load
 from datadream.classify import trainer
 from datadream.classify.images import LabelledImages, shuffled_batches
 from datadream.classify.published import open_published, quiet_ordered_data
-from datadream.classify.ranks import ALONE
+from datadream.ranks import ALONE
 from datadream.classify.setting import SettingTrainer, SyntheticImages
 from datadream.classify.trainer import ClassifierJob, train_classifiers
 from datadream.cluster import Workers

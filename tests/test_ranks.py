@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from datadream.classify.ranks import ALONE, Ranks
+from datadream.ranks import ALONE, Ranks
 
 
 @pytest.mark.parametrize(("n", "count"), [(64, 1), (64, 3), (7, 4), (2, 2), (1, 3)])

@@ -1,0 +1,103 @@
+"""One adapter trained by several ranks is the one that a single process trains, and goes on from its checkpoints."""
+
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import safetensors.torch
+import torch
+
+from datadream.adapt.loop import AdapterTrainer, TrainedAdapter
+from datadream.config import AdaptConfig
+from datadream.methods import AdapterSpec, TrainingPhoto
+from datadream.models.diffusion import load_pipeline
+from datadream.ranks import Ranks
+from tests.adapt.test_loop import PROMPTS, images
+
+CONFIG = AdaptConfig(steps_per_class=6, learning_rate=1e-3, warmup_steps=2, rank=4, batch_size=5, checkpoint_steps=4)
+SPEC = AdapterSpec("dataset", tuple(TrainingPhoto(f"{i}.png", PROMPTS[i % 2]) for i in range(6)), 2, 3)
+
+
+class Meeting:
+    """Where ranks on threads of one process add what they bring, in the order of their ranks."""
+
+    def __init__(self, count: int) -> None:
+        self.brought: dict[int, torch.Tensor] = {}
+        self.barrier = threading.Barrier(count)
+
+
+class ThreadRanks(Ranks):
+    def __init__(self, rank: int, meeting: Meeting) -> None:
+        super().__init__(rank, meeting.barrier.parties)
+        object.__setattr__(self, "meeting", meeting)
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        self.meeting.brought[self.rank] = tensor.clone()
+        self.meeting.barrier.wait(60)
+        total = sum(self.meeting.brought[rank] for rank in range(self.count))
+        self.meeting.barrier.wait(60)
+        tensor.copy_(total)
+
+
+@pytest.fixture(scope="module")
+def pipeline(pipeline_folder):
+    return load_pipeline(str(pipeline_folder), None, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def train(pipeline):
+    def train(config: AdaptConfig = CONFIG, **settings) -> TrainedAdapter:
+        return AdapterTrainer(copy.deepcopy(pipeline), config, 32).train_together(SPEC, images(6), **settings)
+
+    return train
+
+
+def train_by(train, count: int, config: AdaptConfig = CONFIG) -> list[TrainedAdapter]:
+    meeting = Meeting(count)
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(lambda rank: train(config, ranks=ThreadRanks(rank, meeting)), range(count)))
+
+
+def assert_close(found: TrainedAdapter, expected: TrainedAdapter, tolerance: float = 1e-4) -> None:
+    found, expected = safetensors.torch.load(found.weights), safetensors.torch.load(expected.weights)
+    for key in expected:
+        assert (found[key] - expected[key]).norm() / expected[key].norm() < tolerance, key
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_any_number_of_ranks_trains_the_same_adapter(train, count):
+    alone = train()
+    ranks = train_by(train, count)
+    assert len({trained.weights for trained in ranks}) == 1
+    assert_close(ranks[0], alone)
+    assert ranks[0].losses == pytest.approx(alone.losses, rel=1e-5)
+    assert len(alone.losses) == 12
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(train):
+    checkpoints, steps = [], []
+    whole = train(save=checkpoints.append)
+    assert len(checkpoints) == 2
+    resumed = train(checkpoint=checkpoints[-1], on_step=lambda step, losses: steps.append(step))
+    assert steps == [9, 10, 11, 12]
+    assert resumed.weights == whole.weights
+    assert resumed.losses == whole.losses
+
+
+def test_a_loss_that_breaks_ends_it_at_the_next_checkpoint(train):
+    steps = []
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step \d"):
+        train(
+            CONFIG.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0}),
+            on_step=lambda step, losses: steps.append(step),
+        )
+    assert steps == [1, 2, 3, 4]
+
+
+def test_out_of_memory_says_what_to_lower(train):
+    def full(step: int, losses: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(MemoryError, match=r"Lower adapt\.batch_size"):
+        train(on_step=full)
