@@ -17,7 +17,7 @@ from datadream.config import ClusterConfig
 from datadream.run_store import SCRATCH, RunStore
 
 if TYPE_CHECKING:
-    from ray.train import TrainingFailedError
+    pass
 
 # Train workers hold their CPUs for a whole stage; Ray Data's tasks beside them need at least one more, or both wait
 # forever.
@@ -96,6 +96,12 @@ def workers_to_add(
     return added
 
 
+def workers_now(config: ClusterConfig, workers: Workers) -> Workers:
+    """As many of these workers as were asked for, or as the living nodes can hold."""
+    wanted = _slots(config, workers.use_gpu) if workers.grows else workers.count
+    return replace(workers, count=max(1, min(wanted, sum(_node_rooms(workers).values()))))
+
+
 def beside_driver() -> dict[str, Any]:
     """Options of a small actor that must outlive any other node: it lives on the driver's, and takes no CPU."""
     import ray
@@ -119,11 +125,22 @@ def train_storage(store: RunStore) -> Iterator[dict[str, Any]]:
             store.fs.rm(path, recursive=True)
 
 
-def failure_text(error: TrainingFailedError) -> str:
+def failure_text(error: Exception) -> str:
     """What the workers that failed said, not Ray's account of it."""
     failures = getattr(error, "worker_failures", {})
     said = [f"{type(failures[rank]).__name__}: {failures[rank]}" for rank in sorted(failures)]
     return " / ".join(dict.fromkeys(said)) or str(error)
+
+
+def lost_a_worker(error: Exception) -> bool:
+    """Whether a Ray Train run ended because a process or a node died, and not by an error of its code."""
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+    from ray.train.v2.api.exceptions import ControllerError
+
+    lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+    workers = getattr(error, "worker_failures", {}).values()
+    return isinstance(error, (ControllerError, RayError)) or any(isinstance(failure, lost) for failure in workers)
 
 
 def _start(config: ClusterConfig) -> None:

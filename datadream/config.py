@@ -77,8 +77,6 @@ class AdaptConfig(Section):
     by 52 points on Aircraft)."""
     prior_images: int = Field(100, ge=1)
     """Samples of the base generator for each prompt, where prior_weight is not 0 (DreamBooth: 100)."""
-    checkpoint_steps: int = Field(500, ge=1)
-    """An adapter of the whole set, which takes long, goes on from its last checkpoint, written every so many steps."""
     kohya: bool = False
     """Also write each adapter as kohya.safetensors, for kohya's scripts, AUTOMATIC1111's web UI and ComfyUI."""
     adapters_per_step: int | None = Field(None, ge=1)
@@ -182,6 +180,8 @@ class ClusterConfig(Section):
     lease_seconds: float = Field(120.0, gt=0)
     """After so many seconds without a sign of a worker, its adapters go to others. Must exceed the longest step
     and the reading of an adapter's photos."""
+    checkpoint_steps: int = Field(500, ge=1)
+    """An adapter of several classes, which takes long, is saved every so many steps, to go on from there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the workers; auto: cuda where the cluster has GPUs."""
 

@@ -15,6 +15,8 @@ from datadream.run_store import RunStore, progress_file
 
 log = logging.getLogger("datadream")
 
+Facts = dict[str, object]
+"""What to tell beside the count, such as the current loss, by name."""
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_POLLS = 0.5
 SECONDS_BETWEEN_FILES = 10.0
@@ -28,13 +30,16 @@ class Progress:
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
         self._store, self._last_file = store, float("-inf")
         self._at_start, self._started = done, time.monotonic()
-        self._last_line = self._started
+        self._heard = self._last_line = self._started
         self._bar = (
             tqdm(total=total, initial=done, desc=stage, unit=unit, smoothing=0.1) if sys.stderr.isatty() else None
         )
 
     def update(self, done: int, **facts: object) -> None:
         """Say that `done` units are finished in all, with facts such as the current loss."""
+        if self.done == self._at_start:
+            self._started = self._heard  # nothing was done so far: workers started
+        self._heard = time.monotonic()
         grown, self.done = done - self.done, done
         if self._bar is not None:
             self._bar.set_postfix({name: str(fact) for name, fact in facts.items()}, refresh=False)
@@ -47,7 +52,7 @@ class Progress:
             with suppress(OSError):  # what is only told must not stop what is done
                 self._store.write_json(progress_file(self.stage), {"text": self._text(facts), "time": time.time()})
 
-    def _text(self, facts: dict[str, object]) -> str:
+    def _text(self, facts: Facts) -> str:
         rate = (self.done - self._at_start) / (time.monotonic() - self._started)
         left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "no rate yet"
         text = "".join(f", {name} {fact}" for name, fact in facts.items())

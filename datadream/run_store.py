@@ -43,6 +43,11 @@ def adapter_marker(adapter_id: str) -> str:
     return f"{ADAPTERS}/{adapter_id}/adapter.json"
 
 
+def adapter_checkpoint(adapter_id: str) -> str:
+    """What the training of an adapter goes on from when it is interrupted; gone when it is done."""
+    return f"{ADAPTERS}/{adapter_id}/checkpoint.pt"
+
+
 def progress_file(stage: str) -> str:
     """Where a running stage says how far it is."""
     return f"stages/{stage}-running.json"

@@ -11,13 +11,13 @@ import torch
 from datadream import recipes
 from datadream.adapt.loop import AdapterTrainer
 from datadream.classify.images import LabelledImages, shuffled_batches
-from datadream.ranks import ALONE
 from datadream.classify.setting import SettingTrainer, SyntheticImages
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.generate.sampler import Sampler
 from datadream.methods import METHODS
 from datadream.models.diffusion import load_pipeline
+from datadream.ranks import ALONE
 
 CPU = torch.device("cpu")
 

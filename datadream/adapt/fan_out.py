@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,6 +20,7 @@ from ray.actor import ActorHandle
 from datadream.adapt.artifacts import are_committed, commit_adapter, write_index
 from datadream.adapt.queue import AdapterJob, AdapterQueue, Group, QueueProgress
 from datadream.adapt.squads import run_squads
+from datadream.adapt.worker import load_trainer
 from datadream.cluster import Workers, beside_driver, train_storage, workers_to_add
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
@@ -41,29 +42,60 @@ GROUP_SIZE = "stages/adapt-group.json"
 
 
 def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: ExperimentConfig, workers: Workers) -> None:
-    """Train every adapter that is not committed yet, longest first, and write the index of all.
+    """Train every adapter that is not committed yet, and write the index of all.
 
-    An adapter that fails does not stop the others. Raises RuntimeError naming those that failed and why, or those that
-    are still missing after workers were replaced.
+    Those of several classes come first, each trained by all workers together; then those of one class, by whichever
+    worker is free, longest first. An adapter that fails does not stop the others. Raises RuntimeError naming those
+    that failed and why, or those that are still missing after workers were replaced.
     """
     done = are_committed(jobs)
     if not all(done):
-        _check_all_trained(jobs, _fan_out(store, jobs, done, config, workers))
+        _check_all_trained(jobs, _train_missing(store, jobs, done, config, workers))
     write_index(jobs)
 
 
-def _fan_out(
+def _train_missing(
     store: RunStore, jobs: Sequence[AdapterJob], done: Sequence[bool], config: ExperimentConfig, workers: Workers
 ) -> list[str]:
-    """Train what is not done; returns the adapters that failed by themselves, and why."""
-    total, before = (sum(job.steps for job in some) for some in (jobs, itertools.compress(jobs, done)))
+    """Returns the adapters that failed by themselves, and why."""
+    total, before = _steps(jobs), _steps(itertools.compress(jobs, done))
     log.info("adapt: %d of %d adapters to train, %d steps", len(jobs) - sum(done), len(jobs), total - before)
+    shared = [job for job in jobs if job.spec.n_classes > 1]
+    single = [(job, is_done) for job, is_done in zip(jobs, done, strict=True) if job.spec.n_classes == 1]
+    failures: list[str] = []
+    with Progress("adapt", total, "step", store, done=before) as progress:
+        if shared:
+            # Imported here, not above: it imports torch, which the queue's process has no use for.
+            from datadream.adapt.together import train_together
+
+            elsewhere = _steps(job for job, is_done in single if is_done)
+            failures += train_together(store, shared, config, workers, progress, elsewhere)
+        if not all(is_done for _, is_done in single):
+            failures += _fan_out(store, *zip(*single, strict=True), config, workers, progress, _steps(shared))
+    return failures
+
+
+def _steps(jobs: Iterable[AdapterJob]) -> int:
+    return sum(job.steps for job in jobs)
+
+
+def _fan_out(
+    store: RunStore,
+    jobs: Sequence[AdapterJob],
+    done: Sequence[bool],
+    config: ExperimentConfig,
+    workers: Workers,
+    progress: Progress,
+    before: int,
+) -> list[str]:
+    """Train what is not done, each adapter by one worker, after `before` steps of others; returns the adapters that
+    failed by themselves, and why."""
     queue = ray.remote(AdapterQueue).options(**beside_driver()).remote(jobs, done, config.cluster.lease_seconds)
     settings = {"queue": queue, "config": config, "workers": workers, **_group_size(store, jobs, config, workers)}
-    with train_storage(store) as storage, Progress("adapt", total, "step", store, done=before) as progress:
+    with train_storage(store) as storage:
 
         def look() -> None:
-            _show(progress, ray.get(queue.progress.remote()), len(jobs))
+            _show(progress, before, ray.get(queue.progress.remote()), len(jobs))
 
         def room(there: Mapping[str, int]) -> dict[str, Workers]:
             return workers_to_add(config.cluster, workers, there, ray.get(queue.n_open.remote()))
@@ -76,13 +108,13 @@ def _fan_out(
     return ray.get(queue.failures.remote())
 
 
-def _show(progress: Progress, state: QueueProgress, n_jobs: int) -> None:
+def _show(progress: Progress, before: int, state: QueueProgress, n_jobs: int) -> None:
     facts = {"adapters": f"{state.adapters}/{n_jobs}"}
     if state.loss is not None:
         facts["loss"] = f"{state.loss:.3f}"
     if state.failed:
         facts["failed"] = str(state.failed)
-    progress.update(state.steps, **facts)
+    progress.update(before + state.steps, **facts)
 
 
 def _group_size(
@@ -116,7 +148,11 @@ def _lease_and_train(loop: dict[str, Any]) -> None:
     queue, config, workers = loop["queue"], loop["config"], loop["workers"]
     place, worker = f"{loop['squad']}/{ray.train.get_context().get_world_rank()}", uuid.uuid4().hex
     try:
-        trainer = _load_trainer(config, workers)
+        # Imported here, not above: torch takes a second, and the queue's process imports this module as well.
+        from datadream.device import use_threads, worker_device
+
+        use_threads(workers.threads)
+        trainer = load_trainer(config, worker_device(workers.use_gpu))
         size = loop["size"] or trainer.fastest_group(loop["most"])
     except Exception as error:  # whatever is wrong with the model is wrong for every worker
         ray.get(queue.give_up.remote(f"{type(error).__name__}: {error}"))
@@ -167,21 +203,6 @@ def _train_group(
                 failures[place] = str(error)
         reporter.alive()
     return failures
-
-
-def _load_trainer(config: ExperimentConfig, workers: Workers) -> AdapterTrainer:
-    # Imported here, not above: diffusers takes seconds, and driver, controller and queue import this module as well.
-    import torch
-
-    from datadream.adapt.loop import AdapterTrainer
-    from datadream.device import dtype_of, use_threads, worker_device
-    from datadream.models.diffusion import load_pipeline
-
-    use_threads(workers.threads)
-    device = worker_device(workers.use_gpu)
-    dtype = dtype_of(config.adapt.precision, device, on_cuda=torch.bfloat16)
-    pipeline = load_pipeline(config.diffusion.model, config.diffusion.revision, device, dtype)
-    return AdapterTrainer(pipeline, config.adapt, config.diffusion.resolution)
 
 
 class _Reporter:

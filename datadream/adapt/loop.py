@@ -107,12 +107,13 @@ class AdapterTrainer:
         ranks: Ranks = ALONE,
         checkpoint: bytes | None = None,
         save: Callable[[bytes], None] = lambda checkpoint: None,
+        save_every: int = 500,
         on_step: OnStep = lambda step, losses: None,
     ) -> TrainedAdapter:
         """Train one adapter by all ranks, each on its share of every batch; all ranks return the same.
 
-        `save` gets a checkpoint every `config.checkpoint_steps`; training goes on from `checkpoint` if there is one.
-        Raises FloatingPointError when the loss stopped being finite, MemoryError when memory does not suffice.
+        `save` gets a checkpoint every `save_every` steps; training goes on from `checkpoint` if there is one. Raises
+        FloatingPointError when the loss stopped being finite, MemoryError when memory does not suffice.
         """
         started = time.monotonic()
         steps = n_steps(spec, self._config)
@@ -122,7 +123,7 @@ class AdapterTrainer:
                 training.resume(checkpoint)
             for step in range(len(training.losses) + 1, steps + 1):
                 on_step(step, training.step())
-                if step % self._config.checkpoint_steps == 0 and step < steps:
+                if step % save_every == 0 and step < steps:
                     _check_finite(training.curves()[0])
                     save(training.checkpoint())
         except torch.OutOfMemoryError:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datadream.ranks import Ranks
 from datadream.classify.squares import square
 from datadream.data.datasets import Photo, PhotoSource
+from datadream.ranks import Ranks
 
 DECODE_THREADS = 4
 """Pillow decodes and resizes outside of Python's lock; more threads than this only take memory."""

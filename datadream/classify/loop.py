@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from datadream.classify.images import LabelledImages
-from datadream.ranks import ALONE, Ranks
 from datadream.config import ClassifyConfig
 from datadream.data.augment import Augment
 from datadream.device import dtype_of
 from datadream.models.clip import ClipModel, lora_parameters, lora_state
+from datadream.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)

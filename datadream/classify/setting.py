@@ -16,12 +16,12 @@ from torch import Tensor
 from datadream.classify.evaluate import Accuracy, PhotoBatches, count_correct, summarise
 from datadream.classify.images import LabelledImages, read_photos, shuffled_batches
 from datadream.classify.loop import Part, Report, Trained, autocast_of, train
-from datadream.ranks import Ranks
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.augment import Augment
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet
 from datadream.models.clip import add_lora, encode_prompts, load_clip, load_lora_state, remove_lora
+from datadream.ranks import Ranks
 from datadream.seeds import derive_seed
 
 

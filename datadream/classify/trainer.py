@@ -10,7 +10,6 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +18,18 @@ import ray
 import ray.train
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from datadream.classify.images import LabelledImages, buffered_batches, rows_per_read, shuffled_batches
 from datadream.classify.published import Published, open_published, quiet_ordered_data
-from datadream.ranks import Ranks
-from datadream.cluster import Workers, beside_driver, failure_text, train_storage
+from datadream.cluster import Workers, failure_text, lost_a_worker, train_storage
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet
-from datadream.device import use_threads
+from datadream.device import collective_backend, shared_worker_device, use_threads
+from datadream.monitor import show, start_monitor
 from datadream.progress import Progress, polled
+from datadream.ranks import Ranks
 from datadream.run_store import RunStore, classifier_marker
 
 # What imports open_clip is imported at use: that takes seconds, and the driver may not need it.
@@ -97,14 +95,9 @@ def train_classifiers(store: RunStore, jobs: Sequence[ClassifierJob], workers: W
         try:
             _train(store, missing, workers)
         except TrainingFailedError as error:
-            if not (restarts_left and _lost_a_worker(error)):
+            if not (restarts_left and lost_a_worker(error)):
                 raise RuntimeError(f"classifier training failed: {failure_text(error)}") from error
             log.warning("classify: a worker was lost; the settings that are not done start again")
-
-
-def _lost_a_worker(error: TrainingFailedError) -> bool:
-    lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
-    return any(isinstance(failure, lost) for failure in getattr(error, "worker_failures", {}).values())
 
 
 def _train(store: RunStore, jobs: Sequence[ClassifierJob], workers: Workers) -> None:
@@ -117,24 +110,17 @@ def _train(store: RunStore, jobs: Sequence[ClassifierJob], workers: Workers) -> 
             if published:
                 # Materialised: decoded once for all workers and settings, into memory that a node's workers share.
                 datasets[tasks[-1].dataset] = published.rows if buffer else published.rows.materialize()
-        monitor = Monitor.options(**beside_driver()).remote()
+        monitor = start_monitor()
         with (
             Progress("classify", sum(map(_steps, tasks)), "step", store) as progress,
             train_storage(store) as storage,
-            polled(lambda: _show(progress, monitor)),
+            polled(lambda: show(monitor, progress)),
         ):
             _trainer(tasks, datasets, workers, monitor, storage).fit()
 
 
 def _steps(task: _Task) -> int:
     return task.job.config.classify.steps * sum(setting != "zero-shot" for setting in task.settings)
-
-
-def _show(progress: Progress, monitor: ActorHandle) -> None:
-    # Without the monitor there is nothing to show; why it is gone is for fit() to say.
-    with suppress(RayError):
-        done, facts = ray.get(monitor.latest.remote())
-        progress.update(done, **facts)
 
 
 def _published(job: ClassifierJob) -> Published | None:
@@ -163,7 +149,7 @@ def _trainer(
     return TorchTrainer(
         _train_on_worker,
         train_loop_config={"tasks": tasks, "workers": workers, "monitor": monitor},
-        torch_config=TorchConfig(backend="nccl" if workers.use_gpu and torch.cuda.is_available() else "gloo"),
+        torch_config=TorchConfig(backend=collective_backend(workers.use_gpu)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
         ),
@@ -180,7 +166,7 @@ def _train_on_worker(loop: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
-    device = _device(workers)
+    device = shared_worker_device(workers.use_gpu)
     steps_before = 0
     for task in tasks:
         trainer = SettingTrainer(task.job.config, task.job.few_shot, device, ranks)
@@ -190,15 +176,6 @@ def _train_on_worker(loop: dict[str, Any]) -> None:
             steps_before += 0 if setting == "zero-shot" else task.job.config.classify.steps
             if ranks.rank == 0:
                 _commit(task.job.store, setting, outcome)
-
-
-def _device(workers: Workers) -> torch.device:
-    """Ray Train shows a worker all GPUs of its node and says which one is its own."""
-    if workers.use_gpu and torch.cuda.is_available():
-        device = ray.train.torch.get_device()
-        torch.cuda.set_device(device)
-        return device
-    return torch.device("cpu")
 
 
 def _commit(store: RunStore, setting: Setting, outcome: Outcome) -> None:
@@ -255,20 +232,6 @@ def _reads(shard: ray.data.DataIterator, rows: int) -> Iterator[LabelledImages]:
             yield LabelledImages(torch.tensor(batch["image"]), torch.tensor(batch["label"]))
         if batch is None:
             raise ValueError(f"the synthetic images of a worker do not fill one batch of {rows}. Use fewer workers.")
-
-
-@ray.remote
-class Monitor:
-    """Where rank 0 says how far it is, for the driver to show."""
-
-    def __init__(self) -> None:
-        self._latest: tuple[int, dict[str, str]] = (0, {})
-
-    def put(self, done: int, facts: dict[str, str]) -> None:
-        self._latest = (done, facts)
-
-    def latest(self) -> tuple[int, dict[str, str]]:
-        return self._latest
 
 
 def _reporter(monitor: ActorHandle, steps_before: int, setting: Setting, ranks: Ranks) -> Report:

@@ -12,7 +12,6 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import ray
 from ray.cluster_utils import Cluster
 
@@ -25,6 +24,7 @@ from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.methods import METHODS
 from datadream.run_store import RunStore
+from tests.processes import train_workers
 
 N_ADAPTERS, STEPS = 8, 40
 
@@ -46,11 +46,6 @@ def jobs(store: RunStore, settings: ExperimentConfig) -> list[AdapterJob]:
     few_shot = draw(open_source("digits").dataset(), 2, 0, settings.data.prompt)
     specs = METHODS["datadream-cls"](few_shot, settings).adapters[:N_ADAPTERS]
     return [AdapterJob(store.url, spec, STEPS) for spec in specs]
-
-
-def train_workers() -> list[psutil.Process]:
-    processes = psutil.Process().children(recursive=True)
-    return [process for process in processes if "RayTrainWorker" in " ".join(process.cmdline())]
 
 
 def main(pipeline: str, run: str, seed: int) -> None:

@@ -40,4 +40,4 @@ def test_the_loss_is_the_photos_and_the_weighted_samples(train):  # noqa: F811
 
 
 def test_ranks_share_the_drawing(train):  # noqa: F811
-    assert_close(train_by(train, 2, WEIGHTED)[0], train(WEIGHTED))
+    assert_close(train_by(train, 2, WEIGHTED)[0].weights, train(WEIGHTED).weights)

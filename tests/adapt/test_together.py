@@ -1,6 +1,7 @@
 """One adapter trained by several ranks is the one that a single process trains, and goes on from its checkpoints."""
 
 import copy
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,14 +9,20 @@ import pytest
 import safetensors.torch
 import torch
 
+from datadream import recipes
+from datadream.adapt.fan_out import train_adapters
 from datadream.adapt.loop import AdapterTrainer, TrainedAdapter
+from datadream.adapt.queue import AdapterJob
+from datadream.cluster import Workers
 from datadream.config import AdaptConfig
 from datadream.methods import AdapterSpec, TrainingPhoto
 from datadream.models.diffusion import load_pipeline
 from datadream.ranks import Ranks
+from datadream.run_store import RunStore, adapter_checkpoint, adapter_weights
 from tests.adapt.test_loop import PROMPTS, images
+from tests.processes import kill_a_worker_after
 
-CONFIG = AdaptConfig(steps_per_class=6, learning_rate=1e-3, warmup_steps=2, rank=4, batch_size=5, checkpoint_steps=4)
+CONFIG = AdaptConfig(steps_per_class=6, learning_rate=1e-3, warmup_steps=2, rank=4, batch_size=5)
 SPEC = AdapterSpec("dataset", tuple(TrainingPhoto(f"{i}.png", PROMPTS[i % 2]) for i in range(6)), 2, 3)
 
 
@@ -48,7 +55,9 @@ def pipeline(pipeline_folder):
 @pytest.fixture
 def train(pipeline):
     def train(config: AdaptConfig = CONFIG, **settings) -> TrainedAdapter:
-        return AdapterTrainer(copy.deepcopy(pipeline), config, 32).train_together(SPEC, images(6), **settings)
+        return AdapterTrainer(copy.deepcopy(pipeline), config, 32).train_together(
+            SPEC, images(6), save_every=4, **settings
+        )
 
     return train
 
@@ -59,10 +68,33 @@ def train_by(train, count: int, config: AdaptConfig = CONFIG) -> list[TrainedAda
         return list(threads.map(lambda rank: train(config, ranks=ThreadRanks(rank, meeting)), range(count)))
 
 
-def assert_close(found: TrainedAdapter, expected: TrainedAdapter, tolerance: float = 1e-4) -> None:
-    found, expected = safetensors.torch.load(found.weights), safetensors.torch.load(expected.weights)
+def assert_close(found: bytes, expected: bytes, tolerance: float = 1e-4) -> None:
+    found, expected = safetensors.torch.load(found), safetensors.torch.load(expected)
     for key in expected:
         assert (found[key] - expected[key]).norm() / expected[key].norm() < tolerance, key
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_on_ray_a_killed_worker_costs_the_steps_since_the_last_checkpoint(train, pipeline_folder, tmp_path, caplog):
+    store = RunStore(str(tmp_path / "run"))
+    folder = tmp_path / "photos"
+    changes = {"data.source": str(folder), "diffusion.model": str(pipeline_folder), "cluster.checkpoint_steps": 20}
+    config = recipes.digits(**changes).model_copy(update={"adapt": CONFIG.model_copy(update={"steps_per_class": 60})})
+    for number, image in enumerate(images(6)):
+        (folder / f"class {number % 2}").mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"class {number % 2}" / f"{number}.png")
+    photos = tuple(TrainingPhoto(f"class {i % 2}/{i}.png", PROMPTS[i % 2]) for i in range(6))
+    job = AdapterJob(store.url, dataclasses.replace(SPEC, photos=photos), 120)
+    with ThreadPoolExecutor(1) as threads:
+        killed = threads.submit(kill_a_worker_after, store, adapter_checkpoint("dataset"))
+        train_adapters(store, [job], config, Workers(2, 1, False))
+    killed.result()
+    marker = store.read_json(job.marker)
+    assert marker["steps"] == 120
+    expected = train_by(train, 2, config.adapt)[0]
+    assert_close(store.read_bytes(adapter_weights("dataset")), expected.weights)
+    assert not store.exists(adapter_checkpoint("dataset"))
+    assert "going on from the last checkpoint" in caplog.text
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -70,7 +102,7 @@ def test_any_number_of_ranks_trains_the_same_adapter(train, count):
     alone = train()
     ranks = train_by(train, count)
     assert len({trained.weights for trained in ranks}) == 1
-    assert_close(ranks[0], alone)
+    assert_close(ranks[0].weights, alone.weights)
     assert ranks[0].losses == pytest.approx(alone.losses, rel=1e-5)
     assert len(alone.losses) == 12
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from datadream.classify.images import LabelledImages, buffered_batches, read_photos, rows_per_read, shuffled_batches
-from datadream.ranks import ALONE, Ranks
 from datadream.classify.squares import decode_squares, square
 from datadream.data.datasets import open_source
+from datadream.ranks import ALONE, Ranks
 
 
 def numbered(n: int) -> LabelledImages:

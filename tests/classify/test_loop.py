@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from datadream.classify.images import read_photos, shuffled_batches
 from datadream.classify.loop import Part, autocast_of, train
 from datadream.classify.loop import _loss as batch_loss
-from datadream.ranks import ALONE, Ranks
 from datadream.config import AugmentConfig, ClassifyConfig
 from datadream.data.augment import Augment
 from datadream.data.datasets import open_source
 from datadream.models.clip import add_lora, load_clip, lora_parameters, lora_state
+from datadream.ranks import ALONE, Ranks
 
 CPU = torch.device("cpu")
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load
@@ -16,13 +14,14 @@ from safetensors.torch import load
 from datadream.classify import trainer
 from datadream.classify.images import LabelledImages, shuffled_batches
 from datadream.classify.published import open_published, quiet_ordered_data
-from datadream.ranks import ALONE
 from datadream.classify.setting import SettingTrainer, SyntheticImages
 from datadream.classify.trainer import ClassifierJob, train_classifiers
 from datadream.cluster import Workers
 from datadream.models.clip import add_lora, encode_prompts, load_clip, load_lora_state
+from datadream.ranks import ALONE
 from datadream.run_store import RunStore
 from tests.classify.colors import publish
+from tests.processes import kill_a_worker_after
 
 ALL = ("zero-shot", "real", "synthetic", "real+synthetic")
 TRAINED = ALL[1:]
@@ -135,15 +134,6 @@ def test_a_lost_worker_costs_only_what_was_not_committed_and_changes_nothing(run
     assert "a worker was lost" in caplog.text
     assert os.path.getmtime(again.path("classifier/zero-shot/metrics.json")) < killed_at.result()
     assert files(again, *TRAINED) == files(run, *TRAINED)
-
-
-def kill_a_worker_after(store: RunStore, name: str) -> float:
-    while not store.exists(name):
-        time.sleep(0.01)
-    # Only our own descendants: others may train on this machine.
-    children = psutil.Process().children(recursive=True)
-    next(child for child in children if "RayTrainWorker" in " ".join(child.cmdline())).kill()
-    return time.time()
 
 
 def test_what_is_committed_is_not_trained_again(run, few_shot, config, monkeypatch):
