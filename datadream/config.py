@@ -1,7 +1,7 @@
 """Every knob of a run: its type, its default, its unit and where the default comes from.
 
 A config is frozen and complete: the same config gives the same result on any cluster, so all of it but `cluster`
-(where and how fast the work is done) must agree before an existing run folder is continued.
+(where and how fast the work is done) and `tracking` must agree before an existing run folder is continued.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MethodName = Literal["none", "zero-shot", "is-synth", "datadream-dset", "datadream-cls"]
 Setting = Literal["zero-shot", "real", "synthetic", "real+synthetic"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 SETTINGS_WITHOUT_IMAGES: tuple[Setting, ...] = ("zero-shot", "real")
 """Settings that use no drawn images, so that all methods of a table share them."""
 
@@ -168,6 +169,16 @@ class ClassifyConfig(Section):
     """Random changes to the training images."""
 
 
+class TrackingConfig(Section):
+    """Where else to look at a run while it goes on; has no effect on the result."""
+
+    to: tuple[TrackerName, ...] | None = None
+    """Any of tensorboard, wandb and mlflow, each configured by its own environment variables. Unset: TensorBoard's
+    files in the run's folder, where that is no object store."""
+    project: str = "datadream"
+    """W&B's project, MLflow's experiment."""
+
+
 class ClusterConfig(Section):
     """Where the work is done; changes the result by no more than rounding."""
 
@@ -218,6 +229,8 @@ class ExperimentConfig(Section):
     """The classifier."""
     cluster: ClusterConfig = ClusterConfig()
     """Where the work is done."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where else to look at it."""
     grid: GridConfig = GridConfig()
     """A table of runs."""
 

@@ -21,8 +21,9 @@ from datadream.data.datasets import check_photos, open_source
 from datadream.data.few_shot import FewShotSet, draw
 from datadream.methods import METHODS, Plan
 from datadream.models.source import check_pipeline
-from datadream.run_store import FEW_SHOT, METRICS, RunStore, adapter_marker
+from datadream.run_store import ADAPTER_INDEX, FEW_SHOT, METRICS, RunStore, adapter_marker, classifier_marker
 from datadream.status import StageStatus, stage_status
+from datadream.tracking import Tracking, check_trackers, tracked
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Experiment:
         self.config = config
         self.store = RunStore(run)
         self._workers: Workers
+        self._tracking: Tracking
 
     def run(self) -> list[dict[str, Any]]:
         """Every stage in order; returns the accuracy records of metrics.json."""
@@ -75,6 +77,7 @@ class Experiment:
         self._check_settings()
         self.store.check_config(self.config)
         self.store.check_writable()
+        check_trackers(self.config, self.store)
         for cell in self.cells:
             cell._check_photos()
         check_workers(self.config.cluster)
@@ -158,8 +161,9 @@ class Experiment:
             for cell in self.cells
             for spec in cell.plan.adapters
         ]
-        with self._timed("adapt"):
+        with self._watched("adapt"):
             train_adapters(self.store, jobs, self.config, self._workers)
+        self._tracking.table("adapters", [row for cell in self.cells for row in cell._adapter_rows()])
 
     def _generate(self) -> None:
         from datadream.generate.chunks import split_into_chunks
@@ -168,7 +172,7 @@ class Experiment:
         self._check_adapters()
         size = self.config.generate.chunk_size
         chunks = {id(cell): split_into_chunks(cell.store.url, cell.plan.images, size) for cell in self.cells}
-        with self._timed("generate"):
+        with self._watched("generate"):
             draw_chunks(
                 self.store, [chunk for cell in self.cells for chunk in chunks[id(cell)]], self.config, self._workers
             )
@@ -179,8 +183,9 @@ class Experiment:
         from datadream.classify.trainer import ClassifierJob, train_classifiers
 
         jobs = [ClassifierJob(cell.store, cell.few_shot, cell.config) for cell in self.cells]
-        with self._timed("classify"):
+        with self._watched("classify"):
             train_classifiers(self.store, jobs, self._workers)
+        self._tracking.table("classifiers", [row for cell in self.cells for row in cell._classifier_rows()])
 
     def _check_adapters(self) -> None:
         specs = [(cell, spec.adapter_id) for cell in self.cells for spec in cell.plan.adapters]
@@ -193,7 +198,8 @@ class Experiment:
         """Ray with the workers of a stage. The cluster may still refuse them, so nothing is written before."""
         with connected(self.config.cluster) as self._workers:
             self._record()
-            yield
+            with tracked(self.config, self.store) as self._tracking:
+                yield
 
     def _record(self) -> None:
         """Write down the config and the few-shot draw, and clear what killed writers left."""
@@ -205,12 +211,25 @@ class Experiment:
                 cell.store.write_json(FEW_SHOT, cell.few_shot.to_json())
 
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        """Add the block's seconds to those that earlier starts spent on the stage."""
+    def _watched(self, stage: str) -> Iterator[None]:
+        """Trackers follow the block, and its seconds add to those that earlier starts spent on the stage."""
         name, started = f"stages/{stage}.json", time.monotonic()
         before = self.store.read_json(name)["seconds"] if self.store.exists(name) else 0.0
-        yield
+        with self._tracking.following(self.store, stage):
+            yield
         self.store.write_json(name, {"seconds": round(before + time.monotonic() - started, 2)})
+
+    def _adapter_rows(self) -> list[dict[str, Any]]:
+        """What trackers show of the adapters."""
+        index = self.store.read_json(ADAPTER_INDEX) if self.plan.adapters else []
+        columns = ("adapter_id", "n_photos", "steps", "last_loss", "seconds")
+        return [{"run": self.store.name} | {name: entry[name] for name in columns} for entry in index]
+
+    def _classifier_rows(self) -> list[dict[str, Any]]:
+        """What trackers show of the classifiers."""
+        settings = self.config.classify.settings
+        found = {name: self.store.read_json(classifier_marker(name)) for name in settings}
+        return [{"run": self.store.name, "setting": name, "top1": found[name]["top1"]} for name in settings]
 
     def _report(self) -> list[dict[str, Any]]:
         from datadream.report.page import write_report

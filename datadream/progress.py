@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ from datadream.run_store import RunStore, progress_file
 
 log = logging.getLogger("datadream")
 
-Facts = dict[str, object]
+Facts = dict[str, float | str]
 """What to tell beside the count, such as the current loss, by name."""
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_POLLS = 0.5
@@ -35,14 +36,14 @@ class Progress:
             tqdm(total=total, initial=done, desc=stage, unit=unit, smoothing=0.1) if sys.stderr.isatty() else None
         )
 
-    def update(self, done: int, **facts: object) -> None:
+    def update(self, done: int, **facts: float | str) -> None:
         """Say that `done` units are finished in all, with facts such as the current loss."""
         if self.done == self._at_start:
             self._started = self._heard  # nothing was done so far: workers started
         self._heard = time.monotonic()
         grown, self.done = done - self.done, done
         if self._bar is not None:
-            self._bar.set_postfix({name: str(fact) for name, fact in facts.items()}, refresh=False)
+            self._bar.set_postfix(_texts(facts), refresh=False)
             self._bar.update(grown)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
@@ -50,13 +51,24 @@ class Progress:
         if time.monotonic() - self._last_file >= SECONDS_BETWEEN_FILES:
             self._last_file = time.monotonic()
             with suppress(OSError):  # what is only told must not stop what is done
-                self._store.write_json(progress_file(self.stage), {"text": self._text(facts), "time": time.time()})
+                self._store.write_json(progress_file(self.stage), self._said(facts))
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the first was done; 0 before."""
+        return (self.done - self._at_start) / max(time.monotonic() - self._started, 1e-9)
+
+    def _said(self, facts: Facts) -> dict[str, Any]:
+        numbers = {name: fact for name, fact in facts.items() if not isinstance(fact, str)}
+        numbers[f"{self.unit}s_per_second"] = self.rate
+        return {"text": self._text(facts), "time": time.time(), "done": self.done, "numbers": numbers}
 
     def _text(self, facts: Facts) -> str:
-        rate = (self.done - self._at_start) / (time.monotonic() - self._started)
-        left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "no rate yet"
-        text = "".join(f", {name} {fact}" for name, fact in facts.items())
-        return f"{self.done}/{self.total} {self.unit}s, {rate:.2f}/s, {left}{text}"
+        left = f"{(self.total - self.done) / self.rate:.0f} s left" if self.rate > 0 else "no rate yet"
+        told = {"": f"{self.rate:.2f}/s, {left}"} | _texts(facts)
+        return f"{self.done}/{self.total} {self.unit}s, " + ", ".join(
+            f"{name} {fact}".strip() for name, fact in told.items()
+        )
 
     def __enter__(self) -> Progress:
         return self
@@ -66,6 +78,10 @@ class Progress:
             self._bar.close()
         with suppress(OSError):
             self._store.remove(progress_file(self.stage))
+
+
+def _texts(facts: Facts) -> dict[str, str]:
+    return {name.replace("_", " "): fact if isinstance(fact, str) else f"{fact:.4g}" for name, fact in facts.items()}
 
 
 @contextmanager

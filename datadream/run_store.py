@@ -80,6 +80,11 @@ class RunStore:
         """The store of a sub-folder."""
         return RunStore(posixpath.join(self.url, name))
 
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return posixpath.basename(self.root.rstrip("/"))
+
     def exists(self, name: str) -> bool:
         return self.fs.exists(self.path(name))
 
@@ -162,7 +167,7 @@ class RunStore:
         saved = self.saved_config()
         if saved is None:
             return
-        old, new = (flatten(c.model_dump(mode="json", exclude={"cluster"})) for c in (saved, config))
+        old, new = (flatten(c.model_dump(mode="json", exclude={"cluster", "tracking"})) for c in (saved, config))
         different = [f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in new if old.get(key) != new[key]]
         if different:
             raise ValueError(

@@ -24,7 +24,7 @@ from datadream.adapt.worker import load_trainer
 from datadream.cluster import Workers, beside_driver, train_storage, workers_to_add
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
-from datadream.progress import Progress
+from datadream.progress import Facts, Progress
 from datadream.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _fan_out(
     with train_storage(store) as storage:
 
         def look() -> None:
-            _show(progress, before, ray.get(queue.progress.remote()), len(jobs))
+            _show(progress, before, ray.get(queue.progress.remote()), jobs)
 
         def room(there: Mapping[str, int]) -> dict[str, Workers]:
             return workers_to_add(config.cluster, workers, there, ray.get(queue.n_open.remote()))
@@ -108,12 +108,14 @@ def _fan_out(
     return ray.get(queue.failures.remote())
 
 
-def _show(progress: Progress, before: int, state: QueueProgress, n_jobs: int) -> None:
-    facts = {"adapters": f"{state.adapters}/{n_jobs}"}
+def _show(progress: Progress, before: int, state: QueueProgress, jobs: Sequence[AdapterJob]) -> None:
+    facts: Facts = {"adapters": f"{state.adapters}/{len(jobs)}"}
+    if progress.rate:
+        facts["adapters_per_hour"] = 3600 * progress.rate * len(jobs) / _steps(jobs)
     if state.loss is not None:
-        facts["loss"] = f"{state.loss:.3f}"
+        facts["loss"] = state.loss
     if state.failed:
-        facts["failed"] = str(state.failed)
+        facts["failed"] = state.failed
     progress.update(before + state.steps, **facts)
 
 

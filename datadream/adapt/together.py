@@ -155,6 +155,6 @@ def _reporter(monitor: ActorHandle, before: int, ranks: Ranks) -> OnStep:
         nonlocal last
         if ranks.rank == 0 and time.monotonic() - last > SECONDS_BETWEEN_REPORTS:
             last = time.monotonic()
-            monitor.put.remote(before + step, {"loss": f"{losses.mean().item():.3f}"})
+            monitor.put.remote(before + step, {"loss": losses.mean().item()})
 
     return report

@@ -28,7 +28,7 @@ from datadream.config import ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet
 from datadream.device import collective_backend, shared_worker_device, use_threads
 from datadream.monitor import show, start_monitor
-from datadream.progress import Progress, polled
+from datadream.progress import Facts, Progress, polled
 from datadream.ranks import Ranks
 from datadream.run_store import RunStore, classifier_marker
 
@@ -236,7 +236,7 @@ def _reads(shard: ray.data.DataIterator, rows: int) -> Iterator[LabelledImages]:
 
 def _reporter(monitor: ActorHandle, steps_before: int, setting: Setting, ranks: Ranks) -> Report:
     """Tells the monitor of a setting's steps, now and then; only rank 0 talks."""
-    facts: dict[str, str] = {"setting": setting}
+    facts: Facts = {"setting": setting}
     last = 0.0
 
     def report(step: int, reading: Reading | None) -> None:
@@ -244,9 +244,9 @@ def _reporter(monitor: ActorHandle, steps_before: int, setting: Setting, ranks: 
         if ranks.rank != 0:
             return
         if reading:
-            facts["loss"] = f"{reading.loss:.3f}"
+            facts["loss"] = reading.loss
             if reading.val_top1 is not None:
-                facts["val"] = f"{reading.val_top1:.1f}%"
+                facts["val_top1"] = reading.val_top1
         if reading or time.monotonic() - last > SECONDS_BETWEEN_REPORTS:
             last = time.monotonic()
             monitor.put.remote(steps_before + step, facts)

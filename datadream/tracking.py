@@ -1,0 +1,198 @@
+"""TensorBoard, Weights & Biases and MLflow: one run of theirs for a run of ours, and one row for each adapter.
+
+They follow the progress that a stage writes into the run's folder, so no stage knows of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Protocol
+
+from datadream.config import ExperimentConfig, TrackerName, flatten
+from datadream.run_store import RunStore, progress_file, sha256
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LOOKS = 5.0
+EVENTS = "tensorboard"
+"""TensorBoard's folder in a run."""
+PACKAGES: dict[TrackerName, tuple[str, str]] = {
+    "tensorboard": ("tensorboardX", "tensorboardX"),
+    "wandb": ("wandb", "wandb"),
+    "mlflow": ("mlflow", "mlflow"),
+}
+"""Module to import and package to install."""
+
+Row = dict[str, Any]
+
+
+class Tracker(Protocol):
+    """A place where people look at runs."""
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Points of curves."""
+
+    def table(self, name: str, rows: Sequence[Row]) -> None:
+        """Rows with equal keys."""
+
+    def close(self) -> None:
+        """All is said."""
+
+
+def check_trackers(config: ExperimentConfig, store: RunStore) -> None:
+    """Raises ValueError for a tracker that is not installed, or that cannot write where the run is."""
+    for name in config.tracking.to or ():
+        module, package = PACKAGES[name]
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(
+                f"tracking.to has {name!r}, which is not installed. pip install {package}, or leave it out."
+            )
+        if name == "tensorboard" and not store.is_local:
+            raise ValueError(
+                f"tracking.to has 'tensorboard', which writes to folders, but the run is at {store.url!r}. "
+                "Leave it out."
+            )
+
+
+class Tracking:
+    """All trackers of a run."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
+        self.heard = 0.0
+        """When the stage said what was last passed on."""
+
+    @contextmanager
+    def following(self, store: RunStore, stage: str) -> Iterator[None]:
+        """Pass on the progress of a stage, for the length of a block."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._follow, args=(store, stage, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def table(self, name: str, rows: Sequence[Row]) -> None:
+        """Show rows with equal keys."""
+        for tracker in self._trackers if rows else ():
+            _told(tracker.table, name, rows)
+
+    def _follow(self, store: RunStore, stage: str, ended: threading.Event) -> None:
+        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+            with suppress(OSError):  # nothing said yet, or all
+                said = store.read_json(progress_file(stage))
+                if said["time"] > self.heard:
+                    values = {f"{stage}/{name}": value for name, value in said["numbers"].items()}
+                    for tracker in self._trackers:
+                        _told(tracker.scalars, values, said["done"])
+                    self.heard = said["time"]
+
+
+@contextmanager
+def tracked(config: ExperimentConfig, store: RunStore) -> Iterator[Tracking]:
+    """The trackers that `config` asks for, for the length of a block; a run that goes on continues theirs."""
+    names = config.tracking.to
+    if names is None:
+        names = ("tensorboard",) if store.is_local else ()
+    with ExitStack() as stack:
+        trackers = [TRACKERS[name](config, store) for name in names]
+        for tracker in trackers:
+            stack.callback(_told, tracker.close)
+        yield Tracking(trackers)
+
+
+def _told(tell: Any, *what: Any) -> None:
+    """What is only told must not stop what is done."""
+    try:
+        tell(*what)
+    except Exception as error:
+        log.warning("a tracker failed: %s: %s", type(error).__name__, error)
+
+
+class TensorBoard:
+    """Event files in the run's folder: tensorboard --logdir RUN."""
+
+    def __init__(self, config: ExperimentConfig, store: RunStore) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(store.path(EVENTS))
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def table(self, name: str, rows: Sequence[Row]) -> None:
+        lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+        self._writer.add_text(name, "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """One W&B run, found again by the run's URL."""
+
+    def __init__(self, config: ExperimentConfig, store: RunStore) -> None:
+        import wandb
+
+        self._wandb = wandb
+        self._run = wandb.init(
+            project=config.tracking.project,
+            name=store.name,
+            id=sha256(store.url.encode())[:12],
+            resume="allow",
+            config=config.model_dump(mode="json"),
+        )
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        # Each stage counts its own steps, W&B's own only grow.
+        stage = next(iter(values)).partition("/")[0]
+        self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/done")
+        self._run.log(values | {f"{stage}/done": step})
+
+    def table(self, name: str, rows: Sequence[Row]) -> None:
+        table = self._wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        self._run.log({name: table})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """One MLflow run, found again by the run's URL."""
+
+    def __init__(self, config: ExperimentConfig, store: RunStore) -> None:
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient()
+        experiment = self._client.get_experiment_by_name(config.tracking.project)
+        number = experiment.experiment_id if experiment else self._client.create_experiment(config.tracking.project)
+        key = sha256(store.url.encode())
+        found = self._client.search_runs([number], f"tags.datadream_run = '{key}'", max_results=1)
+        if found:
+            self._run = found[0].info.run_id
+        else:
+            self._run = self._client.create_run(number, tags={"datadream_run": key}, run_name=store.name).info.run_id
+            for name, value in flatten(config.model_dump(mode="json")).items():
+                self._client.log_param(self._run, name, value)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._run, name, value, step=step)
+
+    def table(self, name: str, rows: Sequence[Row]) -> None:
+        self._client.log_dict(
+            self._run, {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}, f"{name}.json"
+        )
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+TRACKERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}

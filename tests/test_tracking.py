@@ -1,0 +1,110 @@
+"""What trackers show of a run, read back with their own libraries."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from datadream import recipes
+from datadream.run_store import RunStore, progress_file
+from datadream.tracking import Tracking, check_trackers, tracked
+
+ROWS = [{"adapter_id": "class-00000", "last_loss": 0.5}, {"adapter_id": "class-00001", "last_loss": 0.25}]
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> RunStore:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datadream.tracking.SECONDS_BETWEEN_LOOKS", 0.01)
+    return RunStore(str(tmp_path / "run"))
+
+
+def follow(tracking: Tracking, store: RunStore) -> None:
+    """A stage that says twice how far it is, and an adapter table."""
+    with tracking.following(store, "adapt"):
+        for done in (10, 20):
+            said = {"text": "", "time": float(done), "done": done, "numbers": {"loss": 1 / done}}
+            store.write_json(progress_file("adapt"), said)
+            wait_for(lambda now=float(done): tracking.heard == now)
+    tracking.table("adapters", ROWS)
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def events(folder: str) -> list[Event]:
+    """A TFRecord is a length of 8 bytes, 4 of its hash, the data, 4 of their hash."""
+    (path,) = Path(folder).iterdir()
+    data, found = path.read_bytes(), []
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        found.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_is_the_default_of_a_folder(store):
+    with tracked(recipes.digits(), store) as tracking:
+        follow(tracking, store)
+    values = [(event.step, value) for event in events(store.path("tensorboard")) for value in event.summary.value]
+    assert [(step, value.tag, pytest.approx(value.simple_value)) for step, value in values[:2]] == [
+        (10, "adapt/loss", 0.1),
+        (20, "adapt/loss", 0.05),
+    ]
+    assert b"| class-00001 | 0.25 |" in values[2][1].tensor.string_val[0]
+
+
+def test_an_object_store_has_no_default():
+    with tracked(recipes.digits(), RunStore("memory://tracking")) as tracking:
+        tracking.table("adapters", ROWS)
+    assert not RunStore("memory://tracking").exists("tensorboard")
+
+
+def test_what_cannot_be_is_refused(store):
+    with pytest.raises(ValueError, match=r"has 'tensorboard', which writes to folders, but the run is at 'memory:"):
+        check_trackers(recipes.digits(**{"tracking.to": ["tensorboard"]}), RunStore("memory://tracking"))
+
+
+def test_a_tracker_that_fails_stops_nothing(caplog):
+    class Broken:
+        def table(self, name, rows):
+            raise OSError("no server")
+
+    Tracking([Broken()]).table("adapters", ROWS)
+    assert "a tracker failed: OSError: no server" in caplog.text
+
+
+def test_mlflow_has_one_run_that_goes_on(store, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file:{store.path('mlruns')}")
+    config = recipes.digits(**{"tracking.to": ["mlflow"], "tracking.project": "ours"})
+    for _ in range(2):
+        with tracked(config, store) as tracking:
+            follow(tracking, store)
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("ours").experiment_id])
+    assert run.data.params["adapt.rank"] == "16"
+    assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "adapt/loss")][:2] == [
+        (10, 0.1),
+        (20, 0.05),
+    ]
+    (table,) = Path(store.root).rglob("adapters.json")
+    assert json.loads(table.read_text())["data"][1] == ["class-00001", 0.25]
+
+
+def test_wandb_writes_one_run(store, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with tracked(recipes.digits(**{"tracking.to": ["wandb"]}), store) as tracking:
+        follow(tracking, store)
+    (run,) = Path.cwd().glob("wandb/offline-run-*/*.wandb")
+    data = run.read_bytes()
+    assert b"adapt/loss" in data
+    assert b"adapters" in data
