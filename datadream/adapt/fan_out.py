@@ -11,6 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -39,6 +40,8 @@ SECONDS_BETWEEN_QUESTIONS = 1.0
 CPU_GROUP = 5
 """Adapters side by side on a CPU: most of the gain, and a fixed number."""
 GROUP_SIZE = "stages/adapt-group.json"
+FAILED_ADAPTERS = "adapters/failed.json"
+FAILURES_SHOWN = 10
 
 
 def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: ExperimentConfig, workers: Workers) -> None:
@@ -50,7 +53,7 @@ def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: Experime
     """
     done = are_committed(jobs)
     if not all(done):
-        _check_all_trained(jobs, _train_missing(store, jobs, done, config, workers))
+        _check_all_trained(store, jobs, _train_missing(store, jobs, done, config, workers))
     write_index(jobs)
 
 
@@ -135,9 +138,15 @@ def _group_size(
     return {"size": size, "most": most}
 
 
-def _check_all_trained(jobs: Sequence[AdapterJob], failures: Sequence[str]) -> None:
+def _check_all_trained(store: RunStore, jobs: Sequence[AdapterJob], failures: Sequence[str]) -> None:
     if failures:
-        raise RuntimeError(f"{len(failures)} of {len(jobs)} adapters failed: {'; '.join(failures[:5])}")
+        with suppress(OSError):  # a full disk, perhaps, is why they failed
+            store.write_json(FAILED_ADAPTERS, failures)
+        few = "\n  ".join(failures[:FAILURES_SHOWN])
+        rest = f"\nAll are listed in {store.path(FAILED_ADAPTERS)}." if len(failures) > FAILURES_SHOWN else ""
+        raise RuntimeError(f"{len(failures)} of {len(jobs)} adapters failed:\n  {few}{rest}")
+    if store.exists(FAILED_ADAPTERS):
+        store.remove(FAILED_ADAPTERS)
     missing = [job.spec.adapter_id for job, done in zip(jobs, are_committed(jobs), strict=True) if not done]
     if missing:
         raise RuntimeError(

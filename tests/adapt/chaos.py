@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import ray
 from ray.cluster_utils import Cluster
 
@@ -72,15 +73,18 @@ def main(pipeline: str, run: str, seed: int) -> None:
             time.sleep(0.02)
 
     wait_for(1)
-    rng.choice(train_workers()).kill()
-    wait_for(2)
+    survivors = train_workers()
+    survivors.pop(rng.randrange(len(survivors))).kill()
+    wait_for(3)
+    undisturbed = all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in survivors)
     cluster.remove_node(rng.choice(nodes), allow_graceful=False)
     cluster.add_node(num_cpus=1)
-    wait_for(4)
+    wait_for(5)
     rng.choice(train_workers()).kill()
     thread.join()
     committed = [job.spec.adapter_id for job in made if store.exists(job.marker)]
-    print(json.dumps({"failed": failed, "committed": committed, "nodes": len(ray.nodes())}))
+    told = {"failed": failed, "committed": committed, "nodes": len(ray.nodes()), "undisturbed": undisturbed}
+    print(json.dumps(told))
     ray.shutdown()
     cluster.shutdown()
 

@@ -25,6 +25,7 @@ def test_whatever_dies_the_adapters_are_those_of_an_undisturbed_run(pipeline_fol
     settings = chaos.config(str(pipeline_folder))
     specs = [job.spec for job in chaos.jobs(store, settings)]
     assert told["failed"] == []
+    assert told["undisturbed"]
     assert told["nodes"] == 5
     assert told["committed"] == [spec.adapter_id for spec in specs]
     pipeline = load_pipeline(str(pipeline_folder), None, torch.device("cpu"), torch.float32)

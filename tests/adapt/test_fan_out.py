@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from datadream import recipes
-from datadream.adapt.fan_out import train_adapters
+from datadream.adapt.fan_out import FAILED_ADAPTERS, train_adapters
 from datadream.adapt.queue import AdapterJob
 from datadream.cluster import Workers
 from datadream.data.datasets import open_source
@@ -56,9 +56,10 @@ def test_two_workers_make_the_same_files_skip_what_is_committed_and_outlive_a_fa
     shutil.copytree(undisturbed.path(first), store.path(first))
     before = os.stat(store.path(made[0].marker)).st_mtime_ns
     lost = AdapterSpec("lost", (TrainingPhoto("digits/none", "a photo"),), 1, 0)
-    with pytest.raises(RuntimeError, match=r"1 of 5 adapters failed: lost: invalid literal"):
+    with pytest.raises(RuntimeError, match=r"1 of 5 adapters failed:\n  lost: invalid literal"):
         train_adapters(store, [*made, AdapterJob(store.url, lost, 6)], config, TWO)
     assert not store.exists("adapters/lost")
+    assert store.read_json(FAILED_ADAPTERS)[0].startswith("lost: invalid literal")
     assert os.stat(store.path(made[0].marker)).st_mtime_ns == before
     assert weights(store, made) == weights(undisturbed, made)
     marker = store.read_json(made[1].marker)
