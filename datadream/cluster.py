@@ -36,7 +36,7 @@ class Workers:
     slots: int = 1
     """Workers that the cluster could hold, had nobody asked for fewer."""
     grows: bool = False
-    """Whether nodes that join later are used, for nobody asked for a number of workers."""
+    """Whether nodes that join later are used: on a cluster, where nobody asked for a number of workers."""
 
     def at_most(self, n_tasks: int) -> Workers:
         """No more workers than there are tasks for."""
@@ -71,22 +71,20 @@ def connected(config: ClusterConfig) -> Iterator[Workers]:
     if ours:
         _start(config)
     try:
-        yield _workers(config)
+        yield _workers(config, own=ours and _address(config) is None)
     finally:
         if ours:
             ray.shutdown()
 
 
-def workers_to_add(
-    config: ClusterConfig, workers: Workers, there: Mapping[str, int], n_tasks: int
-) -> dict[str, Workers]:
+def workers_to_add(workers: Workers, there: Mapping[str, int], n_tasks: int) -> dict[str, Workers]:
     """Workers to add, by node id, to those that are `there`, for a stage that has `n_tasks` tasks left.
 
     As many as were asked for; where nobody asked, as many as the cluster can hold, which grows when nodes join. A node
     gets workers when it has none, as many as fit it.
     """
     rooms = _node_rooms(workers)
-    wanted = min(_slots(config, workers.use_gpu) if workers.grows else workers.count, n_tasks) - sum(there.values())
+    wanted = min(_wanted(workers), n_tasks) - sum(there.values())
     added: dict[str, Workers] = {}
     for node, room in rooms.items():
         count = min(room, wanted) if node not in there else 0
@@ -96,10 +94,9 @@ def workers_to_add(
     return added
 
 
-def workers_now(config: ClusterConfig, workers: Workers) -> Workers:
+def workers_now(workers: Workers) -> Workers:
     """As many of these workers as were asked for, or as the living nodes can hold."""
-    wanted = _slots(config, workers.use_gpu) if workers.grows else workers.count
-    return replace(workers, count=max(1, min(wanted, sum(_node_rooms(workers).values()))))
+    return replace(workers, count=max(1, min(_wanted(workers), sum(_node_rooms(workers).values()))))
 
 
 def beside_driver() -> dict[str, Any]:
@@ -159,26 +156,26 @@ def _start(config: ClusterConfig) -> None:
         ray.init(address=address, **quiet)
 
 
-def _workers(config: ClusterConfig) -> Workers:
+def _workers(config: ClusterConfig, own: bool) -> Workers:
+    """The workers of a Ray of our own, which is this machine, or of a cluster."""
     cpus, gpus = _cluster_size()
     _check_fits(config, cpus, gpus, "the cluster")
-    use_gpu = _use_gpu(config, gpus)
-    slots = _slots(config, use_gpu)
-    workers = Workers(config.workers or slots, config.threads_per_worker, use_gpu, slots, grows=config.workers is None)
+    workers = Workers(config.workers or 1, config.threads_per_worker, _use_gpu(config, gpus))
+    slots = max(1, _cores() // workers.threads) if own and not workers.use_gpu else _cluster_slots(workers)
+    asked = config.workers is not None
+    workers = replace(workers, count=config.workers or slots, slots=slots, grows=not (own or asked))
     _check_nodes(config, workers)
     return workers
 
 
-def _slots(config: ClusterConfig, use_gpu: bool) -> int:
+def _cluster_slots(workers: Workers) -> int:
     """Workers that the cluster can hold now, one at least."""
     cpus, gpus = _cluster_size()
-    if use_gpu:
-        room = gpus
-    elif _address(config) is None:
-        room = _cores() // config.threads_per_worker
-    else:
-        room = (cpus - CPUS_FOR_DATA_TASKS) // config.threads_per_worker
-    return max(1, room)
+    return max(1, gpus if workers.use_gpu else (cpus - CPUS_FOR_DATA_TASKS) // workers.threads)
+
+
+def _wanted(workers: Workers) -> int:
+    return _cluster_slots(workers) if workers.grows else workers.count
 
 
 def _check_nodes(config: ClusterConfig, workers: Workers) -> None:

@@ -28,6 +28,8 @@ def test_joins_a_session_and_leaves_it_running(local_ray):
 
     with connected(ClusterConfig(workers=2, device="cpu")) as workers:
         assert (workers.count, workers.threads, workers.use_gpu, workers.grows) == (2, 1, False, False)
+    with connected(ClusterConfig(device="cpu")) as workers:
+        assert (workers.count, workers.slots, workers.grows) == (3, 3, True)
     assert ray.is_initialized()
     with pytest.raises(ValueError, match="the cluster can hold 3"):
         check_workers(ClusterConfig(workers=4, device="cpu"))

@@ -40,6 +40,8 @@ SECONDS_BETWEEN_QUESTIONS = 1.0
 CPU_GROUP = 5
 """Adapters side by side on a CPU: most of the gain, and a fixed number."""
 GROUP_SIZE = "stages/adapt-group.json"
+WORKER_USAGE = "stages/adapt-workers.json"
+"""How busy the workers of the last start were."""
 FAILED_ADAPTERS = "adapters/failed.json"
 FAILURES_SHOWN = 10
 
@@ -101,10 +103,11 @@ def _fan_out(
             _show(progress, before, ray.get(queue.progress.remote()), jobs)
 
         def room(there: Mapping[str, int]) -> dict[str, Workers]:
-            return workers_to_add(config.cluster, workers, there, ray.get(queue.n_open.remote()))
+            return workers_to_add(workers, there, ray.get(queue.n_open.remote()))
 
         run_squads(queue, _lease_and_train, settings, room, storage, look)
         look()
+    store.write_json(WORKER_USAGE, ray.get(queue.usage.remote()))
     hopeless = ray.get(queue.hopeless.remote())
     if hopeless:
         raise RuntimeError(f"adapter training failed: {hopeless}")

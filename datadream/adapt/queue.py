@@ -48,6 +48,7 @@ class Group:
 class _Lease:
     place: str
     group: Group
+    since: float
     heard: float
     step: int = 0
     loss: float | None = None
@@ -89,6 +90,8 @@ class AdapterQueue:
         self._waiting = set(self._open)
         self._leases: dict[str, _Lease] = {}
         self._losses: Counter[int] = Counter()
+        self._first_lease: dict[str, float] = {}
+        self._busy = 0.0
         self._heard = clock()
         self._lease_seconds, self._clock = lease_seconds, clock
         self._failures: dict[int, str] = {}
@@ -110,7 +113,8 @@ class AdapterQueue:
         self._size = self._size or size
         group = self._group_of(min(self._waiting), self._size)
         self._waiting.difference_update(group.places)
-        self._leases[worker] = _Lease(place, group, self._clock())
+        self._leases[worker] = _Lease(place, group, self._heard, self._heard)
+        self._first_lease.setdefault(worker, self._heard)
         return group
 
     def report(self, worker: str, step: int, loss: float | None = None) -> None:
@@ -131,7 +135,9 @@ class AdapterQueue:
 
         What failed by itself would fail again, so it is given up.
         """
-        self._leases.pop(worker, None)
+        self._heard = self._clock()
+        if worker in self._leases:
+            self._busy += self._heard - self._leases.pop(worker).since
         for place, missing in zip(group.places, group.missing, strict=True):
             if place not in failures:
                 self._failures.pop(place, None)
@@ -178,6 +184,12 @@ class AdapterQueue:
     def n_open(self) -> int:
         """Adapters that are not done."""
         return len(self._open)
+
+    def usage(self) -> dict[str, float]:
+        """Workers that there were, seconds from the first lease of each to the last sign of any, and how many of these
+        were spent on groups that they finished."""
+        seconds = sum(self._heard - first for first in self._first_lease.values())
+        return {"workers": len(self._first_lease), "seconds": seconds, "busy_seconds": self._busy}
 
     def is_done(self) -> bool:
         return not self._open or self._hopeless is not None

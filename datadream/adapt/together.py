@@ -59,7 +59,7 @@ def train_together(
     while missing := [job for job in jobs if not _is_done(job)]:
         already = before + sum(job.steps for job in jobs if job not in missing)
         try:
-            return _run(store, missing, config, workers_now(config.cluster, workers), progress, already)
+            return _run(store, missing, config, workers_now(workers), progress, already)
         except (TrainingFailedError, RayError) as error:
             checkpoints, reason = progress.done // config.cluster.checkpoint_steps, failure_text(error)
             fruitless = 1 if checkpoints > reached else fruitless + 1

@@ -1,14 +1,17 @@
-"""Many adapters on real Ray: the same files for any number of workers, and a dead worker costs only what it held."""
+"""Many adapters on real Ray: the files that one process would make, and what fails stops nothing else."""
 
 import os
 import posixpath
 import shutil
 
 import pytest
+import torch
 
 from datadream import recipes
-from datadream.adapt.fan_out import FAILED_ADAPTERS, train_adapters
+from datadream.adapt.artifacts import commit_adapter
+from datadream.adapt.fan_out import FAILED_ADAPTERS, WORKER_USAGE, train_adapters
 from datadream.adapt.queue import AdapterJob
+from datadream.adapt.worker import PhotosOf, load_trainer
 from datadream.cluster import Workers
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
@@ -16,7 +19,7 @@ from datadream.methods import METHODS
 from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.run_store import RunStore, adapter_weights
 
-ONE, TWO = Workers(1, 1, False), Workers(2, 1, False)
+TWO = Workers(2, 1, False)
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +44,19 @@ def weights(store: RunStore, made: list[AdapterJob]) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(local_ray, config, tmp_path_factory) -> RunStore:
-    """A run whose adapters one worker trained."""
+def undisturbed(config, tmp_path_factory) -> RunStore:
+    """The same groups, trained in this process."""
     store = RunStore(str(tmp_path_factory.mktemp("one")))
-    train_adapters(store, jobs(store, config), config, ONE)
-    assert sorted(path.name for path in os.scandir(store.root)) == ["adapters", "stages"]
+    trainer = load_trainer(config, torch.device("cpu"))
+    source, made = open_source("digits"), jobs(store, config)
+    for group in (made[:2], made[2:]):
+        photos = [PhotosOf(job.spec, source) for job in group]
+        for job, trained in zip(group, trainer.train([job.spec for job in group], photos), strict=True):
+            commit_adapter(job, trained, config)
     return store
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_two_workers_make_the_same_files_skip_what_is_committed_and_outlive_a_failure(undisturbed, config, tmp_path):
     store = RunStore(str(tmp_path))
     made = jobs(store, config)
@@ -62,6 +70,10 @@ def test_two_workers_make_the_same_files_skip_what_is_committed_and_outlive_a_fa
     assert store.read_json(FAILED_ADAPTERS)[0].startswith("lost: invalid literal")
     assert os.stat(store.path(made[0].marker)).st_mtime_ns == before
     assert weights(store, made) == weights(undisturbed, made)
+    assert sorted(path.name for path in os.scandir(store.root)) == ["adapters", "stages"]
+    usage = store.read_json(WORKER_USAGE)
+    assert usage["workers"] == 2
+    assert 0 < usage["busy_seconds"] <= usage["seconds"]
     marker = store.read_json(made[1].marker)
     assert marker["steps"] == 6
     assert marker["rank"] == 16

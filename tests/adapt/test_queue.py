@@ -135,3 +135,13 @@ def test_failures_name_the_run_where_there_are_several(clock):
     waiting = AdapterQueue(made, [False, False], LEASE_SECONDS, clock)
     waiting.finish("x", waiting.lease("0", "x", 2), {0: "no", 1: "no"})
     assert waiting.failures() == ["seed0/class-00000: no", "seed1/class-00000: no"]
+
+
+def test_usage_counts_what_is_lost_between_groups_and_at_the_end(clock):
+    waiting = queue(clock, 5, 5, 5)
+    for name in ("x", "y", "x"):
+        group = waiting.lease(name, name, 1)
+        clock.now += 8
+        waiting.finish(name, group, {})
+        clock.now += 2
+    assert waiting.usage() == {"workers": 2, "seconds": 28 + 18, "busy_seconds": 24}
