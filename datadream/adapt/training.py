@@ -37,7 +37,11 @@ class Training:
         self._noise_schedule = noise_schedule(pipeline)
         self._target = target_of(self._noise_schedule)
         self._optimizer = torch.optim.AdamW(
-            [lora.weights], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            [lora.weights],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=pipeline.device.type == "cuda",  # its step count stays on the device
         )
         self._schedule = get_scheduler(
             config.schedule,
