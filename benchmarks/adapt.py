@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load
 
-from benchmarks.compare import interleaved, machine, milliseconds, speedup
-from benchmarks.plain_adapt import PlainTrainer
+from benchmarks.compare import counted, interleaved, machine, milliseconds, speedup
+from benchmarks.plain_adapt import PlainTrainer, train_adapter
 from datadream import recipes
 from datadream.adapt.loop import AdapterTrainer
+from datadream.adapt.worker import PhotosOf, load_trainer
 from datadream.config import AdaptConfig
 from datadream.data.datasets import open_source
 from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.models.diffusion import load_pipeline
 from datadream.models.source import resolve
+from datadream.run_store import ADAPTER_WEIGHTS
 
 N_ADAPTERS, SHOTS = 16, 4
 STEPS_PER_CALL = 20
@@ -58,15 +61,7 @@ def time_steps(folders: list[Path], rounds: int, threads: int) -> dict[str, Any]
     config = AdaptConfig(steps_per_class=STEPS_PER_CALL, warmup_steps=2)
     ours = AdapterTrainer(pipeline, config, resolution=32)
     source = open_source(str(folders[0].parent))
-    specs = [
-        AdapterSpec(
-            folder.name,
-            tuple(TrainingPhoto(f"{folder.name}/{i}.png", "a photo of a digit") for i in range(SHOTS)),
-            1,
-            0,
-        )
-        for folder in folders
-    ]
+    specs = [spec_of(folder) for folder in folders]
     photos = [[source.read(photo.key) for photo in spec.photos] for spec in specs]
     arms = {"plain": lambda: [plain.step() for _ in range(STEPS_PER_CALL)]}
     arms |= {f"C={n}": lambda n=n: ours.train(specs[:n], photos[:n]) for n in GROUPS}
@@ -79,6 +74,33 @@ def time_steps(folders: list[Path], rounds: int, threads: int) -> dict[str, Any]
         "ratio_to_plain": {
             name: speedup(seconds["plain"], values) for name, values in seconds.items() if name != "plain"
         },
+    }
+
+
+def spec_of(folder: Path) -> AdapterSpec:
+    """A class's adapter, as the plain loop trains it."""
+    photos = tuple(TrainingPhoto(f"{folder.name}/{i}.png", "a photo of a digit") for i in range(SHOTS))
+    return AdapterSpec(folder.name, photos, 1, 0)
+
+
+def count_work(folders: list[Path], steps: int = 2) -> dict[str, dict[str, float]]:
+    """What one worker of ours does for an adapter of each folder, and what the plain script does; free of noise."""
+    source, config = open_source(str(folders[0].parent)), recipes.digits(**{"adapt.steps_per_class": steps})
+    specs, n = [spec_of(folder) for folder in folders], len(folders)
+    with counted() as ours:
+        trained = load_trainer(config, torch.device("cpu")).train(specs, [PhotosOf(spec, source) for spec in specs])
+    with counted() as plain, tempfile.TemporaryDirectory() as output:
+        for folder in folders:
+            train_adapter(resolve(MODEL), folder, output, steps, "cpu")
+        files = {"ours": trained[0].weights, "plain": (Path(output) / ADAPTER_WEIGHTS).read_bytes()}
+    return {
+        name: {
+            "model_loads": counts["model_loads"],
+            "vae_encodes_per_adapter": counts["vae_encodes"] / n,
+            "prompt_encodings_per_step": counts["prompt_encodings"] / n / steps,
+            "lora_parameters": sum(tensor.numel() for tensor in load(files[name]).values()),
+        }
+        for name, counts in (("ours", ours), ("plain", plain))
     }
 
 
@@ -122,6 +144,7 @@ def main() -> None:
     result: dict[str, Any] = {"benchmark": "adapt", "date": time.strftime("%Y-%m-%d"), "machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
         folders = write_photos(Path(folder) / "photos")
+        result["counters"] = {"adapters": 2} | count_work(folders[:2])
         if arguments.only != "end-to-end":
             result["step"] = time_steps(folders, arguments.rounds, arguments.threads)
         if arguments.only != "steps":

@@ -7,12 +7,17 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from transformers import CLIPTextModel
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "ray", "open_clip_torch")
 RESAMPLES = 2000
@@ -44,6 +49,32 @@ def speedup(plain: Sequence[float], ours: Sequence[float]) -> dict[str, float | 
 def milliseconds(seconds: Sequence[float], per: int = 1) -> float:
     """The median of an arm's calls, divided by the units of work of a call."""
     return round(statistics.median(seconds) / per * 1e3, 2)
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Counts, while the block runs: pipelines loaded, images encoded by a VAE and prompts by a text encoder."""
+    counts: Counter[str] = Counter()
+    load, encode, forward = StableDiffusionPipeline.from_pretrained, AutoencoderKL.encode, CLIPTextModel.forward
+
+    def counted_load(*args: Any, **kwargs: Any) -> Any:
+        counts["model_loads"] += 1
+        return load(*args, **kwargs)
+
+    def counted_encode(self: AutoencoderKL, images: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        counts["vae_encodes"] += len(images)
+        return encode(self, images, *args, **kwargs)
+
+    def counted_forward(self: CLIPTextModel, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        counts["prompt_encodings"] += len(tokens)
+        return forward(self, tokens, *args, **kwargs)
+
+    with (
+        patch.object(StableDiffusionPipeline, "from_pretrained", counted_load),
+        patch.object(AutoencoderKL, "encode", counted_encode),
+        patch.object(CLIPTextModel, "forward", counted_forward),
+    ):
+        yield counts
 
 
 def machine() -> dict[str, Any]:

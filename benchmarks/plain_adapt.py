@@ -96,8 +96,19 @@ class PlainTrainer:
         StableDiffusionPipeline.save_lora_weights(folder, **layers)
 
 
+def train_adapter(model: str, folder: Path, output: str, steps: int, device: str) -> None:
+    """One adapter, as the authors' script makes one when it is called for a class."""
+    photos = sorted(folder.iterdir())
+    trainer = PlainTrainer(model, photos, "a photo of a digit", steps, device, torch.float32)
+    for _ in range(steps):
+        trainer.step()
+    trainer.save(output)
+    # The script loads the whole pipeline again and puts the new weights in.
+    StableDiffusionPipeline.from_pretrained(model, safety_checker=None).load_lora_weights(output)
+
+
 def main() -> None:
-    """Train one adapter, as the authors' script is called once per class."""
+    """Train one adapter."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("model")
     parser.add_argument("photos", help="folder of one class")
@@ -105,15 +116,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    photos = sorted(Path(arguments.photos).iterdir())
-    trainer = PlainTrainer(
-        arguments.model, photos, "a photo of a digit", arguments.steps, arguments.device, torch.float32
-    )
-    for _ in range(arguments.steps):
-        trainer.step()
-    trainer.save(arguments.output)
-    # The script loads the whole pipeline again and puts the new weights in.
-    StableDiffusionPipeline.from_pretrained(arguments.model, safety_checker=None).load_lora_weights(arguments.output)
+    train_adapter(arguments.model, Path(arguments.photos), arguments.output, arguments.steps, arguments.device)
 
 
 if __name__ == "__main__":
