@@ -17,7 +17,7 @@ from datadream.config import ClusterConfig
 from datadream.run_store import SCRATCH, RunStore
 
 if TYPE_CHECKING:
-    pass
+    import torch
 
 # Train workers hold their CPUs for a whole stage; Ray Data's tasks beside them need at least one more, or both wait
 # forever.
@@ -129,15 +129,37 @@ def failure_text(error: Exception) -> str:
     return " / ".join(dict.fromkeys(said)) or str(error)
 
 
+def shared_worker_device(use_gpu: bool) -> torch.device:
+    """The device of a Ray Train worker that has a process group with the others.
+
+    For their sake Ray shows it all GPUs of its node, and says which one is its own.
+    """
+    import torch
+
+    if not (use_gpu and torch.cuda.is_available()):
+        return torch.device("cpu")
+    import ray.train.torch
+
+    device = ray.train.torch.get_device()
+    torch.cuda.set_device(device)
+    return device
+
+
+def collective_backend(workers: Workers) -> str:
+    """torch.distributed's backend for them. The driver's own devices say nothing of the workers'."""
+    return "nccl" if workers.use_gpu else "gloo"
+
+
 def lost_a_worker(error: Exception) -> bool:
     """Whether a Ray Train run ended because a process or a node died, and not by an error of its code."""
     from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
-    from ray.train.v2.api.exceptions import ControllerError
+    from ray.train.v2.api.exceptions import ControllerError, PreemptionError
 
     lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
     workers = getattr(error, "worker_failures", {}).values()
-    return isinstance(error, (ControllerError, RayError)) or any(isinstance(failure, lost) for failure in workers)
+    ended_by_ray = isinstance(error, (ControllerError, PreemptionError, RayError))
+    return ended_by_ray or any(isinstance(failure, lost) for failure in workers)
 
 
 def _start(config: ClusterConfig) -> None:

@@ -82,7 +82,7 @@ class AdaptConfig(Section):
     """Also write each adapter as kohya.safetensors, for kohya's scripts, AUTOMATIC1111's web UI and ComfyUI."""
     adapters_per_step: int | None = Field(None, ge=1)
     """Adapters that a worker trains side by side in one batch; each becomes what it would have become alone, up to
-    rounding. Unset: 5 on CPUs, or fewer so that all have work, as the run's first start found them; on GPUs what a
+    rounding. Unset: on CPUs 5 or fewer, so that all have equal work, as the first start found it; on GPUs what a
     short measurement finds fastest. Out of memory halves it."""
     crop_grid: int = Field(8, ge=1)
     """Offsets of the random crops are multiples of so many pixels, so that a photo has few distinct crops to encode;
@@ -192,8 +192,8 @@ class ClusterConfig(Section):
     threads_per_worker: int = Field(1, ge=1)
     """CPU threads of a worker. Results agree to the last bit only between runs of equal threads."""
     lease_seconds: float = Field(120.0, gt=0)
-    """After so many seconds without a sign of a worker, its adapters go to others. Must exceed the longest step
-    and the reading of an adapter's photos."""
+    """After so many seconds without a sign of a worker, its adapters go to others. Must exceed the longest step,
+    the reading of an adapter's photos, and with adapt.prior_weight the drawing of eight samples."""
     checkpoint_steps: int = Field(500, ge=1)
     """An adapter of several classes, which takes long, is saved every so many steps, to go on from there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

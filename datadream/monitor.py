@@ -31,9 +31,9 @@ def start_monitor() -> ActorHandle:
     return Monitor.options(**beside_driver()).remote()
 
 
-def show(monitor: ActorHandle, progress: Progress, before: int = 0, **facts: float | str) -> None:
+def show(monitor: ActorHandle, progress: Progress, before: int = 0) -> None:
     """Update the progress line with what was last said, after `before` units that were done elsewhere."""
     # Without the monitor there is nothing to show; why it is gone is for the stage to say.
     with suppress(RayError):
         done, latest = ray.get(monitor.latest.remote())
-        progress.update(before + done, **facts, **latest)
+        progress.update(before + done, **latest)

@@ -30,18 +30,19 @@ class Progress:
         """`store` is where other machines read how far the stage is, while it runs."""
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
         self._store, self._last_file = store, float("-inf")
-        self._at_start, self._started = done, time.monotonic()
-        self._heard = self._last_line = self._started
+        self._last_line = time.monotonic()
+        self._counted_from: tuple[int, float] | None = None
+        self._facts: Facts = {}
         self._bar = (
             tqdm(total=total, initial=done, desc=stage, unit=unit, smoothing=0.1) if sys.stderr.isatty() else None
         )
 
     def update(self, done: int, **facts: float | str) -> None:
         """Say that `done` units are finished in all, with facts such as the current loss."""
-        if self.done == self._at_start:
-            self._started = self._heard  # nothing was done so far: workers started
-        self._heard = time.monotonic()
-        grown, self.done = done - self.done, done
+        if self._counted_from is None and done > self.done:
+            # The first that is done says how far an interrupted start had come, and that its workers are there.
+            self._counted_from = (done, time.monotonic())
+        grown, self.done, self._facts = done - self.done, done, facts
         if self._bar is not None:
             self._bar.set_postfix(_texts(facts), refresh=False)
             self._bar.update(grown)
@@ -50,13 +51,19 @@ class Progress:
             log.info("%s: %s", self.stage, self._text(facts))
         if time.monotonic() - self._last_file >= SECONDS_BETWEEN_FILES:
             self._last_file = time.monotonic()
-            with suppress(OSError):  # what is only told must not stop what is done
-                self._store.write_json(progress_file(self.stage), self._said(facts))
+            self._tell()
+
+    def _tell(self) -> None:
+        with suppress(OSError):  # what is only told must not stop what is done
+            self._store.write_json(progress_file(self.stage), self._said(self._facts))
 
     @property
     def rate(self) -> float:
-        """Units per second since the first was done; 0 before."""
-        return (self.done - self._at_start) / max(time.monotonic() - self._started, 1e-9)
+        """Units per second since the first was done."""
+        if self._counted_from is None:
+            return 0.0
+        done, then = self._counted_from
+        return (self.done - done) / max(time.monotonic() - then, 1e-9)
 
     def _said(self, facts: Facts) -> dict[str, Any]:
         numbers = {name: fact for name, fact in facts.items() if not isinstance(fact, str)}
@@ -76,8 +83,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        with suppress(OSError):
-            self._store.remove(progress_file(self.stage))
+        self._tell()
 
 
 def _texts(facts: Facts) -> dict[str, str]:

@@ -44,7 +44,7 @@ def adapter_marker(adapter_id: str) -> str:
 
 
 def adapter_checkpoint(adapter_id: str) -> str:
-    """What the training of an adapter goes on from when it is interrupted; gone when it is done."""
+    """What the training of an adapter goes on from when it is interrupted; of no use once it is done."""
     return f"{ADAPTERS}/{adapter_id}/checkpoint.pt"
 
 

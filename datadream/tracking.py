@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from datadream.config import ExperimentConfig, TrackerName, flatten
@@ -39,7 +39,7 @@ class Tracker(Protocol):
     def table(self, name: str, rows: Sequence[Row]) -> None:
         """Rows with equal keys."""
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """All is said."""
 
 
@@ -68,7 +68,9 @@ class Tracking:
 
     @contextmanager
     def following(self, store: RunStore, stage: str) -> Iterator[None]:
-        """Pass on the progress of a stage, for the length of a block."""
+        """Pass on the progress of a stage, for the length of a block; what it said is then gone."""
+        with suppress(OSError):  # of an earlier start
+            store.remove(progress_file(stage))
         ended = threading.Event()
         thread = threading.Thread(target=self._follow, args=(store, stage, ended), daemon=True)
         thread.start()
@@ -77,6 +79,8 @@ class Tracking:
         finally:
             ended.set()
             thread.join()
+            with suppress(OSError):
+                store.remove(progress_file(stage))
 
     def table(self, name: str, rows: Sequence[Row]) -> None:
         """Show rows with equal keys."""
@@ -85,13 +89,17 @@ class Tracking:
 
     def _follow(self, store: RunStore, stage: str, ended: threading.Event) -> None:
         while not ended.wait(SECONDS_BETWEEN_LOOKS):
-            with suppress(OSError):  # nothing said yet, or all
-                said = store.read_json(progress_file(stage))
-                if said["time"] > self.heard:
-                    values = {f"{stage}/{name}": value for name, value in said["numbers"].items()}
-                    for tracker in self._trackers:
-                        _told(tracker.scalars, values, said["done"])
-                    self.heard = said["time"]
+            self._look(store, stage)
+        self._look(store, stage)
+
+    def _look(self, store: RunStore, stage: str) -> None:
+        with suppress(OSError):  # nothing said yet
+            said = store.read_json(progress_file(stage))
+            if said["time"] > self.heard:
+                values = {f"{stage}/{name}": value for name, value in said["numbers"].items()}
+                for tracker in self._trackers:
+                    _told(tracker.scalars, values, said["done"])
+                self.heard = said["time"]
 
 
 @contextmanager
@@ -100,11 +108,16 @@ def tracked(config: ExperimentConfig, store: RunStore) -> Iterator[Tracking]:
     names = config.tracking.to
     if names is None:
         names = ("tensorboard",) if store.is_local else ()
-    with ExitStack() as stack:
-        trackers = [TRACKERS[name](config, store) for name in names]
-        for tracker in trackers:
-            stack.callback(_told, tracker.close)
+    trackers: list[Tracker] = []
+    for name in names:
+        _told(lambda kind: trackers.append(kind(config, store)), TRACKERS[name])
+    failed = True
+    try:
         yield Tracking(trackers)
+        failed = False
+    finally:
+        for tracker in trackers:
+            _told(tracker.close, failed)
 
 
 def _told(tell: Any, *what: Any) -> None:
@@ -131,7 +144,7 @@ class TensorBoard:
         lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
         self._writer.add_text(name, "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._writer.close()
 
 
@@ -160,8 +173,8 @@ class WeightsAndBiases:
         table = self._wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
         self._run.log({name: table})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 class MLflow:
@@ -191,8 +204,8 @@ class MLflow:
             self._run, {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}, f"{name}.json"
         )
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run)
+    def close(self, failed: bool) -> None:
+        self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
 
 
 TRACKERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}

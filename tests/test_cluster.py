@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from datadream.cluster import Workers, check_workers, connected
+from datadream.cluster import Workers, check_workers, connected, lost_a_worker
 from datadream.config import ClusterConfig
 
 
@@ -40,3 +40,12 @@ def test_joins_a_session_and_leaves_it_running(local_ray):
 def test_at_most():
     assert Workers(8, 1, False).at_most(3).count == 3
     assert Workers(2, 1, False).at_most(0).count == 1
+
+
+def test_what_ray_ended_is_told_from_what_failed():
+    from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+    assert lost_a_worker(ControllerError(RuntimeError()))
+    assert lost_a_worker(PreemptionError(PreemptionInfo(None, {})))
+    assert not lost_a_worker(WorkerGroupError("failed", {0: ValueError("no such photo")}))

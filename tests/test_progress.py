@@ -29,4 +29,16 @@ def test_the_rate_counts_from_when_work_began_and_other_machines_read_it(tmp_pat
         assert said["text"] == "50/100 steps, 2.00/s, 25 s left, loss 0.1235, adapters 1/5, adapters per hour 600"
         assert said["numbers"] == {"loss": 0.123456, "adapters_per_hour": 600.0, "steps_per_second": pytest.approx(2)}
         assert said["done"] == 50
-    assert not store.exists(progress_file("adapt"))
+        clock.now += 5
+        bar.update(100, loss=0.1)
+    assert store.read_json(progress_file("adapt"))["done"] == 100
+
+
+def test_a_start_that_goes_on_from_a_checkpoint_has_not_done_its_steps(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    with Progress("adapt", 1000, "step", RunStore(str(tmp_path))) as bar:
+        for done in (0, 900, 910):
+            clock.now += 10
+            bar.update(done)
+        assert bar.rate == 1

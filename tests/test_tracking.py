@@ -8,6 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from datadream import recipes
+from datadream import tracking as tracking_module
 from datadream.run_store import RunStore, progress_file
 from datadream.tracking import Tracking, check_trackers, tracked
 
@@ -78,6 +79,26 @@ def test_a_tracker_that_fails_stops_nothing(caplog):
 
     Tracking([Broken()]).table("adapters", ROWS)
     assert "a tracker failed: OSError: no server" in caplog.text
+
+
+def test_a_tracker_that_cannot_start_stops_nothing(store, monkeypatch, caplog):
+    def broken(config, store):
+        raise OSError("not logged in")
+
+    monkeypatch.setitem(tracking_module.TRACKERS, "wandb", broken)
+    with tracked(recipes.digits(**{"tracking.to": ["wandb", "tensorboard"]}), store) as tracking:
+        tracking.table("adapters", ROWS)
+    assert "a tracker failed: OSError: not logged in" in caplog.text
+    assert events(store.path("tensorboard"))
+
+
+def test_what_a_short_stage_said_last_is_passed_on_and_then_gone(store):
+    with tracked(recipes.digits(), store) as tracking, tracking.following(store, "adapt"):
+        store.write_json(progress_file("adapt"), {"text": "", "time": 1.0, "done": 1, "numbers": {"loss": 0.5}})
+    assert [value.tag for event in events(store.path("tensorboard")) for value in event.summary.value] == [
+        "adapt/loss"
+    ]
+    assert not store.exists(progress_file("adapt"))
 
 
 def test_mlflow_has_one_run_that_goes_on(store, monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_REPORTS = 0.5
 SECONDS_BETWEEN_QUESTIONS = 1.0
 CPU_GROUP = 5
-"""Adapters side by side on a CPU: most of the gain, and a fixed number."""
+"""Most adapters side by side on a CPU: that is most of the gain."""
 GROUP_SIZE = "stages/adapt-group.json"
 WORKER_USAGE = "stages/adapt-workers.json"
 """How busy the workers of the last start were."""
@@ -49,7 +50,7 @@ FAILURES_SHOWN = 10
 def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: ExperimentConfig, workers: Workers) -> None:
     """Train every adapter that is not committed yet, and write the index of all.
 
-    Those of several classes come first, each trained by all workers together; then those of one class, by whichever
+    Those of several classes come first, each trained by the workers together; then those of one class, by whichever
     worker is free, longest first. An adapter that fails does not stop the others. Raises RuntimeError naming those
     that failed and why, or those that are still missing after workers were replaced.
     """
@@ -136,7 +137,10 @@ def _group_size(
     size = config.adapt.adapters_per_step
     if size is None and not workers.use_gpu:
         if not store.exists(GROUP_SIZE):
-            store.write_json(GROUP_SIZE, {"adapters_per_step": min(CPU_GROUP, most)})
+            # As many rounds of groups as the largest groups need, and then equal groups: nobody waits in the last.
+            rounds = math.ceil(len(jobs) / (CPU_GROUP * workers.slots))
+            size = math.ceil(len(jobs) / (rounds * workers.slots))
+            store.write_json(GROUP_SIZE, {"adapters_per_step": size})
         size = store.read_json(GROUP_SIZE)["adapters_per_step"]
     return {"size": size, "most": most}
 
@@ -206,7 +210,7 @@ def _train_group(
         except (ValueError, OSError) as error:
             failures[place] = str(error)
         reporter.alive()
-    trained = trainer.train([job.spec for _, job, _ in readable], photos, reporter.step)
+    trained = trainer.train([job.spec for _, job, _ in readable], photos, reporter.step, reporter.alive)
     for (place, job, missing), outcome in zip(readable, trained, strict=True):
         if isinstance(outcome, Exception):
             failures[place] = str(outcome)

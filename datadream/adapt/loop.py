@@ -18,7 +18,7 @@ from torch import Tensor
 
 from datadream.adapt.batches import Batches
 from datadream.adapt.latents import LatentCache
-from datadream.adapt.prior import draw_priors
+from datadream.adapt.prior import Prior, draw_priors
 from datadream.adapt.steps import n_steps
 from datadream.adapt.training import Training, noise_schedule, target_of
 from datadream.config import AdaptConfig
@@ -51,6 +51,7 @@ class TrainedAdapter:
     losses: list[float]
     """Of every step."""
     vae_encodes: int
+    """By this rank, since its last start."""
     seconds: float
     """Its share of the time of all that were trained beside it."""
     exports: dict[str, bytes]
@@ -84,19 +85,20 @@ class AdapterTrainer:
         specs: Sequence[AdapterSpec],
         photos: Sequence[Photos],
         on_step: OnStep = lambda step, losses: None,
+        alive: Callable[[], None] = lambda: None,
     ) -> list[TrainedAdapter | FloatingPointError | MemoryError]:
         """Train the adapters of `specs`, each on its own photos, for the number of steps that they share.
 
         Every step is one pass over a batch of each; losses, gradient norms and optimiser states stay apart, so an
         adapter becomes what it would have become alone. An adapter whose loss stopped being finite gets its error in
         place of its weights. Where memory does not suffice for all, two halves are trained one after the other, down
-        to one.
+        to one. `alive` is called now and then while something other than steps takes long.
         """
         if not specs:
             return []
         try:
             (steps,) = {n_steps(spec, self._config) for spec in specs}
-            return self._train(specs, photos, on_step, steps)
+            return self._train(specs, photos, on_step, steps, self._priors(specs, alive=alive))
         except torch.OutOfMemoryError:
             if len(specs) == 1:
                 return [MemoryError(OUT_OF_MEMORY)]
@@ -104,7 +106,7 @@ class AdapterTrainer:
         log.warning("out of memory with %d adapters side by side: going on with %d", len(specs), half)
         torch.cuda.empty_cache()
         parts = (slice(half), slice(half, None))
-        return [outcome for part in parts for outcome in self.train(specs[part], photos[part], on_step)]
+        return [outcome for part in parts for outcome in self.train(specs[part], photos[part], on_step, alive)]
 
     def train_together(
         self,
@@ -112,29 +114,30 @@ class AdapterTrainer:
         photos: Photos,
         ranks: Ranks = ALONE,
         checkpoint: bytes | None = None,
-        save: Callable[[bytes], None] = lambda checkpoint: None,
+        save: Callable[[bytes], None] | None = None,
         save_every: int = 500,
         on_step: OnStep = lambda step, losses: None,
     ) -> TrainedAdapter:
-        """Train one adapter by all ranks, each on its share of every batch; all ranks return the same.
+        """Train one adapter by all ranks, each on its share of every batch; all return the same weights and losses.
 
         `save` gets a checkpoint every `save_every` steps; training goes on from `checkpoint` if there is one. Raises
         FloatingPointError when the loss stopped being finite, MemoryError when memory does not suffice.
         """
-        started = time.monotonic()
         steps = n_steps(spec, self._config)
         try:
-            training = self._start([spec], [photos], steps, ranks)
+            training = self._start([spec], [photos], steps, self._priors([spec], ranks), ranks)
             if checkpoint is not None:
                 training.resume(checkpoint)
+            training.check_ranks_agree()
             for step in range(len(training.losses) + 1, steps + 1):
                 on_step(step, training.step())
                 if step % save_every == 0 and step < steps:
                     _check_finite(training.curves()[0])
-                    save(training.checkpoint())
+                    if save is not None:
+                        save(training.checkpoint())
         except torch.OutOfMemoryError:
             raise MemoryError(OUT_OF_MEMORY) from None
-        (outcome,) = self._finish([spec], training, started)
+        (outcome,) = self._finish([spec], training)
         if isinstance(outcome, FloatingPointError):
             raise outcome
         return outcome
@@ -165,24 +168,41 @@ class AdapterTrainer:
             losses.sum().item()  # waits for the device
             ends.append(time.monotonic())
 
-        self._train([spec] * n_adapters, [blank] * n_adapters, clock, MEASURED_STEPS)
+        shape = LatentCache(self._pipeline.vae, blank, self._resolution, self._config.crop_grid).shape
+        prior = Prior(torch.zeros((1, *shape), device=self._pipeline.device), [""], self._config.prior_weight)
+        priors = [prior if prior.weight else None] * n_adapters
+        self._train([spec] * n_adapters, [blank] * n_adapters, clock, MEASURED_STEPS, priors)
         return (ends[-1] - ends[0]) / (MEASURED_STEPS - 1) / n_adapters
 
     def _train(
-        self, specs: Sequence[AdapterSpec], photos: Sequence[Photos], on_step: OnStep, steps: int
+        self,
+        specs: Sequence[AdapterSpec],
+        photos: Sequence[Photos],
+        on_step: OnStep,
+        steps: int,
+        priors: Sequence[Prior | None],
     ) -> list[TrainedAdapter | FloatingPointError]:
-        started = time.monotonic()
-        training = self._start(specs, photos, steps)
+        training = self._start(specs, photos, steps, priors)
         for step in range(1, steps + 1):
             on_step(step, training.step())
-        return self._finish(specs, training, started)
+        return self._finish(specs, training)
+
+    def _priors(
+        self, specs: Sequence[AdapterSpec], ranks: Ranks = ALONE, alive: Callable[[], None] = lambda: None
+    ) -> list[Prior | None]:
+        self._reset(specs)
+        return draw_priors(self._pipeline, specs, self._config, self._resolution, ranks, alive)
 
     def _start(
-        self, specs: Sequence[AdapterSpec], photos: Sequence[Photos], steps: int, ranks: Ranks = ALONE
+        self,
+        specs: Sequence[AdapterSpec],
+        photos: Sequence[Photos],
+        steps: int,
+        priors: Sequence[Prior | None],
+        ranks: Ranks = ALONE,
     ) -> Training:
         self._reset(specs)
         config, schedule = self._config, noise_schedule(self._pipeline)
-        priors = draw_priors(self._pipeline, specs, config, self._resolution, ranks)
         streams = []
         for spec, images, prior in zip(specs, photos, priors, strict=True):
             latents = LatentCache(self._pipeline.vae, images, self._resolution, config.crop_grid)
@@ -196,11 +216,8 @@ class AdapterTrainer:
         for row, spec in enumerate(specs):
             self._lora.reset(row, spec.seed)
 
-    def _finish(
-        self, specs: Sequence[AdapterSpec], training: Training, started: float
-    ) -> list[TrainedAdapter | FloatingPointError]:
-        curves = training.curves()
-        seconds = (time.monotonic() - started) / len(specs)
+    def _finish(self, specs: Sequence[AdapterSpec], training: Training) -> list[TrainedAdapter | FloatingPointError]:
+        curves, seconds = training.curves(), training.seconds / len(specs)
         outcomes: list[TrainedAdapter | FloatingPointError] = []
         for row, (spec, losses, stream) in enumerate(zip(specs, curves, training.streams, strict=True)):
             try:

@@ -5,7 +5,7 @@ They stay latents: decoding and encoding them again would only blur them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datadream.config import AdaptConfig
 from datadream.methods.base import AdapterSpec
-from datadream.ranks import Ranks
+from datadream.ranks import ALONE, Ranks
 from datadream.seeds import derive_seed
 
 IMAGES_PER_CALL = 8
@@ -36,17 +36,23 @@ class Prior:
 
 
 def draw_priors(
-    pipeline: StableDiffusionPipeline, specs: Sequence[AdapterSpec], config: AdaptConfig, resolution: int, ranks: Ranks
+    pipeline: StableDiffusionPipeline,
+    specs: Sequence[AdapterSpec],
+    config: AdaptConfig,
+    resolution: int,
+    ranks: Ranks = ALONE,
+    alive: Callable[[], None] = lambda: None,
 ) -> list[Prior | None]:
     """`config.prior_images` samples for each prompt of each adapter; None for all without `config.prior_weight`.
 
-    The pipeline's adapters must be fresh, for then they change nothing. Each rank draws its share.
+    The pipeline's adapters must be fresh, for then they change nothing. Each rank draws its share. `alive` is called
+    now and then, for this takes long.
     """
     if not config.prior_weight:
         return [None] * len(specs)
     dtype = pipeline.unet.dtype
     with torch.autocast(pipeline.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        return [_draw(pipeline, spec, len(specs), config, resolution, ranks) for spec in specs]
+        return [_draw(pipeline, spec, len(specs), config, resolution, ranks, alive) for spec in specs]
 
 
 def _draw(
@@ -56,6 +62,7 @@ def _draw(
     config: AdaptConfig,
     resolution: int,
     ranks: Ranks,
+    alive: Callable[[], None],
 ) -> Prior:
     prompts = sorted({photo.prompt for photo in spec.photos})
     samples = [(prompt, number) for prompt in prompts for number in range(config.prior_images)]
@@ -79,5 +86,6 @@ def _draw(
             output_type="latent",
         ).images
         latents[rows.start : rows.stop] = drawn[: len(rows)].float()
+        alive()
     ranks.sum(latents)
     return Prior(latents, [prompt for prompt, _ in samples], config.prior_weight)

@@ -28,8 +28,8 @@ from datadream.cluster import NODE_LABEL, Workers, failure_text, living_nodes
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_END = 20.0
-"""What a squad gets to end by itself when all is done."""
+SECONDS_TO_END = 2.0
+"""What a squad gets to end by itself when all is done; its workers have nothing left to lose."""
 SECONDS_TO_INTRODUCE = 20.0
 """How long a squad that was just launched may be without a controller to end."""
 SECONDS_OF_SILENCE = 600.0

@@ -1,4 +1,4 @@
-"""Train the adapters of several classes, each with all workers of the cluster, which share every batch.
+"""Train the adapters of several classes, each with the workers of the whole cluster, which share every batch.
 
 One Ray Train run with a process group serves all of them. A worker that dies ends it; another one, with the workers
 that the cluster then has, goes on from the last checkpoint.
@@ -10,6 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray.train
@@ -21,10 +22,18 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from datadream.adapt.artifacts import commit_adapter
 from datadream.adapt.queue import AdapterJob
 from datadream.adapt.worker import PhotosOf, load_trainer
-from datadream.cluster import Workers, failure_text, lost_a_worker, train_storage, workers_now
+from datadream.cluster import (
+    Workers,
+    collective_backend,
+    failure_text,
+    lost_a_worker,
+    shared_worker_device,
+    train_storage,
+    workers_now,
+)
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
-from datadream.device import collective_backend, shared_worker_device, use_threads
+from datadream.device import use_threads
 from datadream.monitor import show, start_monitor
 from datadream.progress import Progress, polled
 from datadream.ranks import Ranks
@@ -50,24 +59,36 @@ def train_together(
     progress: Progress,
     before: int,
 ) -> list[str]:
-    """Train the adapters of `jobs` that are not done, one after the other; returns those that failed, and why.
+    """Train the adapters of `jobs` that are not done, one after the other, each with as many workers as a batch has
+    crops; returns those that failed, and why.
 
-    `before` counts the steps of adapters that are not among them. Raises RuntimeError with the cause when workers
-    fail, or are lost again and again without getting anywhere.
+    An adapter that fails does not stop the others. `before` counts the steps of adapters that are not among them.
+    Raises RuntimeError with the cause when no adapter is to blame, or when workers are lost again and again without
+    getting anywhere.
     """
     fruitless, reached = 0, -1
-    while missing := [job for job in jobs if not _is_done(job)]:
+    failures: list[str] = []
+    blamed: list[AdapterJob] = []
+    while missing := [job for job in jobs if job not in blamed and not _is_done(job)]:
         already = before + sum(job.steps for job in jobs if job not in missing)
         try:
-            return _run(store, missing, config, workers_now(workers), progress, already)
+            return failures + _run(store, missing, config, workers_now(workers), progress, already)
         except (TrainingFailedError, RayError) as error:
-            checkpoints, reason = progress.done // config.cluster.checkpoint_steps, failure_text(error)
-            fruitless = 1 if checkpoints > reached else fruitless + 1
-            reached = checkpoints
-            if fruitless >= MAX_FRUITLESS or not lost_a_worker(error):
+            reason = failure_text(error)
+            if lost_a_worker(error):
+                checkpoints = progress.done // config.cluster.checkpoint_steps
+                fruitless = 1 if checkpoints > reached else fruitless + 1
+                reached = max(reached, checkpoints)
+                if fruitless >= MAX_FRUITLESS:
+                    raise RuntimeError(f"adapter training failed: {reason}") from error
+                log.warning("adapt: a worker was lost (%s); going on from the last checkpoint", reason.splitlines()[0])
+                continue
+            culprit = next((job for job in missing if f"{job.spec.adapter_id}: " in reason), None)
+            if culprit is None:
                 raise RuntimeError(f"adapter training failed: {reason}") from error
-            log.warning("adapt: a worker was lost (%s); going on from the last checkpoint", reason.splitlines()[0])
-    return []
+            blamed.append(culprit)
+            failures.append(reason)
+    return failures
 
 
 def _run(
@@ -85,7 +106,7 @@ def _run(
         trainer = TorchTrainer(
             _train_on_worker,
             train_loop_config={"jobs": jobs, "config": config, "workers": workers, "monitor": monitor},
-            torch_config=TorchConfig(backend=collective_backend(workers.use_gpu)),
+            torch_config=TorchConfig(backend=collective_backend(workers)),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
             ),
@@ -128,16 +149,12 @@ def _train_and_commit(
 ) -> None:
     run, name = RunStore(job.run_url), adapter_checkpoint(job.spec.adapter_id)
 
-    def save(checkpoint: bytes) -> None:
-        if ranks.rank == 0:
-            run.write_bytes(name, checkpoint)
-
     trained = trainer.train_together(
         job.spec,
         PhotosOf(job.spec, open_source(config.data.source)),
         ranks,
         checkpoint=run.read_bytes(name) if run.exists(name) else None,
-        save=save,
+        save=partial(run.write_bytes, name) if ranks.rank == 0 else None,
         save_every=config.cluster.checkpoint_steps,
         on_step=on_step,
     )

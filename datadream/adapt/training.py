@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ class Training:
     ) -> None:
         """Raises ValueError when the pipeline's prediction type is not known."""
         self.streams = streams
+        self._started, self._seconds_before = time.monotonic(), 0.0
         self.losses: list[Tensor] = []
         self._pipeline, self._lora, self._config, self._ranks = pipeline, lora, config, ranks
         self._token_ids: dict[str, Tensor] = {}
@@ -65,6 +67,18 @@ class Training:
         self.losses.append(loss)
         return loss
 
+    @property
+    def seconds(self) -> float:
+        """Since the first start, pauses not counted."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def check_ranks_agree(self) -> None:
+        """Raises RuntimeError when ranks are not at the same step: one read another checkpoint than the others."""
+        steps = torch.tensor(float(len(self.losses)), device=self._lora.weights.device)
+        self._ranks.sum(steps)
+        if steps.item() != self._ranks.count * len(self.losses):
+            raise RuntimeError("the workers see different checkpoints: the run's folder is not the same for all.")
+
     def curves(self) -> Tensor:
         """Losses [adapters, steps done], on the CPU."""
         return torch.stack(self.losses, dim=1).cpu()
@@ -77,6 +91,7 @@ class Training:
             "schedule": self._schedule.state_dict(),
             "streams": [stream.state() for stream in self.streams],
             "losses": self.curves(),
+            "seconds": self.seconds,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -85,7 +100,8 @@ class Training:
     @torch.no_grad()
     def resume(self, checkpoint: bytes) -> None:
         """Go on from a `checkpoint`."""
-        state: dict[str, Any] = torch.load(io.BytesIO(checkpoint), weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(checkpoint), map_location="cpu", weights_only=True)
+        self._seconds_before = state["seconds"]
         self._lora.weights.copy_(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])

@@ -23,10 +23,17 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from datadream.classify.images import LabelledImages, buffered_batches, rows_per_read, shuffled_batches
 from datadream.classify.published import Published, open_published, quiet_ordered_data
-from datadream.cluster import Workers, failure_text, lost_a_worker, train_storage
+from datadream.cluster import (
+    Workers,
+    collective_backend,
+    failure_text,
+    lost_a_worker,
+    shared_worker_device,
+    train_storage,
+)
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet
-from datadream.device import collective_backend, shared_worker_device, use_threads
+from datadream.device import use_threads
 from datadream.monitor import show, start_monitor
 from datadream.progress import Facts, Progress, polled
 from datadream.ranks import Ranks
@@ -149,7 +156,7 @@ def _trainer(
     return TorchTrainer(
         _train_on_worker,
         train_loop_config={"tasks": tasks, "workers": workers, "monitor": monitor},
-        torch_config=TorchConfig(backend=collective_backend(workers.use_gpu)),
+        torch_config=TorchConfig(backend=collective_backend(workers)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
         ),

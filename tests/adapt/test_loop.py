@@ -203,11 +203,11 @@ def test_out_of_memory_halves_the_group(pipeline_folder, caplog):
     ours = trainer(pipeline_folder)
     train, sizes = ours._train, []
 
-    def with_little_memory(specs, photos, on_step, steps):
+    def with_little_memory(specs, *others):
         sizes.append(len(specs))
         if len(specs) > 2:
             raise torch.OutOfMemoryError
-        return train(specs, photos, on_step, steps)
+        return train(specs, *others)
 
     ours._train = with_little_memory
     specs = [spec(str(seed), seed) for seed in range(5)]

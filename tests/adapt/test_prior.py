@@ -8,7 +8,6 @@ from diffusers import StableDiffusionPipeline
 
 from datadream.adapt.prior import GUIDANCE, STEPS, draw_priors
 from datadream.models.lora import StackedLora
-from datadream.ranks import ALONE
 from datadream.seeds import derive_seed
 from tests.adapt.test_together import CONFIG, SPEC, assert_close, pipeline, train, train_by  # noqa: F401 - fixtures
 
@@ -20,7 +19,7 @@ def test_samples_are_those_of_the_plain_pipeline(pipeline, pipeline_folder):  # 
     lora = StackedLora(adapted, 2, 4, True)
     for row in range(2):
         lora.reset(row, row)
-    prior, _ = draw_priors(adapted, [SPEC, SPEC], WEIGHTED, 32, ALONE)
+    prior, _ = draw_priors(adapted, [SPEC, SPEC], WEIGHTED, 32)
     assert len(prior.latents) == len(prior.prompts) == 4
     plain = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
     generator = torch.Generator().manual_seed(derive_seed(SPEC.seed, "prior", prior.prompts[3], 1))

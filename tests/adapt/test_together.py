@@ -4,12 +4,16 @@ import copy
 import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import pytest
 import safetensors.torch
 import torch
+from ray.train import TrainingFailedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from datadream import recipes
+from datadream.adapt import together
 from datadream.adapt.fan_out import train_adapters
 from datadream.adapt.loop import AdapterTrainer, TrainedAdapter
 from datadream.adapt.queue import AdapterJob
@@ -17,6 +21,7 @@ from datadream.cluster import Workers
 from datadream.config import AdaptConfig
 from datadream.methods import AdapterSpec, TrainingPhoto
 from datadream.models.diffusion import load_pipeline
+from datadream.progress import Progress
 from datadream.ranks import Ranks
 from datadream.run_store import RunStore, adapter_checkpoint, adapter_weights
 from tests.adapt.test_loop import PROMPTS, images
@@ -133,3 +138,79 @@ def test_out_of_memory_says_what_to_lower(train):
 
     with pytest.raises(MemoryError, match=r"Lower adapt\.batch_size"):
         train(on_step=full)
+
+
+def test_checkpoints_that_differ_between_ranks_are_refused(train):
+    checkpoints = []
+    train(save=checkpoints.append)
+    meeting = Meeting(2)
+    with ThreadPoolExecutor(2) as threads, pytest.raises(RuntimeError, match="the workers see different checkpoints"):
+        list(
+            threads.map(
+                lambda rank: train(ranks=ThreadRanks(rank, meeting), checkpoint=checkpoints[rank]),
+                range(2),
+            )
+        )
+
+
+def test_a_checkpoint_is_resumed_by_another_number_of_ranks(train):
+    checkpoints = []
+    whole = train(save=checkpoints.append)
+    meeting = Meeting(2)
+    with ThreadPoolExecutor(2) as threads:
+        ranks = list(
+            threads.map(
+                lambda rank: train(ranks=ThreadRanks(rank, meeting), checkpoint=checkpoints[0]),
+                range(2),
+            )
+        )
+    assert_close(ranks[0].weights, whole.weights)
+
+
+class Lost(TrainingFailedError):
+    """As when a worker's process died."""
+
+    worker_failures: ClassVar = {0: WorkerHealthCheckFailedError("died", RuntimeError())}
+
+
+class Broken(TrainingFailedError):
+    """As when the code of a worker raised."""
+
+    worker_failures: ClassVar = {1: RuntimeError("dataset: no such photo")}
+
+
+@pytest.fixture
+def outcomes(monkeypatch, tmp_path):
+    """Train two adapters together on a Ray that does what the test says, start by start."""
+
+    def outcomes(*starts) -> list[str]:
+        store, todo = RunStore(str(tmp_path)), iter(starts)
+        jobs = [AdapterJob(store.child(name).url, SPEC, 120) for name in ("a", "b")]
+
+        def run(store, jobs, config, workers, progress, before):
+            done, error = next(todo)
+            progress.update(before + done)
+            if error is not None:
+                raise error
+            return []
+
+        monkeypatch.setattr(together, "_run", run)
+        monkeypatch.setattr(together, "workers_now", lambda workers: workers)
+        config = recipes.digits(**{"cluster.checkpoint_steps": 10})
+        with Progress("adapt", 240, "step", store) as progress:
+            return together.train_together(store, jobs, config, Workers(2, 1, False), progress, 0)
+
+    return outcomes
+
+
+def test_workers_may_be_lost_while_checkpoints_are_written(outcomes):
+    assert outcomes((10, Lost()), (20, Lost()), (20, Lost()), (30, Lost()), (120, None)) == []
+
+
+def test_workers_that_are_lost_without_a_checkpoint_between_end_it(outcomes):
+    with pytest.raises(RuntimeError, match="adapter training failed: .*died"):
+        outcomes((50, Lost()), (0, Lost()), (50, Lost()), (120, None))
+
+
+def test_an_adapter_that_breaks_does_not_stop_the_next(outcomes):
+    assert outcomes((0, Broken()), (120, None)) == ["RuntimeError: dataset: no such photo"]
