@@ -19,7 +19,7 @@ from datadream.classify.trainer import ClassifierJob, train_classifiers
 from datadream.cluster import Workers
 from datadream.models.clip import add_lora, encode_prompts, load_clip, load_lora_state
 from datadream.ranks import ALONE
-from datadream.run_store import RunStore
+from datadream.run_store import RunStore, progress_file
 from tests.classify.colors import publish
 from tests.processes import kill_a_worker_after
 
@@ -62,9 +62,8 @@ def test_every_setting_leaves_its_files_and_nothing_else(run):
         for setting in ALL
         for name in ("head.safetensors", "labels.json", "metrics.json")
     }
-    assert found == always | {f"classifier/{setting}/lora.safetensors" for setting in TRAINED} | {
-        "dataset/dataset.json"
-    }
+    lora = {f"classifier/{setting}/lora.safetensors" for setting in TRAINED}
+    assert found == always | lora | {"dataset/dataset.json", progress_file("classify")}
 
 
 def test_metrics_say_what_was_done(run):
