@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "ray", "open_clip_torch")
@@ -53,9 +53,11 @@ def milliseconds(seconds: Sequence[float], per: int = 1) -> float:
 
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """Counts, while the block runs: pipelines loaded, images encoded by a VAE and prompts by a text encoder."""
+    """Counts, while the block runs: pipelines loaded, images encoded by a VAE, prompts by a text encoder, and latents
+    that a UNet sees."""
     counts: Counter[str] = Counter()
     load, encode, forward = StableDiffusionPipeline.from_pretrained, AutoencoderKL.encode, CLIPTextModel.forward
+    predict = UNet2DConditionModel.forward
 
     def counted_load(*args: Any, **kwargs: Any) -> Any:
         counts["model_loads"] += 1
@@ -69,7 +71,12 @@ def counted() -> Iterator[Counter[str]]:
         counts["prompt_encodings"] += len(tokens)
         return forward(self, tokens, *args, **kwargs)
 
+    def counted_predict(self: UNet2DConditionModel, latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        counts["unet_evaluations"] += len(latents)
+        return predict(self, latents, *args, **kwargs)
+
     with (
+        patch.object(UNet2DConditionModel, "forward", counted_predict),
         patch.object(StableDiffusionPipeline, "from_pretrained", counted_load),
         patch.object(AutoencoderKL, "encode", counted_encode),
         patch.object(CLIPTextModel, "forward", counted_forward),

@@ -28,10 +28,10 @@ class Chunk:
 
 
 def split_into_chunks(run_url: str, images: Sequence[ImageRequest], chunk_size: int) -> list[Chunk]:
-    """Chunks of at most `chunk_size` requests that share class, adapter, prompt and strength, in the plan's order."""
+    """Chunks of at most `chunk_size` requests that share class, adapters, prompt and strength, in the plan's order."""
     chunks = []
     for (label, *_), group in groupby(
-        images, key=lambda r: (r.label, r.adapter_id, r.prompt, r.strength, r.source_key is None)
+        images, key=lambda r: (r.label, r.adapters, r.prompt, r.strength, r.source_key is None)
     ):
         members = list(group)
         for start in range(0, len(members), chunk_size):

@@ -1,7 +1,7 @@
 """Requests in, pixels out, on one device: no Ray.
 
-The base model stays loaded, a LoRA is merged into it in place, and diffusers' own pipeline draws, so that an image is
-the one that plain diffusers draws with the same seed.
+The base model stays loaded and a LoRA is merged into it in place. Schedulers, noise and VAE are diffusers' own, so an
+image is the one that plain diffusers draws with the same seed.
 """
 
 from __future__ import annotations
@@ -13,62 +13,95 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
+from torch import Tensor
 
 from datadream.config import GenerateConfig, nearest
+from datadream.generate.denoise import Denoiser
 from datadream.methods.base import ImageRequest
 from datadream.models.merge import InPlaceMerger
 
+DECODE_BATCH = 8
+"""Latents that the VAE decodes at once: it needs far more memory for one than the UNet."""
+
 
 class Sampler:
-    """Draws batches of images that share an adapter and a prompt."""
+    """Draws batches of images that share adapters and a prompt."""
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: GenerateConfig, resolution: int) -> None:
         """Raises ValueError when `config.scheduler` is no diffusers scheduler."""
         pipeline.scheduler = make_scheduler(pipeline, config.scheduler)
         self._from_noise = pipeline
         self._from_photo = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
-        self._from_photo.set_progress_bar_config(disable=True)
         self._config, self._resolution = config, resolution
+        self._denoiser = Denoiser(pipeline.unet, pipeline.scheduler, config.guidance_scale)
         self._merger = InPlaceMerger(pipeline)
-        self._merged: str | None = None
+        self._merged: tuple[tuple[str, float], ...] = ()
 
+    @torch.no_grad()
     def draw(
         self,
         requests: Sequence[ImageRequest],
         read_adapter: Callable[[str], bytes],
         read_photo: Callable[[str], Image.Image],
     ) -> np.ndarray:
-        """Images [n, height, width, 3], uint8, in the order of `requests`, which share adapter, prompt and
+        """Images [n, height, width, 3], uint8, in the order of `requests`, which share adapters, prompt and
         strength."""
         first = requests[0]
-        self._use_adapter(first.adapter_id, read_adapter)
-        shared = {
-            **self._embeddings(first.prompt, len(requests)),
-            "generator": [torch.Generator().manual_seed(request.seed) for request in requests],
-            "num_inference_steps": self._config.steps,
-            "guidance_scale": self._config.guidance_scale,
-            "output_type": "pt",
-        }
+        self._use_adapters(first.adapters, read_adapter)
+        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+        self._from_noise.scheduler.set_timesteps(self._config.steps, device=self._from_noise.device)
         if first.source_key is None:
-            drawn = self._from_noise(height=self._resolution, width=self._resolution, **shared)
+            start, timesteps = self._noise(generators), self._from_noise.scheduler.timesteps
         else:
             photos = [centre_square(read_photo(request.source_key), self._resolution) for request in requests]
-            drawn = self._from_photo(image=photos, strength=first.strength, **shared)
-        return (drawn.images.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).cpu().numpy()
+            start, timesteps = self._noised(photos, first.strength, generators)
+        latents = self._denoiser.denoise(start, timesteps, self._prompts(first.prompt), generators)
+        return np.concatenate([self._pixels(part) for part in latents.split(DECODE_BATCH)])
 
-    def _use_adapter(self, adapter_id: str | None, read_adapter: Callable[[str], bytes]) -> None:
-        if adapter_id != self._merged:
-            self._merger.merge(None if adapter_id is None else read_adapter(adapter_id))
-            self._merged = adapter_id
+    def _use_adapters(
+        self, adapters: tuple[tuple[str, float], ...], read_adapter: Callable[[str], bytes]
+    ) -> None:
+        if adapters != self._merged:
+            self._merger.merge([(read_adapter(adapter_id), weight) for adapter_id, weight in adapters])
+            self._merged = adapters
 
-    def _embeddings(self, prompt: str, n: int) -> dict[str, torch.Tensor]:
-        """The prompt and the empty prompt, encoded once for the batch."""
+    def _prompts(self, prompt: str) -> Tensor:
+        """The empty prompt and the prompt [2, length, channels], or the prompt alone where nothing is guided."""
         guided = self._config.guidance_scale > 1
         positive, negative = self._from_noise.encode_prompt(
             prompt, self._from_noise.device, 1, guided, negative_prompt=""
         )
-        repeated = {"prompt_embeds": positive.expand(n, -1, -1)}
-        return {**repeated, "negative_prompt_embeds": negative.expand(n, -1, -1)} if guided else repeated
+        return torch.cat([negative, positive]) if guided else positive
+
+    def _noise(self, generators: list[torch.Generator]) -> Tensor:
+        unet = self._from_noise.unet
+        return self._from_noise.prepare_latents(
+            len(generators),
+            unet.config.in_channels,
+            self._resolution,
+            self._resolution,
+            unet.dtype,
+            self._from_noise.device,
+            generators,
+        )
+
+    def _noised(
+        self, photos: list[Image.Image], strength: float, generators: list[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """Photos with the noise of `strength`, and the steps that are left from there."""
+        pipeline, n = self._from_photo, len(photos)
+        timesteps, _ = pipeline.get_timesteps(self._config.steps, strength, pipeline.device)
+        pixels = pipeline.image_processor.preprocess(photos)
+        latents = pipeline.prepare_latents(
+            pixels, timesteps[:1].repeat(n), n, 1, pipeline.unet.dtype, pipeline.device, generators
+        )
+        return latents, timesteps
+
+    def _pixels(self, latents: Tensor) -> np.ndarray:
+        vae = self._from_noise.vae
+        images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        images = ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def make_scheduler(pipeline: StableDiffusionPipeline, name: str | None) -> diffusers.SchedulerMixin:

@@ -39,8 +39,8 @@ class ImageRequest:
     prompt: str
     seed: int
     """Seed of this image's own noise: an image does not depend on its batch."""
-    adapter_id: str | None = None
-    """LoRA to merge; None: the base generator."""
+    adapters: tuple[tuple[str, float], ...] = ()
+    """LoRAs to merge, each with its weight; none: the base generator."""
     source_key: str | None = None
     """Photo to start from, noised by `strength`; None: start from noise."""
     strength: float | None = None
@@ -63,11 +63,18 @@ def class_photos(few_shot: FewShotSet, label: int) -> tuple[TrainingPhoto, ...]:
 
 
 def requests(
-    few_shot: FewShotSet, config: ExperimentConfig, adapter_of: Callable[[int], str | None]
+    few_shot: FewShotSet, config: ExperimentConfig, adapter_of: Callable[[int], str] | None = None
 ) -> tuple[ImageRequest, ...]:
-    """`images_per_class` requests from noise for every class, each with its own seed."""
+    """`images_per_class` requests from noise for every class, each with its own seed; from the base generator unless
+    `adapter_of` names a class's adapter."""
     return tuple(
-        ImageRequest(label, index, prompt, derive_seed(config.seed, "image", label, index), adapter_of(label))
+        ImageRequest(
+            label,
+            index,
+            prompt,
+            derive_seed(config.seed, "image", label, index),
+            () if adapter_of is None else ((adapter_of(label), 1.0),),
+        )
         for label, prompt in enumerate(few_shot.prompts)
         for index in range(config.generate.images_per_class)
     )

@@ -16,4 +16,4 @@ def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
         shots = few_shot.shots[request.label]
         return replace(request, source_key=shots[request.index % len(shots)], strength=config.generate.strength)
 
-    return Plan(images=tuple(from_shot(request) for request in requests(few_shot, config, lambda _: None)))
+    return Plan(images=tuple(from_shot(request) for request in requests(few_shot, config)))

@@ -9,4 +9,4 @@ from datadream.methods.base import Plan, requests
 
 def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
     """Images of every class from the base generator."""
-    return Plan(images=requests(few_shot, config, lambda _: None))
+    return Plan(images=requests(few_shot, config))

@@ -26,7 +26,8 @@ class SharedPromptAttention:
         """[images, tokens, channels] and, for cross-attention, [prompts, length, channels] -> as `hidden_states`."""
         images, tokens, _ = hidden_states.shape
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        key, value = self.keys_and_values(attn, context, is_prompt=encoder_hidden_states is not None)
+        query = attn.to_q(hidden_states)
         if encoder_hidden_states is not None and prompt_rows is not None:
             key, value = key[prompt_rows], value[prompt_rows]
         # Queries do not see each other: those of all images of a prompt are one longer sequence.
@@ -36,3 +37,7 @@ class SharedPromptAttention:
         attended = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), scale=attn.scale)
         out = attended.transpose(1, 2).reshape(images, tokens, -1)
         return attn.to_out[1](attn.to_out[0](out))
+
+    def keys_and_values(self, attn: Attention, context: Tensor, is_prompt: bool) -> tuple[Tensor, Tensor]:
+        """Of what is attended to: the prompts, or the image itself."""
+        return attn.to_k(context), attn.to_v(context)

@@ -16,4 +16,4 @@ def test_chunks_cover_the_plan_in_order():
     assert len({chunk.chunk_id for chunk in chunks}) == len(chunks) == 30
     for chunk in chunks:
         assert len(chunk.requests) <= 3
-        assert len({(request.label, request.adapter_id, request.prompt) for request in chunk.requests}) == 1
+        assert len({(request.label, request.adapters, request.prompt) for request in chunk.requests}) == 1

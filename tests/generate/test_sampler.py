@@ -28,8 +28,9 @@ def sampler(pipeline_folder) -> Sampler:
     return Sampler(load_pipeline(str(pipeline_folder), None, CPU, torch.float32), CONFIG, 32)
 
 
-def requests(n: int, adapter_id: str | None = "class-1", **changes) -> list[ImageRequest]:
-    return [ImageRequest(0, i, PROMPT, 100 + i, adapter_id, **changes) for i in range(n)]
+def requests(n: int, *adapter_ids: str, **changes) -> list[ImageRequest]:
+    adapters = tuple((adapter_id, 1.0) for adapter_id in adapter_ids)
+    return [ImageRequest(0, i, PROMPT, 100 + i, adapters, **changes) for i in range(n)]
 
 
 def read_photo(key: str) -> Image.Image:
@@ -48,7 +49,7 @@ def plain_pipeline(kind, folder, weights: bytes, tmp_path):
 
 
 def test_from_noise(sampler, adapters, pipeline_folder, tmp_path):
-    ours = sampler.draw(requests(3), adapters.__getitem__, read_photo)
+    ours = sampler.draw(requests(3, "class-1"), adapters.__getitem__, read_photo)
     plain = plain_pipeline(StableDiffusionPipeline, pipeline_folder, adapters["class-1"], tmp_path)
     drawn = [
         plain(
@@ -63,7 +64,7 @@ def test_from_noise(sampler, adapters, pipeline_folder, tmp_path):
 
 
 def test_from_a_photo(sampler, adapters, pipeline_folder, tmp_path):
-    asked = [ImageRequest(0, i, PROMPT, 100 + i, "class-1", str(i), 0.5) for i in range(2)]
+    asked = [ImageRequest(0, i, PROMPT, 100 + i, (("class-1", 1.0),), str(i), 0.5) for i in range(2)]
     ours = sampler.draw(asked, adapters.__getitem__, read_photo)
     plain = plain_pipeline(StableDiffusionImg2ImgPipeline, pipeline_folder, adapters["class-1"], tmp_path)
     settings = {"num_inference_steps": 4, "guidance_scale": 2.0, "strength": 0.5}
@@ -77,12 +78,12 @@ def test_from_a_photo(sampler, adapters, pipeline_folder, tmp_path):
 
 
 def test_an_image_does_not_depend_on_its_batch_or_on_the_adapters_before(sampler, adapters):
-    batch = sampler.draw(requests(7), adapters.__getitem__, read_photo)
+    batch = sampler.draw(requests(7, "class-1"), adapters.__getitem__, read_photo)
     sampler.draw(requests(2, "class-2"), adapters.__getitem__, read_photo)
-    sampler.draw(requests(1, None), adapters.__getitem__, read_photo)
-    alone = sampler.draw(requests(7)[4:5], adapters.__getitem__, read_photo)
+    sampler.draw(requests(1), adapters.__getitem__, read_photo)
+    alone = sampler.draw(requests(7, "class-1")[4:5], adapters.__getitem__, read_photo)
     assert np.abs(alone[0].astype(int) - batch[4].astype(int)).max() <= 1
-    assert np.array_equal(sampler.draw(requests(7), adapters.__getitem__, read_photo), batch)
+    assert np.array_equal(sampler.draw(requests(7, "class-1"), adapters.__getitem__, read_photo), batch)
 
 
 def test_other_schedulers_by_name(pipeline_folder, adapters):

@@ -30,7 +30,7 @@ def test_every_class_gets_its_images_with_seeds_of_their_own(few_shot, method):
 def test_class_adapters_see_their_class_alone(few_shot):
     made = plan(few_shot, "datadream-cls")
     assert [tuple(photo.key for photo in spec.photos) for spec in made.adapters] == list(few_shot.shots)
-    assert all(image.adapter_id == made.adapters[image.label].adapter_id for image in made.images)
+    assert all(image.adapters == ((made.adapters[image.label].adapter_id, 1.0),) for image in made.images)
     assert len({spec.seed for spec in made.adapters}) == 10
 
 
@@ -39,7 +39,7 @@ def test_dataset_adapter_sees_all(few_shot):
     (spec,) = made.adapters
     assert len(spec.photos) == 40
     assert spec.n_classes == 10
-    assert {image.adapter_id for image in made.images} == {spec.adapter_id}
+    assert {image.adapters for image in made.images} == {((spec.adapter_id, 1.0),)}
 
 
 def test_is_synth_starts_from_each_shot_of_the_class_in_turn(few_shot):

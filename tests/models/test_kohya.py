@@ -21,7 +21,7 @@ def test_plain_diffusers_reads_it_as_the_same_adapter(pipeline_folder, tmp_path)
     plain = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
     base = unet_output(plain)
     plain.load_lora_weights(str(tmp_path), weight_name=file.name)
-    InPlaceMerger(pipeline).merge(weights)
+    InPlaceMerger(pipeline).merge([(weights, 1.0)])
     assert (unet_output(plain) - base).abs().max() > 1e-2
     torch.testing.assert_close(unet_output(plain), unet_output(pipeline), rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,162 @@
+"""Drawing images: ours against the authors' loop and against plain diffusers with the model kept.
+
+    python -m benchmarks.generate             # 10 classes of 50 images, three rounds; minutes on 2 CPU cores
+
+All arms draw the same images from the same seeds and adapters, and write them to disk. The last line is one JSON
+object: arms, median ratios with their 95 % intervals, counters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from benchmarks.compare import counted, interleaved, machine, speedup
+from datadream import recipes
+from datadream.config import GenerateConfig
+from datadream.data.shards import encode_image
+from datadream.generate.sampler import Sampler
+from datadream.methods.base import ImageRequest
+from datadream.models.diffusion import load_pipeline
+from datadream.models.lora import StackedLora
+from datadream.models.source import resolve
+from datadream.run_store import ADAPTER_WEIGHTS
+
+MODEL = recipes.TINY["diffusion.model"]
+RESOLUTION = 32
+PROMPT = "a photo of a digit"
+AUTHORS_BATCH = 10
+LORA_SCALE = 0.05
+TOLERANCE = 2
+"""Largest difference of a pixel, of 255, between arms."""
+
+
+def write_adapters(root: Path, n: int) -> list[Path]:
+    """Adapters with random weights, in diffusers' files."""
+    pipeline = load_pipeline(MODEL, None, torch.device("cpu"), torch.float32)
+    lora = StackedLora(pipeline, 1, rank=16, text_encoder=True)
+    folders = [root / f"class-{number:05d}" for number in range(n)]
+    for number, folder in enumerate(folders):
+        torch.manual_seed(number)
+        torch.nn.init.normal_(lora.weights, std=LORA_SCALE)
+        folder.mkdir(parents=True)
+        (folder / ADAPTER_WEIGHTS).write_bytes(lora.to_bytes(0))
+    return folders
+
+
+class Plain:
+    """Plain diffusers: unfused LoRA, the prompt encoded for every batch, PNG written between batches."""
+
+    def __init__(self, images: int, steps: int) -> None:
+        self.images, self.steps = images, steps
+
+    def as_the_authors(self, folders: list[Path], output: Path) -> None:
+        """The pipeline is loaded for every class, and draws ten images at once."""
+        for folder in folders:
+            self._draw(self._load(), folder, output, AUTHORS_BATCH)
+
+    def kept(self, folders: list[Path], output: Path) -> None:
+        """The pipeline is loaded once, and draws a class at once."""
+        pipeline = self._load()
+        for folder in folders:
+            self._draw(pipeline, folder, output, self.images)
+            pipeline.unload_lora_weights()
+
+    def _load(self) -> StableDiffusionPipeline:
+        pipeline = StableDiffusionPipeline.from_pretrained(resolve(MODEL), safety_checker=None)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _draw(self, pipeline: StableDiffusionPipeline, folder: Path, output: Path, batch: int) -> None:
+        pipeline.load_lora_weights(folder)
+        for start in range(0, self.images, batch):
+            seeds = range(start, min(start + batch, self.images))
+            drawn = pipeline(
+                [PROMPT] * len(seeds),
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                num_inference_steps=self.steps,
+                guidance_scale=2.0,
+            ).images
+            for seed, image in zip(seeds, drawn, strict=True):
+                image.save(output / f"{folder.name}-{seed:03d}.png")
+
+
+def draw_ours(folders: list[Path], output: Path, images: int, steps: int) -> None:
+    """One sampler for all classes; lossless WebP."""
+    pipeline = load_pipeline(MODEL, None, torch.device("cpu"), torch.float32)
+    sampler = Sampler(pipeline, GenerateConfig(steps=steps), RESOLUTION)
+    adapters = {folder.name: folder for folder in folders}
+    for label, name in enumerate(adapters):
+        requests = [ImageRequest(label, seed, PROMPT, seed, ((name, 1.0),)) for seed in range(images)]
+        drawn = sampler.draw(requests, lambda name: (adapters[name] / ADAPTER_WEIGHTS).read_bytes(), Image.open)
+        for seed, pixels in enumerate(drawn):
+            (output / f"{name}-{seed:03d}.webp").write_bytes(encode_image(pixels, "webp"))
+
+
+def check_equal(one: Path, other: Path) -> int:
+    """Largest difference of a pixel between the images of two arms; raises ValueError beyond the tolerance."""
+    pairs = zip(sorted(one.iterdir()), sorted(other.iterdir()), strict=True)
+    worst = max(int(np.abs(np.asarray(Image.open(a), int) - np.asarray(Image.open(b), int)).max()) for a, b in pairs)
+    if worst > TOLERANCE:
+        raise ValueError(f"the arms drew different images: up to {worst} of 255.")
+    return worst
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of every arm")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    plain = Plain(arguments.images, arguments.steps)
+    arms: dict[str, Callable[[list[Path], Path], None]] = {
+        "authors": plain.as_the_authors,
+        "kept": plain.kept,
+        "ours": lambda folders, output: draw_ours(folders, output, arguments.images, arguments.steps),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        folders = write_adapters(Path(folder) / "adapters", arguments.classes)
+        outputs: dict[str, Path] = {}
+        numbers = itertools.count()
+
+        def run(name: str) -> None:
+            outputs[name] = Path(folder) / f"{name}-{next(numbers)}"
+            outputs[name].mkdir()
+            arms[name](folders, outputs[name])
+
+        seconds = interleaved({name: lambda name=name: run(name) for name in arms}, arguments.rounds, warm_up=0)
+        result: dict[str, Any] = {
+            "benchmark": "generate",
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "threads": arguments.threads,
+            "images": arguments.classes * arguments.images,
+            "steps": arguments.steps,
+            "seconds": {name: [round(value, 1) for value in values] for name, values in seconds.items()},
+            "ratio": {name: speedup(seconds[name], seconds["ours"]) for name in ("authors", "kept")},
+            "largest_pixel_difference": check_equal(outputs["kept"], outputs["ours"]),
+        }
+        counters = {}
+        for name in arms:
+            with counted() as counts:
+                run(name)
+            counters[name] = dict(counts)
+    print(json.dumps(result | {"counters": counters}))
+
+
+if __name__ == "__main__":
+    main()
