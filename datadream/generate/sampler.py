@@ -58,9 +58,7 @@ class Sampler:
         latents = self._denoiser.denoise(start, timesteps, self._prompts(first.prompt), generators)
         return np.concatenate([self._pixels(part) for part in latents.split(DECODE_BATCH)])
 
-    def _use_adapters(
-        self, adapters: tuple[tuple[str, float], ...], read_adapter: Callable[[str], bytes]
-    ) -> None:
+    def _use_adapters(self, adapters: tuple[tuple[str, float], ...], read_adapter: Callable[[str], bytes]) -> None:
         if adapters != self._merged:
             self._merger.merge([(read_adapter(adapter_id), weight) for adapter_id, weight in adapters])
             self._merged = adapters
