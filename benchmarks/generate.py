@@ -74,7 +74,7 @@ class Plain:
             pipeline.unload_lora_weights()
 
     def _load(self) -> StableDiffusionPipeline:
-        pipeline = StableDiffusionPipeline.from_pretrained(resolve(MODEL), safety_checker=None)
+        pipeline = StableDiffusionPipeline.from_pretrained(resolve(MODEL), dtype=torch.float32, safety_checker=None)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
