@@ -108,7 +108,10 @@ class GenerateConfig(Section):
     strength: float = Field(0.75, gt=0, le=1)
     """How far is-synth noises its photo: 1 forgets it."""
     chunk_size: int = Field(50, ge=1)
-    """Images of one class per unit of work, retry and commit; they are drawn as one batch."""
+    """Images of one class per unit of work, retry and commit."""
+    batch_size: int | None = Field(None, ge=1)
+    """Images that are drawn at once. Unset: 25 on CPUs, where that is fastest, and a whole chunk on GPUs. Out of
+    memory halves it."""
     image_format: Literal["webp", "png", "jpeg"] = "webp"
     """Encoding of drawn images: lossless WebP, PNG, or JPEG at quality 95 without chroma subsampling."""
     dataset_format: Literal["parquet", "webdataset"] = "parquet"

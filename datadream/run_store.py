@@ -181,6 +181,16 @@ class RunStore:
             self.write_json(CONFIG, {"config": config.model_dump(mode="json"), "versions": library_versions()})
 
 
+def read_adapter(store: RunStore, adapter_id: str) -> bytes:
+    """The weights of a trained adapter; raises ValueError when it is not trained, or not what was written."""
+    if not store.exists(adapter_marker(adapter_id)):
+        raise ValueError(f"adapter {adapter_id!r} is not trained. Run adapt first.")
+    weights = store.read_bytes(adapter_weights(adapter_id))
+    if sha256(weights) != store.read_json(adapter_marker(adapter_id))["weights_sha256"]:
+        raise ValueError(f"adapter {adapter_id!r} is not what was written. Run adapt, which trains it again.")
+    return weights
+
+
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that shape the results."""
     return {name: version(name) for name in LIBRARIES}

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -33,10 +34,15 @@ from datadream.data.shards import (
 from datadream.generate.chunks import Chunk
 from datadream.methods.base import ImageRequest
 from datadream.progress import Progress
-from datadream.run_store import CHUNKS, DATASET, RunStore, adapter_weights, sha256
+from datadream.run_store import CHUNKS, DATASET, RunStore, read_adapter, sha256
 from datadream.seeds import derive_seed
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+ATTEMPTS = 3
+FAILED_CHUNKS = "stages/generate-failed.json"
+FAILURES_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +54,10 @@ class _Shard:
 
 
 def draw_chunks(store: RunStore, chunks: Sequence[Chunk], config: ExperimentConfig, workers: Workers) -> None:
-    """Draw every chunk that is not committed yet; raises RuntimeError with the cause when one fails.
+    """Draw every chunk that is not committed yet; `store` is told how far it is.
 
-    `store` is told how far it is.
+    A chunk that fails three times does not stop the others; raises RuntimeError that names those at the end. They are
+    drawn when this is called again.
     """
     committed = {url: RunStore(url).markers(CHUNKS) for url in {chunk.run_url for chunk in chunks}}
     todo = [chunk for chunk in chunks if chunk.chunk_id not in committed[chunk.run_url]]
@@ -67,9 +74,24 @@ def draw_chunks(store: RunStore, chunks: Sequence[Chunk], config: ExperimentConf
         num_gpus=1 if workers.use_gpu else 0,
     )
     commits = drawn.map(_commit_chunk, fn_kwargs={"config": config})
+    failures: list[str] = []
     with Progress("generate", total, "image", store, done=total - to_do) as progress, _plain_errors("drawing"):
         for row in commits.iter_rows():
-            progress.update(progress.done + row["n_images"])
+            failures += [row["error"]] if row["error"] else []
+            progress.update(progress.done + row["n_images"], **({"failed": len(failures)} if failures else {}))
+    _check_all_drawn(store, failures, len(todo))
+
+
+def _check_all_drawn(store: RunStore, failures: Sequence[str], n_chunks: int) -> None:
+    if not failures:
+        if store.exists(FAILED_CHUNKS):
+            store.remove(FAILED_CHUNKS)
+        return
+    with suppress(OSError):  # a full disk, perhaps, is why they failed
+        store.write_json(FAILED_CHUNKS, failures)
+    few = "\n  ".join(failures[:FAILURES_SHOWN])
+    rest = f"\nAll are listed in {store.path(FAILED_CHUNKS)}." if len(failures) > FAILURES_SHOWN else ""
+    raise RuntimeError(f"drawing {len(failures)} of {n_chunks} chunks of images failed:\n  {few}{rest}")
 
 
 def publish_dataset(store: RunStore, chunks: Sequence[Chunk], few_shot: FewShotSet, config: ExperimentConfig) -> None:
@@ -118,19 +140,34 @@ class _ChunkDrawer:
         chunk: Chunk = pickle.loads(row["chunk"])
         store = RunStore(chunk.run_url)
 
-        def read_adapter(adapter_id: str) -> bytes:
-            return store.read_bytes(adapter_weights(adapter_id))
+        def draw() -> np.ndarray:
+            return self._sampler.draw(chunk.requests, partial(read_adapter, store), self._source.read)
 
-        try:
-            return {**row, "pixels": self._sampler.draw(chunk.requests, read_adapter, self._source.read)}
-        except Exception as error:
-            # As text: Ray Data adds its retry advice to an exception's arguments, and an OSError's hold its file name.
-            raise RuntimeError(f"chunk {chunk.chunk_id}: {type(error).__name__}: {error}") from error
+        pixels, error = _tried(chunk, draw)
+        return {**row, "pixels": np.zeros((0, 1, 1, 3), np.uint8) if pixels is None else pixels, "error": error}
 
 
 def _commit_chunk(row: dict[str, Any], config: ExperimentConfig) -> dict[str, Any]:
     """Encode a chunk's pixels and commit them; runs on CPUs beside the samplers."""
     chunk: Chunk = pickle.loads(row["chunk"])
+    if row["error"]:
+        return {"n_images": 0, "error": row["error"]}
+    n_images, error = _tried(chunk, lambda: _write_chunk(chunk, row["pixels"], config))
+    return {"n_images": n_images or 0, "error": error}
+
+
+def _tried(chunk: Chunk, work: Callable[[], T]) -> tuple[T | None, str]:
+    """What the work returns, or why it failed for the last time."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return work(), ""
+        except Exception as error:
+            reason = f"chunk {chunk.chunk_id}: {type(error).__name__}: {error}"
+            log.warning("%s (attempt %d of %d)", reason, attempt, ATTEMPTS)
+    return None, reason
+
+
+def _write_chunk(chunk: Chunk, images: np.ndarray, config: ExperimentConfig) -> int:
     records = [
         ImageRecord(
             key=f"{request.label:05d}_{request.index:06d}",
@@ -138,13 +175,13 @@ def _commit_chunk(row: dict[str, Any], config: ExperimentConfig) -> dict[str, An
             label=request.label,
             provenance=_provenance(request, config),
         )
-        for request, pixels in zip(chunk.requests, row["pixels"], strict=True)
+        for request, pixels in zip(chunk.requests, images, strict=True)
     ]
     data = to_parquet(records, config.generate.image_format, ())
     store = RunStore(chunk.run_url)
     store.write_bytes(chunk.file, data)
     store.write_json(chunk.marker, {"n_images": len(records), "sha256": sha256(data)})
-    return {"n_images": len(records)}
+    return len(records)
 
 
 def _provenance(request: ImageRequest, config: ExperimentConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 
 from datadream.config import GenerateConfig
@@ -84,6 +84,50 @@ def test_an_image_does_not_depend_on_its_batch_or_on_the_adapters_before(sampler
     alone = sampler.draw(requests(7, "class-1")[4:5], adapters.__getitem__, read_photo)
     assert np.abs(alone[0].astype(int) - batch[4].astype(int)).max() <= 1
     assert np.array_equal(sampler.draw(requests(7, "class-1"), adapters.__getitem__, read_photo), batch)
+
+
+def test_out_of_memory_halves_the_batch(sampler, adapters, caplog):
+    expected = sampler.draw(requests(7, "class-1"), adapters.__getitem__, read_photo)
+    denoise, sizes = sampler._denoiser.denoise, []
+
+    def with_little_memory(latents, *others):
+        sizes.append(len(latents))
+        if len(latents) > 3:
+            raise torch.OutOfMemoryError
+        return denoise(latents, *others)
+
+    sampler._denoiser.denoise = with_little_memory
+    sampler._batch_size = 6
+    found = sampler.draw(requests(7, "class-1"), adapters.__getitem__, read_photo)
+    assert sizes == [6, 3, 3, 1]
+    assert "going on with 3 images at once" in caplog.text
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_out_of_memory_with_one_image_says_what_to_lower(sampler):
+    def without_memory(*_):
+        raise torch.OutOfMemoryError
+
+    sampler._denoiser.denoise = without_memory
+    with pytest.raises(MemoryError, match=r"Lower diffusion\.resolution"):
+        sampler.draw(requests(2), None, read_photo)
+
+
+@pytest.mark.parametrize("n", [1, 7, 16])
+def test_latents_are_those_of_plain_diffusers(sampler, adapters, pipeline_folder, tmp_path, n):
+    """For any size of batch, after other adapters, with a scheduler that adds noise of its own."""
+    sampler = Sampler(sampler._from_noise, CONFIG.model_copy(update={"scheduler": "DDPMScheduler"}), 32)
+    latents = []
+    sampler._pixels = lambda part: latents.append(part.clone()) or np.zeros((len(part), 1, 1, 3), np.uint8)
+    sampler.draw(requests(2, "class-2"), adapters.__getitem__, read_photo)
+    latents.clear()
+    sampler.draw(requests(n, "class-1"), adapters.__getitem__, read_photo)
+    plain = plain_pipeline(StableDiffusionPipeline, pipeline_folder, adapters["class-1"], tmp_path)
+    plain.scheduler = DDPMScheduler.from_config(plain.scheduler.config)
+    generators = [torch.Generator().manual_seed(100 + i) for i in range(n)]
+    settings = {"num_inference_steps": 4, "guidance_scale": 2.0, "output_type": "latent"}
+    expected = plain([PROMPT] * n, generator=generators, **settings).images
+    assert (torch.cat(latents) - expected).norm() / expected.norm() < 1e-4
 
 
 def test_other_schedulers_by_name(pipeline_folder, adapters):

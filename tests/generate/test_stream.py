@@ -11,9 +11,10 @@ from datadream.cluster import Workers
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.generate.chunks import split_into_chunks
-from datadream.generate.stream import draw_chunks, publish_dataset
+from datadream.generate.stream import FAILED_CHUNKS, draw_chunks, publish_dataset
 from datadream.methods import METHODS
-from datadream.run_store import DATASET, RunStore
+from datadream.run_store import DATASET, RunStore, adapter_marker, adapter_weights, sha256
+from tests.models.adapters import random_adapter
 
 ONE, TWO = Workers(1, 1, False), Workers(2, 1, False)
 
@@ -88,9 +89,25 @@ def test_webdataset_shards(local_ray, config, few_shot, tmp_path):
     assert samples[0]["json"]["strength"] == 0.75
 
 
-def test_a_missing_adapter_is_told(local_ray, config, few_shot, tmp_path):
+def test_chunks_that_fail_stop_no_others_and_are_drawn_by_the_next_start(
+    local_ray, config, few_shot, pipeline_folder, tmp_path
+):
+    """Of three adapters one is missing and one is not what was written."""
     store = RunStore(str(tmp_path))
-    chunks = split_into_chunks(store.url, METHODS["datadream-dset"](few_shot, config).images[:3], 3)
-    with pytest.raises(RuntimeError, match="FileNotFoundError: .*adapters/dataset"):
+    weights = random_adapter(pipeline_folder, seed=1)
+    for adapter_id, marked in (("class-00000", weights), ("class-00001", b"other")):
+        store.write_bytes(adapter_weights(adapter_id), weights)
+        store.write_json(adapter_marker(adapter_id), {"weights_sha256": sha256(marked)})
+    chunks = split_into_chunks(store.url, METHODS["datadream-cls"](few_shot, config).images[:12], 4)
+    with pytest.raises(RuntimeError, match="drawing 2 of 3 chunks of images failed") as failed:
         draw_chunks(store, chunks, config, ONE)
-    assert store.markers("chunks") == set()
+    assert "chunk 00001-000000: ValueError: adapter 'class-00001' is not what was written" in str(failed.value)
+    assert "chunk 00002-000000: ValueError: adapter 'class-00002' is not trained" in str(failed.value)
+    assert len(store.read_json(FAILED_CHUNKS)) == 2
+    assert store.markers("chunks") == {"00000-000000"}
+    for adapter_id in ("class-00001", "class-00002"):
+        store.write_bytes(adapter_weights(adapter_id), weights)
+        store.write_json(adapter_marker(adapter_id), {"weights_sha256": sha256(weights)})
+    draw_chunks(store, chunks, config, ONE)
+    assert len(store.markers("chunks")) == 3
+    assert not store.exists(FAILED_CHUNKS)
