@@ -2,12 +2,15 @@
 
 A chunk, images of one class from one adapter, is the unit of work, retry and commit: its images do not depend on which
 actor draws it or when, its file name is fixed, and a chunk that is committed is never drawn again. The published
-shards are a seeded shuffle over all images, so they depend on the plan alone.
+shards are a seeded shuffle, so they depend on the plan alone: of all images where these are few, and otherwise of all
+chunks and then of the images of many chunks at a time, so that no chunk is read by more than two tasks.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -41,6 +44,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ATTEMPTS = 3
+WINDOW_IMAGES = 5000
+"""Images that are shuffled together and held in memory at once: 1.8 GB of lossless 512-pixel images."""
 FAILED_CHUNKS = "stages/generate-failed.json"
 FAILURES_SHOWN = 10
 
@@ -51,6 +56,18 @@ class _Shard:
 
     name: str
     members: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Shards that share their chunks, so that each chunk is read once."""
+
+    shards: tuple[_Shard, ...]
+
+    @property
+    def files(self) -> set[str]:
+        """Chunk files of its images."""
+        return {file for shard in self.shards for file, _ in shard.members}
 
 
 def draw_chunks(store: RunStore, chunks: Sequence[Chunk], config: ExperimentConfig, workers: Workers) -> None:
@@ -98,11 +115,11 @@ def publish_dataset(store: RunStore, chunks: Sequence[Chunk], few_shot: FewShotS
     """Write the class-mixed, evenly sized shards and the dataset card, unless they are committed."""
     if store.exists(DATASET) or not chunks:
         return
-    shards = _plan_shards(chunks, config)
+    windows = _plan_windows(chunks, config)
     _quiet_ray_data()
     written = ray.data.from_items(
-        [{"shard": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards)
-    ).map(_write_shard, fn_kwargs={"run_url": store.url, "class_names": few_shot.class_names, "config": config})
+        [{"window": pickle.dumps(window)} for window in windows], override_num_blocks=len(windows)
+    ).flat_map(_write_window, fn_kwargs={"run_url": store.url, "class_names": few_shot.class_names, "config": config})
     with _plain_errors("publishing"):
         files = {row["name"]: row for row in written.iter_rows()}
     n_images, n_bytes = _n_images(chunks), sum(row["n_bytes"] for row in files.values())
@@ -112,8 +129,8 @@ def publish_dataset(store: RunStore, chunks: Sequence[Chunk], few_shot: FewShotS
         "image_format": config.generate.image_format,
         "n_images": n_images,
         "class_names": list(few_shot.class_names),
-        "shards": [shard.name for shard in shards],
-        "sha256": [files[shard.name]["sha256"] for shard in shards],
+        "shards": sorted(files),
+        "sha256": [files[name]["sha256"] for name in sorted(files)],
     }
     store.write_json(DATASET, marker)
 
@@ -196,28 +213,47 @@ def _provenance(request: ImageRequest, config: ExperimentConfig) -> dict[str, An
     }
 
 
-def _plan_shards(chunks: Sequence[Chunk], config: ExperimentConfig) -> list[_Shard]:
-    """A seeded shuffle of all images, cut evenly."""
-    members = [(chunk.file, row) for chunk in chunks for row in range(len(chunk.requests))]
-    order = np.random.default_rng(derive_seed(config.seed, "publish")).permutation(len(members))
-    count = -(-len(members) // config.generate.images_per_shard)
-    return [
-        _Shard(shard_name(config.generate.dataset_format, index, count), tuple(members[i] for i in part))
-        for index, part in enumerate(np.array_split(order, count))
-    ]
+def _plan_windows(chunks: Sequence[Chunk], config: ExperimentConfig) -> list[_Window]:
+    """A seeded shuffle of all chunks, then of the images of each window; shards differ by at most one image."""
+    rng = np.random.default_rng(derive_seed(config.seed, "publish"))
+    shuffled = [chunks[place] for place in rng.permutation(len(chunks))]
+    members = [(chunk.file, row) for chunk in shuffled for row in range(len(chunk.requests))]
+    count = math.ceil(len(members) / config.generate.images_per_shard)
+    parts = np.array_split(np.arange(len(members)), count)
+    per_window = max(1, WINDOW_IMAGES // config.generate.images_per_shard)
+    windows = []
+    for first in range(0, count, per_window):
+        own = parts[first : first + per_window]
+        order = iter(rng.permutation(np.concatenate(own)))
+        windows.append(
+            _Window(
+                tuple(
+                    _Shard(
+                        shard_name(config.generate.dataset_format, first + number, count),
+                        tuple(members[place] for place in itertools.islice(order, len(part))),
+                    )
+                    for number, part in enumerate(own)
+                )
+            )
+        )
+    return windows
 
 
-def _write_shard(
+def _write_window(
     row: dict[str, Any], run_url: str, class_names: Sequence[str], config: ExperimentConfig
-) -> dict[str, Any]:
-    shard: _Shard = pickle.loads(row["shard"])
+) -> list[dict[str, Any]]:
+    """Read each of a window's chunks once and write its shards."""
+    window: _Window = pickle.loads(row["window"])
     store = RunStore(run_url)
-    files = {file: from_parquet(store.read_bytes(file)) for file in {file for file, _ in shard.members}}
-    records = [files[file][index] for file, index in shard.members]
+    files = {file: from_parquet(store.read_bytes(file)) for file in window.files}
     write = to_parquet if config.generate.dataset_format == "parquet" else to_webdataset
-    data = write(records, config.generate.image_format, class_names)
-    store.write_bytes(f"dataset/{shard.name}", data)
-    return {"name": shard.name, "sha256": sha256(data), "n_bytes": len(data)}
+    written = []
+    for shard in window.shards:
+        records = [files[file][index] for file, index in shard.members]
+        data = write(records, config.generate.image_format, class_names)
+        store.write_bytes(f"dataset/{shard.name}", data)
+        written.append({"name": shard.name, "sha256": sha256(data), "n_bytes": len(data)})
+    return written
 
 
 def _n_images(chunks: Sequence[Chunk]) -> int:

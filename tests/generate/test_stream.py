@@ -10,6 +10,7 @@ from datadream import recipes
 from datadream.cluster import Workers
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
+from datadream.generate import stream
 from datadream.generate.chunks import split_into_chunks
 from datadream.generate.stream import FAILED_CHUNKS, draw_chunks, publish_dataset
 from datadream.methods import METHODS
@@ -57,6 +58,24 @@ def test_shards_are_even_and_hold_every_image_once(published):
     assert Counter(row["label"] for row in rows) == dict.fromkeys(range(10), 4)
     assert len({row["image"]["path"] for row in rows}) == 40
     assert len({row["label"] for row in tables[0]}) > 5
+
+
+def test_many_images_are_published_without_reading_every_chunk_for_every_shard(config, few_shot, monkeypatch):
+    """400 images in 140 chunks and 27 shards; windows of 60 images, so of 4 shards."""
+    monkeypatch.setattr(stream, "WINDOW_IMAGES", 60)
+    config = config.updated({"generate.images_per_class": 40})
+    chunks = split_into_chunks("run", METHODS[config.method](few_shot, config).images, 3)
+    windows = stream._plan_windows(chunks, config)
+    assert windows == stream._plan_windows(chunks, config)
+    shards = [shard for window in windows for shard in window.shards]
+    members = [member for shard in shards for member in shard.members]
+    assert sorted(members) == sorted((chunk.file, row) for chunk in chunks for row in range(len(chunk.requests)))
+    assert {len(shard.members) for shard in shards} == {14, 15}
+    reads = Counter(file for window in windows for file in window.files)
+    assert max(reads.values()) <= 2
+    assert sum(reads.values()) < 1.1 * len(chunks)
+    classes = [len({file.split("/")[1][:5] for file in window.files}) for window in windows]
+    assert min(classes[:-1]) >= 7
 
 
 def test_two_workers_and_an_interrupted_start_give_the_same_bytes(published, config, few_shot, tmp_path):
