@@ -12,6 +12,7 @@ import itertools
 import logging
 import math
 import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
+from ray.util.metrics import Counter
 
 from datadream.cluster import Workers
 from datadream.config import ExperimentConfig
@@ -36,7 +38,7 @@ from datadream.data.shards import (
 )
 from datadream.generate.chunks import Chunk
 from datadream.methods.base import ImageRequest
-from datadream.progress import Progress
+from datadream.progress import Facts, Progress
 from datadream.run_store import CHUNKS, DATASET, RunStore, read_adapter, sha256
 from datadream.seeds import derive_seed
 
@@ -91,12 +93,12 @@ def draw_chunks(store: RunStore, chunks: Sequence[Chunk], config: ExperimentConf
         num_gpus=1 if workers.use_gpu else 0,
     )
     commits = drawn.map(_commit_chunk, fn_kwargs={"config": config})
-    failures: list[str] = []
+    tally = _Tally(len(todo), workers.at_most(len(todo)).count)
     with Progress("generate", total, "image", store, done=total - to_do) as progress, _plain_errors("drawing"):
         for row in commits.iter_rows():
-            failures += [row["error"]] if row["error"] else []
-            progress.update(progress.done + row["n_images"], **({"failed": len(failures)} if failures else {}))
-    _check_all_drawn(store, failures, len(todo))
+            tally.add(row)
+            progress.update(progress.done + row["n_images"], **tally.facts())
+    _check_all_drawn(store, tally.failures, len(todo))
 
 
 def _check_all_drawn(store: RunStore, failures: Sequence[str], n_chunks: int) -> None:
@@ -135,8 +137,37 @@ def publish_dataset(store: RunStore, chunks: Sequence[Chunk], few_shot: FewShotS
     store.write_json(DATASET, marker)
 
 
+class _Tally:
+    """What the progress line says of chunks."""
+
+    def __init__(self, n_chunks: int, n_workers: int) -> None:
+        self.failures: list[str] = []
+        self._n_chunks, self._n_workers = n_chunks, n_workers
+        self._chunks = self._retries = 0
+        self._busy, self._began = 0.0, math.inf
+
+    def add(self, row: dict[str, Any]) -> None:
+        """A chunk is committed, or has failed for good."""
+        self._began = min(self._began, time.monotonic() - row["seconds"])
+        self._busy += row["seconds"]
+        self._chunks += 1
+        self._retries += row["retries"]
+        if row["error"]:
+            self.failures.append(row["error"])
+
+    def facts(self) -> Facts:
+        """Chunks done, the share of their time that samplers were drawing, chunks retried and failed."""
+        passed = self._n_workers * max(time.monotonic() - self._began, 1e-9)
+        facts: Facts = {
+            "chunks": f"{self._chunks}/{self._n_chunks}",
+            "busy_percent": min(100, 100 * self._busy / passed),
+        }
+        counts = {"retried": self._retries, "failed": len(self.failures)}
+        return facts | {name: count for name, count in counts.items() if count}
+
+
 class _ChunkDrawer:
-    """Ray Data actor: holds the loaded generator."""
+    """Ray Data actor: holds the loaded generator. Its counters reach whatever scrapes Ray's metrics."""
 
     def __init__(self, config: ExperimentConfig, workers: Workers) -> None:
         # Imported here, not above: diffusers takes seconds, and the encoding tasks import this module as well.
@@ -152,6 +183,9 @@ class _ChunkDrawer:
         pipeline = load_pipeline(config.diffusion.model, config.diffusion.revision, device, dtype)
         self._sampler = Sampler(pipeline, config.generate, config.diffusion.resolution)
         self._source = open_source(config.data.source)
+        self._images = Counter("datadream_images_drawn", "Images that samplers drew.")
+        self._seconds = Counter("datadream_drawing_seconds", "Seconds that samplers spent drawing.")
+        self._retries = Counter("datadream_drawing_retries", "Times that drawing a chunk was tried again.")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         chunk: Chunk = pickle.loads(row["chunk"])
@@ -160,28 +194,35 @@ class _ChunkDrawer:
         def draw() -> np.ndarray:
             return self._sampler.draw(chunk.requests, partial(read_adapter, store), self._source.read)
 
-        pixels, error = _tried(chunk, draw)
-        return {**row, "pixels": np.zeros((0, 1, 1, 3), np.uint8) if pixels is None else pixels, "error": error}
+        started = time.monotonic()
+        pixels, error, retries = _tried(chunk, draw)
+        seconds = time.monotonic() - started
+        pixels = np.zeros((0, 1, 1, 3), np.uint8) if pixels is None else pixels
+        for counter, value in ((self._images, len(pixels)), (self._seconds, seconds), (self._retries, retries)):
+            if value:  # a counter does not take 0
+                counter.inc(value)
+        return {**row, "pixels": pixels, "error": error, "retries": retries, "seconds": seconds}
 
 
 def _commit_chunk(row: dict[str, Any], config: ExperimentConfig) -> dict[str, Any]:
     """Encode a chunk's pixels and commit them; runs on CPUs beside the samplers."""
     chunk: Chunk = pickle.loads(row["chunk"])
+    told = {"retries": row["retries"], "seconds": row["seconds"]}
     if row["error"]:
-        return {"n_images": 0, "error": row["error"]}
-    n_images, error = _tried(chunk, lambda: _write_chunk(chunk, row["pixels"], config))
-    return {"n_images": n_images or 0, "error": error}
+        return {"n_images": 0, "error": row["error"], **told}
+    n_images, error, retries = _tried(chunk, lambda: _write_chunk(chunk, row["pixels"], config))
+    return {"n_images": n_images or 0, "error": error, **told, "retries": row["retries"] + retries}
 
 
-def _tried(chunk: Chunk, work: Callable[[], T]) -> tuple[T | None, str]:
-    """What the work returns, or why it failed for the last time."""
+def _tried(chunk: Chunk, work: Callable[[], T]) -> tuple[T | None, str, int]:
+    """What the work returns, or why it failed for the last time; and how often it was tried again."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return work(), ""
+            return work(), "", attempt - 1
         except Exception as error:
             reason = f"chunk {chunk.chunk_id}: {type(error).__name__}: {error}"
             log.warning("%s (attempt %d of %d)", reason, attempt, ATTEMPTS)
-    return None, reason
+    return None, reason, ATTEMPTS - 1
 
 
 def _write_chunk(chunk: Chunk, images: np.ndarray, config: ExperimentConfig) -> int:

@@ -14,7 +14,7 @@ from datadream.generate import stream
 from datadream.generate.chunks import split_into_chunks
 from datadream.generate.stream import FAILED_CHUNKS, draw_chunks, publish_dataset
 from datadream.methods import METHODS
-from datadream.run_store import DATASET, RunStore, adapter_marker, adapter_weights, sha256
+from datadream.run_store import DATASET, RunStore, adapter_marker, adapter_weights, progress_file, sha256
 from tests.models.adapters import random_adapter
 
 ONE, TWO = Workers(1, 1, False), Workers(2, 1, False)
@@ -123,6 +123,10 @@ def test_chunks_that_fail_stop_no_others_and_are_drawn_by_the_next_start(
     assert "chunk 00001-000000: ValueError: adapter 'class-00001' is not what was written" in str(failed.value)
     assert "chunk 00002-000000: ValueError: adapter 'class-00002' is not trained" in str(failed.value)
     assert len(store.read_json(FAILED_CHUNKS)) == 2
+    said = store.read_json(progress_file("generate"))
+    assert (said["done"], said["numbers"]["failed"], said["numbers"]["retried"]) == (4, 2, 4)
+    assert 0 < said["numbers"]["busy_percent"] <= 100
+    assert ", chunks 3/3, busy percent " in said["text"]
     assert store.markers("chunks") == {"00000-000000"}
     for adapter_id in ("class-00001", "class-00002"):
         store.write_bytes(adapter_weights(adapter_id), weights)
