@@ -42,7 +42,7 @@ class Sampler:
         self._batch_size = config.batch_size or (min(CPU_BATCH, config.chunk_size) if on_cpu else config.chunk_size)
         self._denoiser = Denoiser(pipeline.unet, pipeline.scheduler, config.guidance_scale)
         self._merger = InPlaceMerger(pipeline)
-        self._merged: tuple[tuple[str, float], ...] = ()
+        self._merged: tuple[str, tuple[tuple[str, float], ...]] | None = None
 
     @torch.no_grad()
     def draw(
@@ -50,13 +50,15 @@ class Sampler:
         requests: Sequence[ImageRequest],
         read_adapter: Callable[[str], bytes],
         read_photo: Callable[[str], Image.Image],
+        run: str = "",
     ) -> np.ndarray:
         """Images [n, height, width, 3], uint8, in the order of `requests`, which share adapters, prompt and
         strength.
 
+        `run` says whose adapters are meant: another run's may have the same ids.
         Raises MemoryError when the device's memory does not suffice for one image.
         """
-        self._use_adapters(requests[0].adapters, read_adapter)
+        self._use_adapters(requests[0].adapters, read_adapter, run)
         prompts = self._prompts(requests[0].prompt)
         images: list[np.ndarray] = []
         while len(images) < len(requests):
@@ -86,10 +88,13 @@ class Sampler:
         latents = self._denoiser.denoise(start, timesteps, prompts, generators)
         return np.concatenate([self._pixels(part) for part in latents.split(DECODE_BATCH)])
 
-    def _use_adapters(self, adapters: tuple[tuple[str, float], ...], read_adapter: Callable[[str], bytes]) -> None:
-        if adapters != self._merged:
+    def _use_adapters(
+        self, adapters: tuple[tuple[str, float], ...], read_adapter: Callable[[str], bytes], run: str
+    ) -> None:
+        wanted = (run, adapters) if adapters else None
+        if wanted != self._merged:
             self._merger.merge([(read_adapter(adapter_id), weight) for adapter_id, weight in adapters])
-            self._merged = adapters
+            self._merged = wanted
 
     def _prompts(self, prompt: str) -> Tensor:
         """The empty prompt and the prompt [2, length, channels], or the prompt alone where nothing is guided."""

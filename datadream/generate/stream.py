@@ -192,7 +192,8 @@ class _ChunkDrawer:
         store = RunStore(chunk.run_url)
 
         def draw() -> np.ndarray:
-            return self._sampler.draw(chunk.requests, partial(read_adapter, store), self._source.read)
+            read = partial(read_adapter, store)
+            return self._sampler.draw(chunk.requests, read, self._source.read, run=chunk.run_url)
 
         started = time.monotonic()
         pixels, error, retries = _tried(chunk, draw)

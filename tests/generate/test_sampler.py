@@ -130,6 +130,14 @@ def test_latents_are_those_of_plain_diffusers(sampler, adapters, pipeline_folder
     assert (torch.cat(latents) - expected).norm() / expected.norm() < 1e-4
 
 
+def test_adapters_of_two_runs_may_have_the_same_id(sampler, adapters):
+    expected = sampler.draw(requests(2, "class-2"), adapters.__getitem__, read_photo)
+    sampler.draw(requests(2, "class-1"), adapters.__getitem__, read_photo, run="one")
+    other = {"class-1": adapters["class-2"]}
+    found = sampler.draw(requests(2, "class-1"), other.__getitem__, read_photo, run="other")
+    assert np.array_equal(found, expected)
+
+
 def test_other_schedulers_by_name(pipeline_folder, adapters):
     pipeline = load_pipeline(str(pipeline_folder), None, CPU, torch.float32)
     config = CONFIG.model_copy(update={"scheduler": "DPMSolverMultistepScheduler"})
