@@ -1,6 +1,7 @@
 """The whole pipeline on real Ray: every stage once, again for nothing, over two kills, and as a table."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,19 +81,27 @@ def test_a_second_call_does_nothing_again(undisturbed):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_killed_twice_and_finished_by_one_worker_it_is_the_same(undisturbed, config, tmp_path):
+def test_adapters_whose_training_was_killed_are_finished_by_one_worker_as_if_it_was_not(undisturbed, config, tmp_path):
     run = tmp_path / "run"
-    _start_and_kill(config, run, "adapters/*/adapter.json")
+    _start_and_kill("run", config, run, "adapters/*/adapter.json")
     adapters = _times(run, "adapters/*/adapter.json")
     assert 0 < len(adapters) < 10
     (run / "adapters" / ".half.json.0.tmp").write_bytes(b"what a killed writer leaves")
-    _start_and_kill(config, run, "chunks/*.json")
+    Experiment(config.updated({"cluster.workers": 1}), str(run)).adapt()
+    assert all(path.stat().st_mtime_ns == when for path, when in adapters.items())
+    assert (run / "few_shot.json").read_bytes() == undisturbed.store.read_bytes("few_shot.json")
+    assert weights(run) == weights(undisturbed.store.root)
+    assert not list(run.rglob(".*"))
+
+
+def test_images_whose_drawing_was_killed_are_finished_by_one_worker_as_if_it_was_not(undisturbed, config, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed.store.path("adapters"), run / "adapters")
+    _start_and_kill("generate", config, run, "chunks/*.json")
     chunks = _times(run, "chunks/*.json")
     assert 0 < len(chunks) < 20
     Experiment(config.updated({"cluster.workers": 1}), str(run)).generate()
-    assert all(path.stat().st_mtime_ns == when for path, when in {**adapters, **chunks}.items())
-    assert (run / "few_shot.json").read_bytes() == undisturbed.store.read_bytes("few_shot.json")
-    assert weights(run) == weights(undisturbed.store.root)
+    assert all(path.stat().st_mtime_ns == when for path, when in chunks.items())
     assert files(run, "dataset") == files(undisturbed.store.root, "dataset")
     assert not list(run.rglob(".*"))
 
@@ -101,11 +110,11 @@ def _times(run: Path, pattern: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in run.glob(pattern)}
 
 
-def _start_and_kill(config: ExperimentConfig, run: Path, marker: str) -> None:
+def _start_and_kill(stage: str, config: ExperimentConfig, run: Path, marker: str) -> None:
     """Start the command as a user would, and kill -9 it once two markers of a stage are committed."""
     file = run.parent / "config.yaml"
     file.write_text(config.model_dump_json())  # JSON is YAML
-    command = [sys.executable, "-m", "datadream.cli", "run", "--config", str(file), "--run", str(run)]
+    command = [sys.executable, "-m", "datadream.cli", stage, "--config", str(file), "--run", str(run)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 200
