@@ -20,12 +20,8 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOOKS = 5.0
 EVENTS = "tensorboard"
 """TensorBoard's folder in a run."""
-PACKAGES: dict[TrackerName, tuple[str, str]] = {
-    "tensorboard": ("tensorboardX", "tensorboardX"),
-    "wandb": ("wandb", "wandb"),
-    "mlflow": ("mlflow", "mlflow"),
-}
-"""Module to import and package to install."""
+PACKAGES: dict[TrackerName, str] = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+"""To install, and to import."""
 
 Row = dict[str, Any]
 
@@ -46,8 +42,8 @@ class Tracker(Protocol):
 def check_trackers(config: ExperimentConfig, store: RunStore) -> None:
     """Raises ValueError for a tracker that is not installed, or that cannot write where the run is."""
     for name in config.tracking.to or ():
-        module, package = PACKAGES[name]
-        if importlib.util.find_spec(module) is None:
+        package = PACKAGES[name]
+        if importlib.util.find_spec(package) is None:
             raise ValueError(
                 f"tracking.to has {name!r}, which is not installed. pip install {package}, or leave it out."
             )

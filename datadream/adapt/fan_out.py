@@ -12,7 +12,6 @@ import math
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -26,6 +25,7 @@ from datadream.adapt.worker import load_trainer
 from datadream.cluster import Workers, beside_driver, train_storage, workers_to_add
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
+from datadream.failures import check_none_failed
 from datadream.progress import Facts, Progress
 from datadream.run_store import RunStore
 
@@ -44,7 +44,6 @@ GROUP_SIZE = "stages/adapt-group.json"
 WORKER_USAGE = "stages/adapt-workers.json"
 """How busy the workers of the last start were."""
 FAILED_ADAPTERS = "adapters/failed.json"
-FAILURES_SHOWN = 10
 
 
 def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: ExperimentConfig, workers: Workers) -> None:
@@ -146,14 +145,7 @@ def _group_size(
 
 
 def _check_all_trained(store: RunStore, jobs: Sequence[AdapterJob], failures: Sequence[str]) -> None:
-    if failures:
-        with suppress(OSError):  # a full disk, perhaps, is why they failed
-            store.write_json(FAILED_ADAPTERS, failures)
-        few = "\n  ".join(failures[:FAILURES_SHOWN])
-        rest = f"\nAll are listed in {store.path(FAILED_ADAPTERS)}." if len(failures) > FAILURES_SHOWN else ""
-        raise RuntimeError(f"{len(failures)} of {len(jobs)} adapters failed:\n  {few}{rest}")
-    if store.exists(FAILED_ADAPTERS):
-        store.remove(FAILED_ADAPTERS)
+    check_none_failed(store, FAILED_ADAPTERS, failures, f"{len(failures)} of {len(jobs)} adapters")
     missing = [job.spec.adapter_id for job, done in zip(jobs, are_committed(jobs), strict=True) if not done]
     if missing:
         raise RuntimeError(

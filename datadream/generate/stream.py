@@ -14,7 +14,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ from datadream.data.shards import (
     to_parquet,
     to_webdataset,
 )
+from datadream.failures import check_none_failed
 from datadream.generate.chunks import Chunk
 from datadream.methods.base import ImageRequest
 from datadream.progress import Facts, Progress
@@ -49,7 +50,6 @@ ATTEMPTS = 3
 WINDOW_IMAGES = 5000
 """Images that are shuffled together and held in memory at once: 1.8 GB of lossless 512-pixel images."""
 FAILED_CHUNKS = "stages/generate-failed.json"
-FAILURES_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +98,8 @@ def draw_chunks(store: RunStore, chunks: Sequence[Chunk], config: ExperimentConf
         for row in commits.iter_rows():
             tally.add(row)
             progress.update(progress.done + row["n_images"], **tally.facts())
-    _check_all_drawn(store, tally.failures, len(todo))
-
-
-def _check_all_drawn(store: RunStore, failures: Sequence[str], n_chunks: int) -> None:
-    if not failures:
-        if store.exists(FAILED_CHUNKS):
-            store.remove(FAILED_CHUNKS)
-        return
-    with suppress(OSError):  # a full disk, perhaps, is why they failed
-        store.write_json(FAILED_CHUNKS, failures)
-    few = "\n  ".join(failures[:FAILURES_SHOWN])
-    rest = f"\nAll are listed in {store.path(FAILED_CHUNKS)}." if len(failures) > FAILURES_SHOWN else ""
-    raise RuntimeError(f"drawing {len(failures)} of {n_chunks} chunks of images failed:\n  {few}{rest}")
+    what = f"drawing {len(tally.failures)} of {len(todo)} chunks of images"
+    check_none_failed(store, FAILED_CHUNKS, tally.failures, what)
 
 
 def publish_dataset(store: RunStore, chunks: Sequence[Chunk], few_shot: FewShotSet, config: ExperimentConfig) -> None:
