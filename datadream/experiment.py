@@ -167,7 +167,8 @@ class Experiment:
 
     def _generate(self) -> None:
         from datadream.generate.chunks import split_into_chunks
-        from datadream.generate.stream import draw_chunks, publish_dataset
+        from datadream.generate.publish import publish_dataset
+        from datadream.generate.stream import draw_chunks
 
         self._check_adapters()
         size = self.config.generate.chunk_size

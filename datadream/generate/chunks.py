@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -38,3 +38,8 @@ def split_into_chunks(run_url: str, images: Sequence[ImageRequest], chunk_size: 
             part = tuple(members[start : start + chunk_size])
             chunks.append(Chunk(run_url, f"{label:05d}-{part[0].index:06d}", part))
     return chunks
+
+
+def n_images(chunks: Iterable[Chunk]) -> int:
+    """Images of all chunks."""
+    return sum(len(chunk.requests) for chunk in chunks)

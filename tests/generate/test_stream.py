@@ -10,9 +10,10 @@ from datadream import recipes
 from datadream.cluster import Workers
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
-from datadream.generate import stream
+from datadream.generate import publish as publishing
 from datadream.generate.chunks import split_into_chunks
-from datadream.generate.stream import FAILED_CHUNKS, draw_chunks, publish_dataset
+from datadream.generate.publish import publish_dataset
+from datadream.generate.stream import FAILED_CHUNKS, draw_chunks
 from datadream.methods import METHODS
 from datadream.run_store import DATASET, RunStore, adapter_marker, adapter_weights, progress_file, sha256
 from tests.models.adapters import random_adapter
@@ -62,11 +63,11 @@ def test_shards_are_even_and_hold_every_image_once(published):
 
 def test_many_images_are_published_without_reading_every_chunk_for_every_shard(config, few_shot, monkeypatch):
     """400 images in 140 chunks and 27 shards; windows of 60 images, so of 4 shards."""
-    monkeypatch.setattr(stream, "WINDOW_IMAGES", 60)
+    monkeypatch.setattr(publishing, "WINDOW_IMAGES", 60)
     config = config.updated({"generate.images_per_class": 40})
     chunks = split_into_chunks("run", METHODS[config.method](few_shot, config).images, 3)
-    windows = stream._plan_windows(chunks, config)
-    assert windows == stream._plan_windows(chunks, config)
+    windows = publishing._plan_windows(chunks, config)
+    assert windows == publishing._plan_windows(chunks, config)
     shards = [shard for window in windows for shard in window.shards]
     members = [member for shard in shards for member in shard.members]
     assert sorted(members) == sorted((chunk.file, row) for chunk in chunks for row in range(len(chunk.requests)))
