@@ -20,29 +20,32 @@ TINY = {
 
 def digits(**changes: Any) -> ExperimentConfig:
     """Scanned handwritten digits with the embedded tiny backbone: the whole method on a laptop CPU in minutes."""
-    return ExperimentConfig().updated(
-        TINY
-        | {
-            "data.source": "digits",
-            "data.n_shots": 4,
-            "adapt.steps_per_class": 150,
-            "adapt.learning_rate": 2e-3,
-            "adapt.warmup_steps": 10,
-            "generate.images_per_class": 200,
-            "generate.steps": 12,
-            "generate.scheduler": "DPMSolverMultistepScheduler",
-            "classify.alpha": 16.0,
-            "classify.projections": ["q", "k", "v", "out"],
-            "classify.steps": 300,
-            "classify.learning_rate": 1e-3,
-            "classify.warmup_steps": 20,
-            "classify.eval_every": 50,
-            "classify.augment.crop_scale": [0.75, 1.0],
-            "classify.augment.rotation": 12.0,
-            "classify.augment.color_jitter": 0.1,
-            "classify.augment.grayscale": 0.0,
-        }
-        | changes
+    return (
+        ExperimentConfig()
+        .updated(
+            TINY
+            | {
+                "data.source": "digits",
+                "data.n_shots": 4,
+                "adapt.steps_per_class": 150,
+                "adapt.learning_rate": 2e-3,
+                "adapt.warmup_steps": 10,
+                "generate.images_per_class": 200,
+                "generate.steps": 12,
+                "generate.scheduler": "DPMSolverMultistepScheduler",
+                "classify.alpha": 16.0,
+                "classify.projections": ["q", "k", "v", "out"],
+                "classify.steps": 300,
+                "classify.learning_rate": 1e-3,
+                "classify.warmup_steps": 20,
+                "classify.eval_every": 50,
+                "classify.augment.crop_scale": [0.75, 1.0],
+                "classify.augment.rotation": 12.0,
+                "classify.augment.color_jitter": 0.1,
+                "classify.augment.grayscale": 0.0,
+            }
+        )
+        .updated(changes)
     )
 
 
@@ -56,12 +59,12 @@ def digits_table(**changes: Any) -> ExperimentConfig:
         "grid.methods": ["zero-shot", "is-synth", "datadream-cls", "datadream-dset"],
         "grid.seeds": [0, 1, 2],
     }
-    return digits(**table | changes)
+    return digits(**table).updated(changes)
 
 
 def paper(**changes: Any) -> ExperimentConfig:
     """The paper's settings, Stable Diffusion 2.1 and CLIP ViT-B/16, for your own photos: set data.source."""
-    return ExperimentConfig().updated({"data.n_shots": 16, "generate.images_per_class": 500} | changes)
+    return ExperimentConfig().updated({"data.n_shots": 16, "generate.images_per_class": 500}).updated(changes)
 
 
 RECIPES: dict[str, Callable[..., ExperimentConfig]] = {

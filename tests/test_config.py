@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from datadream import recipes
 from datadream.config import ExperimentConfig, knobs, parse_config
 
 
@@ -19,9 +20,18 @@ def test_round_trip_through_json():
     assert parse_config(config.model_dump(mode="json")) == config
 
 
+def test_a_preset_sets_its_knobs_but_not_those_that_are_given_beside_it():
+    fast = recipes.digits(**{"generate.preset": "fast"}).generate
+    assert (fast.steps, fast.guidance_interval, fast.cache_interval) == (20, (0.2, 0.8), 1)
+    turbo = ExperimentConfig().updated({"generate": {"steps": 9, "preset": "turbo"}}).generate
+    assert (turbo.steps, turbo.scheduler, turbo.cache_interval) == (9, "DPMSolverMultistepScheduler", 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"generate.preset": "quick"}, "generate.preset is 'quick': input should be 'exact', 'fast' or 'turbo'."),
+        ({"generate.guidance_interval": [0.8, 0.2]}, "the first number must not be larger than the second."),
         ({"adapt.rnak": 3}, "unknown config key 'adapt.rnak'. Did you mean 'adapt.rank'?"),
         ({"adpat.rank": 3}, "unknown config key 'adpat.rank'. Did you mean 'adapt.rank'?"),
         ({"adapt.rank": 0}, "adapt.rank is 0: input should be greater than or equal to 1."),

@@ -9,16 +9,18 @@ import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
-from datadream.models.guidance import KeptPromptAttention, SharedPrefix
+from datadream.config import GenerateConfig
+from datadream.models.deep_cache import DeepCache
+from datadream.models.guidance import KeptPrompts, SharedPrefix
 
 
 class Denoiser:
     """Draws latents that share a prompt."""
 
-    def __init__(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin, guidance_scale: float) -> None:
-        self._unet, self._scheduler, self._scale = unet, scheduler, guidance_scale
-        self._attention, self._prefix = KeptPromptAttention(), SharedPrefix(unet)
-        unet.set_attn_processor(self._attention)
+    def __init__(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin, config: GenerateConfig) -> None:
+        self._unet, self._scheduler, self._config = unet, scheduler, config
+        self._prompts, self._prefix = KeptPrompts(unet), SharedPrefix(unet)
+        self._cache = DeepCache(unet, config.cache_interval)
         self._takes_generators = "generator" in inspect.signature(scheduler.step).parameters
 
     @torch.no_grad()
@@ -30,18 +32,33 @@ class Denoiser:
         `prompts` [2, length, channels] are the empty prompt and the prompt, or the prompt alone where nothing is
         guided; `generators`, one for each latent, give the noise that the scheduler adds, if it adds any.
         """
-        self._attention.forget()
+        self._forget()
         noise = {"generator": list(generators)} if self._takes_generators else {}
-        for time in timesteps:
-            predicted = self._predict(self._scheduler.scale_model_input(latents, time), time, prompts)
+        for number, (time, guided) in enumerate(zip(timesteps, self._guided(timesteps), strict=True)):
+            inputs = self._scheduler.scale_model_input(latents, time)
+            predicted = self._predict(inputs, number, time, prompts if guided else prompts[-1:])
             latents = self._scheduler.step(predicted, time, latents, return_dict=False, **noise)[0]
-        self._attention.forget()
+        self._forget()
         return latents
 
-    def _predict(self, latents: Tensor, time: Tensor, prompts: Tensor) -> Tensor:
+    def _guided(self, timesteps: Tensor) -> list[bool]:
+        """At which steps the prompt is told from the empty one."""
+        low, high = self._config.guidance_interval
+        noise_levels = timesteps.float() / self._scheduler.config.num_train_timesteps
+        return ((low <= noise_levels) & (noise_levels <= high)).tolist()
+
+    def _predict(self, latents: Tensor, number: int, time: Tensor, prompts: Tensor) -> Tensor:
         if len(prompts) == 1:
-            return self._unet(latents, time, prompts, return_dict=False)[0]
+            return self._evaluate(latents, number, time, prompts)
         with self._prefix.halved():
-            both = self._unet(torch.cat([latents, latents]), time, prompts, return_dict=False)[0]
+            both = self._evaluate(torch.cat([latents, latents]), number, time, prompts)
         without, with_prompt = both.chunk(2)
-        return without + self._scale * (with_prompt - without)
+        return without + self._config.guidance_scale * (with_prompt - without)
+
+    def _evaluate(self, latents: Tensor, number: int, time: Tensor, prompts: Tensor) -> Tensor:
+        with self._cache.step(number, len(latents)):
+            return self._unet(latents, time, prompts, return_dict=False)[0]
+
+    def _forget(self) -> None:
+        self._prompts.forget()
+        self._cache.forget()

@@ -40,7 +40,7 @@ class Sampler:
         self._config, self._resolution = config, resolution
         on_cpu = pipeline.device.type == "cpu"
         self._batch_size = config.batch_size or (min(CPU_BATCH, config.chunk_size) if on_cpu else config.chunk_size)
-        self._denoiser = Denoiser(pipeline.unet, pipeline.scheduler, config.guidance_scale)
+        self._denoiser = Denoiser(pipeline.unet, pipeline.scheduler, config)
         self._merger = InPlaceMerger(pipeline)
         self._merged: tuple[str, tuple[tuple[str, float], ...]] | None = None
 

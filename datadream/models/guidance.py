@@ -18,27 +18,31 @@ from torch import Tensor, nn
 from datadream.models.attention import SharedPromptAttention
 
 
-class KeptPromptAttention(SharedPromptAttention):
-    """Attention that projects the prompts of a cross-attention once, for as long as the same tensor comes.
+class KeptPrompts:
+    """Projects the prompts to a UNet's cross-attention keys and values once, until `forget`."""
 
-    Its weights must not change in between: call `forget` when they do.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self._layers = {name: _KeptPromptAttention() for name in unet.attn_processors}
+        unet.set_attn_processor(dict(self._layers))
 
     def forget(self) -> None:
         """The next prompts are new, or the weights are."""
-        self._kept.clear()
+        for layer in self._layers.values():
+            layer.kept.clear()
+
+
+class _KeptPromptAttention(SharedPromptAttention):
+    """One layer's attention. The kept prompts are told apart by their number: with and without guidance."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keys_and_values(self, attn: Attention, context: Tensor, is_prompt: bool) -> tuple[Tensor, Tensor]:
         if not is_prompt:
             return super().keys_and_values(attn, context, is_prompt)
-        place = (id(attn), id(context))
-        if place not in self._kept:
-            # The context is kept too, so that no other tensor can get its identity.
-            self._kept[place] = (context, *super().keys_and_values(attn, context, is_prompt))
-        return self._kept[place][1:]
+        if len(context) not in self.kept:
+            self.kept[len(context)] = super().keys_and_values(attn, context, is_prompt)
+        return self.kept[len(context)]
 
 
 class SharedPrefix:

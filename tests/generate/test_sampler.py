@@ -130,6 +130,23 @@ def test_latents_are_those_of_plain_diffusers(sampler, adapters, pipeline_folder
     assert (torch.cat(latents) - expected).norm() / expected.norm() < 1e-4
 
 
+def test_guidance_on_an_interval_evaluates_the_prompt_alone_elsewhere(sampler, adapters):
+    """DDIM's four steps are at noise levels of 0.75, 0.5, 0.25 and 0.0 of 1."""
+    pipeline, sizes = sampler._from_noise, []
+    pipeline.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+
+    def draw(interval: tuple[float, float], scale: float = 2.0) -> np.ndarray:
+        sizes.clear()
+        config = CONFIG.model_copy(update={"guidance_interval": interval, "guidance_scale": scale})
+        return Sampler(pipeline, config, 32).draw(requests(2), adapters.__getitem__, read_photo)
+
+    everywhere = draw((0, 1))
+    assert sizes == [4, 4, 4, 4]
+    assert not np.array_equal(draw((0.2, 0.6)), everywhere)
+    assert sizes == [2, 4, 4, 2]
+    assert np.abs(draw((0.9, 1)).astype(int) - draw((0, 1), scale=1.0)).max() <= 1
+
+
 def test_adapters_of_two_runs_may_have_the_same_id(sampler, adapters):
     expected = sampler.draw(requests(2, "class-2"), adapters.__getitem__, read_photo)
     sampler.draw(requests(2, "class-1"), adapters.__getitem__, read_photo, run="one")

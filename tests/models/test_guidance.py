@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datadream.models.diffusion import load_pipeline
-from datadream.models.guidance import KeptPromptAttention, SharedPrefix
+from datadream.models.guidance import KeptPrompts, SharedPrefix
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def test_equal_halves_and_kept_prompts_change_nothing(pipeline, unet):
     latents, prompts = latents_and_prompts(pipeline, 3)
     both, time = torch.cat([latents, latents]), torch.tensor(500)
     expected = pipeline.unet(both, time, prompts.repeat_interleave(3, dim=0)).sample
-    attention, prefix = KeptPromptAttention(), SharedPrefix(unet)
-    unet.set_attn_processor(attention)
+    KeptPrompts(unet)
+    prefix = SharedPrefix(unet)
     for _ in range(2):
         with prefix.halved():
             found = unet(both, time, prompts).sample
@@ -44,8 +44,7 @@ def test_equal_halves_and_kept_prompts_change_nothing(pipeline, unet):
 @torch.no_grad()
 def test_the_prefix_sees_one_half_and_the_prompts_are_projected_once(pipeline, unet):
     latents, prompts = latents_and_prompts(pipeline, 3)
-    attention, prefix = KeptPromptAttention(), SharedPrefix(unet)
-    unet.set_attn_processor(attention)
+    kept, prefix = KeptPrompts(unet), SharedPrefix(unet)
     block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
     queries, keys = [], []
     block.attn1.to_q.register_forward_pre_hook(lambda module, inputs: queries.append(len(inputs[0])))
@@ -55,7 +54,7 @@ def test_the_prefix_sees_one_half_and_the_prompts_are_projected_once(pipeline, u
             unet(torch.cat([latents, latents]), torch.tensor(500), prompts)
     assert queries == [3, 3, 3]
     assert keys == [2]
-    attention.forget()
+    kept.forget()
     unet(latents, torch.tensor(500), prompts[1:])
     assert queries[-1] == 3
     assert keys == [2, 1]
