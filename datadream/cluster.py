@@ -37,6 +37,8 @@ class Workers:
     """Workers that the cluster could hold, had nobody asked for fewer."""
     grows: bool = False
     """Whether nodes that join later are used: on a cluster, where nobody asked for a number of workers."""
+    shares_cores: bool = False
+    """Whether another stage's workers would run on the same cores: Ray's CPUs are only tickets on a Ray of our own."""
 
     def at_most(self, n_tasks: int) -> Workers:
         """No more workers than there are tasks for."""
@@ -81,9 +83,9 @@ def workers_to_add(workers: Workers, there: Mapping[str, int], n_tasks: int) -> 
     """Workers to add, by node id, to those that are `there`, for a stage that has `n_tasks` tasks left.
 
     As many as were asked for; where nobody asked, as many as the cluster can hold, which grows when nodes join. A node
-    gets workers when it has none, as many as fit it.
+    gets workers when it has none, as many as fit beside what else uses it now.
     """
-    rooms = _node_rooms(workers)
+    rooms = _node_rooms(workers, _free_resources())
     wanted = min(_wanted(workers), n_tasks) - sum(there.values())
     added: dict[str, Workers] = {}
     for node, room in rooms.items():
@@ -96,7 +98,7 @@ def workers_to_add(workers: Workers, there: Mapping[str, int], n_tasks: int) -> 
 
 def workers_now(workers: Workers) -> Workers:
     """As many of these workers as were asked for, or as the living nodes can hold."""
-    return replace(workers, count=max(1, min(_wanted(workers), sum(_node_rooms(workers).values()))))
+    return replace(workers, count=max(1, min(_wanted(workers), sum(_node_rooms(workers, _all_resources()).values()))))
 
 
 def beside_driver() -> dict[str, Any]:
@@ -185,7 +187,13 @@ def _workers(config: ClusterConfig, own: bool) -> Workers:
     workers = Workers(config.workers or 1, config.threads_per_worker, _use_gpu(config, gpus))
     slots = max(1, _cores() // workers.threads) if own and not workers.use_gpu else _cluster_slots(workers)
     asked = config.workers is not None
-    workers = replace(workers, count=config.workers or slots, slots=slots, grows=not (own or asked))
+    workers = replace(
+        workers,
+        count=config.workers or slots,
+        slots=slots,
+        grows=not (own or asked),
+        shares_cores=own and not workers.use_gpu,
+    )
     _check_nodes(config, workers)
     return workers
 
@@ -202,7 +210,7 @@ def _wanted(workers: Workers) -> int:
 
 def _check_nodes(config: ClusterConfig, workers: Workers) -> None:
     """A worker lives on one node, so that the cluster's sum of CPUs is not enough."""
-    room = sum(_node_rooms(workers).values())
+    room = sum(_node_rooms(workers, _all_resources()).values())
     if room < (config.workers or 1):
         raise ValueError(
             f"cluster.threads_per_worker is {workers.threads}, but the nodes can hold {room} workers of that size. "
@@ -246,14 +254,26 @@ def living_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def _node_rooms(workers: Workers) -> dict[str, int]:
-    """How many workers of this size each living node can hold, the roomiest first."""
-    import ray
-
+def _node_rooms(workers: Workers, nodes: Mapping[str, Mapping[str, float]]) -> dict[str, int]:
+    """How many workers of this size each node can hold with its resources, the roomiest first."""
     resource, size = ("GPU", 1) if workers.use_gpu else ("CPU", workers.threads)
-    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     rooms = {node: int(resources.get(resource, 0)) // size for node, resources in nodes.items()}
     return dict(sorted(rooms.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _all_resources() -> dict[str, Mapping[str, float]]:
+    """Resources of each living node."""
+    import ray
+
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+def _free_resources() -> dict[str, Mapping[str, float]]:
+    """Resources of each living node that nobody uses now."""
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    return {node: free.get(node, {}) for node in living_nodes()}
 
 
 def _address(config: ClusterConfig) -> str | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datadream.cluster import Workers, check_workers, connected
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, GridConfig
@@ -24,6 +26,9 @@ from datadream.models.source import check_pipeline
 from datadream.run_store import ADAPTER_INDEX, FEW_SHOT, METRICS, RunStore, adapter_marker, classifier_marker
 from datadream.status import StageStatus, stage_status
 from datadream.tracking import Tracking, check_trackers, tracked
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +51,7 @@ class Experiment:
         self.check()
         if not self.is_finished():
             with self._connected():
-                self._adapt()
-                self._generate()
+                self._adapt_and_generate()
                 self._classify()
         return self._report()
 
@@ -165,17 +169,49 @@ class Experiment:
             train_adapters(self.store, jobs, self.config, self._workers)
         self._tracking.table("adapters", [row for cell in self.cells for row in cell._adapter_rows()])
 
-    def _generate(self) -> None:
+    def _adapt_and_generate(self) -> None:
+        """Where there is room beside the training, classes are drawn as soon as their adapters are there."""
+        if self._workers.shares_cores or self._workers.slots == 1 or not self._missing_adapters():
+            self._adapt()
+            self._generate()
+            return
+        from datadream.generate.gate import open_gate
+
+        gate, ended = open_gate(), Future()
+
+        def adapt() -> None:
+            try:
+                ended.set_result(self._adapt())
+            except Exception as error:
+                ended.set_exception(error)
+            finally:
+                gate.close.remote()
+
+        # A daemon: what interrupts the drawing must not wait for the training.
+        threading.Thread(target=adapt, daemon=True).start()
+        try:
+            self._generate(gate)
+        except RuntimeError:
+            ended.result()  # an adapter that failed is why its images did
+            raise
+        ended.result()
+
+    def _generate(self, gate: ActorHandle | None = None) -> None:
         from datadream.generate.chunks import split_into_chunks
         from datadream.generate.publish import publish_dataset
         from datadream.generate.stream import draw_chunks
 
-        self._check_adapters()
+        if gate is None:
+            self._check_adapters()
         size = self.config.generate.chunk_size
         chunks = {id(cell): split_into_chunks(cell.store.url, cell.plan.images, size) for cell in self.cells}
         with self._watched("generate"):
             draw_chunks(
-                self.store, [chunk for cell in self.cells for chunk in chunks[id(cell)]], self.config, self._workers
+                self.store,
+                [chunk for cell in self.cells for chunk in chunks[id(cell)]],
+                self.config,
+                self._workers,
+                gate,
             )
             for cell in self.cells:
                 publish_dataset(cell.store, chunks[id(cell)], cell.few_shot, cell.config)
@@ -188,9 +224,12 @@ class Experiment:
             train_classifiers(self.store, jobs, self._workers)
         self._tracking.table("classifiers", [row for cell in self.cells for row in cell._classifier_rows()])
 
-    def _check_adapters(self) -> None:
+    def _missing_adapters(self) -> list[str]:
         specs = [(cell, spec.adapter_id) for cell in self.cells for spec in cell.plan.adapters]
-        missing = [adapter_id for cell, adapter_id in specs if not cell.store.exists(adapter_marker(adapter_id))]
+        return [adapter_id for cell, adapter_id in specs if not cell.store.exists(adapter_marker(adapter_id))]
+
+    def _check_adapters(self) -> None:
+        missing = self._missing_adapters()
         if missing:
             raise ValueError(f"{len(missing)} adapters are not trained yet, such as {missing[0]!r}. Run adapt first.")
 

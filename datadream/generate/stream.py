@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
+from ray.actor import ActorHandle
 from ray.util.metrics import Counter
 
 from datadream.cluster import Workers
@@ -25,6 +26,7 @@ from datadream.data.datasets import open_source
 from datadream.data.shards import ImageRecord, encode_image, to_parquet
 from datadream.failures import check_none_failed
 from datadream.generate.chunks import Chunk, n_images
+from datadream.generate.gate import await_adapters
 from datadream.generate.ray_data import plain_errors, quiet_ray_data
 from datadream.methods.base import ImageRequest
 from datadream.progress import Facts, Progress
@@ -34,12 +36,21 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ATTEMPTS = 3
+WAITING_PER_WORKER = 2
+"""Chunks whose adapters are waited for at once: samplers must not run out of those that are ready."""
 FAILED_CHUNKS = "stages/generate-failed.json"
 
 
-def draw_chunks(store: RunStore, chunks: Sequence[Chunk], config: ExperimentConfig, workers: Workers) -> None:
+def draw_chunks(
+    store: RunStore,
+    chunks: Sequence[Chunk],
+    config: ExperimentConfig,
+    workers: Workers,
+    gate: ActorHandle | None = None,
+) -> None:
     """Draw every chunk that is not committed yet; `store` is told how far it is.
 
+    While a `gate` is open, chunks wait for adapters that are not there.
     A chunk that fails three times does not stop the others; raises RuntimeError that names those at the end. They are
     drawn when this is called again.
     """
@@ -50,7 +61,11 @@ def draw_chunks(store: RunStore, chunks: Sequence[Chunk], config: ExperimentConf
     total, to_do = n_images(chunks), n_images(todo)
     log.info("generate: %d of %d images to draw, in %d chunks", to_do, total, len(todo))
     quiet_ray_data()
-    drawn = ray.data.from_items([{"chunk": pickle.dumps(chunk)} for chunk in todo], override_num_blocks=len(todo)).map(
+    rows = ray.data.from_items([{"chunk": pickle.dumps(chunk)} for chunk in todo], override_num_blocks=len(todo))
+    if gate is not None:
+        waiting = WAITING_PER_WORKER * workers.at_most(len(todo)).count
+        rows = rows.map(await_adapters, fn_kwargs={"gate": gate}, num_cpus=0, concurrency=waiting)
+    drawn = rows.map(
         _ChunkDrawer,
         fn_constructor_args=(config, workers),
         compute=ray.data.ActorPoolStrategy(size=workers.at_most(len(todo)).count),
