@@ -21,13 +21,8 @@ SETTINGS_WITHOUT_IMAGES: tuple[Setting, ...] = ("zero-shot", "real")
 
 PRESETS: dict[Preset, dict[str, Any]] = {
     "exact": {},
-    "fast": {"scheduler": "DPMSolverMultistepScheduler", "steps": 20, "guidance_interval": (0.2, 0.8)},
-    "turbo": {
-        "scheduler": "DPMSolverMultistepScheduler",
-        "steps": 15,
-        "guidance_interval": (0.2, 0.8),
-        "cache_interval": 2,
-    },
+    "fast": {"scheduler": "DPMSolverMultistepScheduler", "steps": 15},
+    "turbo": {"scheduler": "DPMSolverMultistepScheduler", "steps": 12, "cache_interval": 2},
 }
 """What generate.preset sets in the same section."""
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -119,8 +114,9 @@ class GenerateConfig(Section):
     """Drawing the synthetic images and publishing them as a dataset."""
 
     preset: Preset = "exact"
-    """How much exactness to give for speed. exact: the sampling knobs as they are (paper). fast and turbo set
-    scheduler, steps, guidance_interval and cache_interval, unless given beside it. Measured effect: README."""
+    """How much exactness to give for speed. exact: the sampling knobs as they are (paper). fast (DPM-Solver++, 15
+    steps) and turbo (12 steps, cache_interval 2) set scheduler, steps and cache_interval, unless these are given beside
+    it. Measured effect: README."""
     images_per_class: int = Field(500, ge=1)
     """Synthetic images per class (paper: 500)."""
     steps: int = Field(50, ge=1)
@@ -140,8 +136,11 @@ class GenerateConfig(Section):
     chunk_size: int = Field(50, ge=1)
     """Images of one class per unit of work, retry and commit."""
     batch_size: int | None = Field(None, ge=1)
-    """Images that are drawn at once. Unset: 25 on CPUs, where that is fastest, and a whole chunk on GPUs. Out of
-    memory halves it."""
+    """Images that are drawn at once. Unset: 25 on CPUs, where that is fastest; on GPUs the part of a chunk that a
+    short measurement finds fastest, noted for later starts. Out of memory halves it."""
+    compile: bool = False
+    """Compile the UNet's attention blocks (torch.compile), once for all adapters. Costs each worker a minute or more
+    at its start; meant for long runs on GPUs, where it has not been measured yet."""
     image_format: Literal["webp", "png", "jpeg"] = "webp"
     """Encoding of drawn images: lossless WebP, PNG, or JPEG at quality 95 without chroma subsampling."""
     dataset_format: Literal["parquet", "webdataset"] = "parquet"

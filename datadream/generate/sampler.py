@@ -7,6 +7,8 @@ image is the one that plain diffusers draws with the same seed.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 
 import diffusers
@@ -25,6 +27,9 @@ log = logging.getLogger(__name__)
 
 CPU_BATCH = 25
 """Measured on the embedded backbone: 10 and 50 are slower."""
+MEASURED_PARTS = (1, 2, 4)
+"""Parts of a chunk that are tried as batches on a GPU."""
+MEASURED_STEPS = 3
 DECODE_BATCH = 8
 """Latents that the VAE decodes at once: it needs far more memory for one than the UNet."""
 
@@ -39,8 +44,14 @@ class Sampler:
         self._from_photo = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
         self._config, self._resolution = config, resolution
         on_cpu = pipeline.device.type == "cpu"
-        self._batch_size = config.batch_size or (min(CPU_BATCH, config.chunk_size) if on_cpu else config.chunk_size)
+        self.batch_size = config.batch_size or (min(CPU_BATCH, config.chunk_size) if on_cpu else config.chunk_size)
+        """Images that are drawn at once."""
+        if not on_cpu:
+            for module in (pipeline.unet, pipeline.vae):
+                module.to(memory_format=torch.channels_last)
         self._denoiser = Denoiser(pipeline.unet, pipeline.scheduler, config)
+        if config.compile:
+            pipeline.unet.compile_repeated_blocks()
         self._merger = InPlaceMerger(pipeline)
         self._merged: tuple[str, tuple[tuple[str, float], ...]] | None = None
 
@@ -63,16 +74,41 @@ class Sampler:
         images: list[np.ndarray] = []
         while len(images) < len(requests):
             try:
-                images.extend(self._draw(requests[len(images) :][: self._batch_size], prompts, read_photo))
+                images.extend(self._draw(requests[len(images) :][: self.batch_size], prompts, read_photo))
             except torch.OutOfMemoryError:
-                if self._batch_size == 1:
+                if self.batch_size == 1:
                     raise MemoryError(
                         "the GPU's memory does not suffice for one image. Lower diffusion.resolution."
                     ) from None
-                self._batch_size = (self._batch_size + 1) // 2
-                log.warning("out of memory: going on with %d images at once", self._batch_size)
+                self.batch_size = (self.batch_size + 1) // 2
+                log.warning("out of memory: going on with %d images at once", self.batch_size)
                 torch.cuda.empty_cache()
         return np.stack(images)
+
+    def fastest_batch(self) -> int:
+        """The part of a chunk that this device denoises fastest per image, of those that its memory holds."""
+        seconds: dict[int, float] = {}
+        for size in sorted({math.ceil(self._config.chunk_size / parts) for parts in MEASURED_PARTS}):
+            try:
+                seconds[size] = self._seconds_per_image(size)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                break
+        return min(seconds, key=seconds.__getitem__, default=1)
+
+    def _seconds_per_image(self, batch: int) -> float:
+        """Time a few steps on noise, after one that does not count."""
+        generators = [torch.Generator().manual_seed(number) for number in range(batch)]
+        scheduler, prompts = self._from_noise.scheduler, self._prompts("")
+        scheduler.set_timesteps(self._config.steps, device=self._from_noise.device)
+        seconds = 0.0
+        for n_steps in (1, MEASURED_STEPS):
+            started = time.perf_counter()
+            steps = scheduler.timesteps[:n_steps]
+            self._denoiser.denoise(self._noise(generators), steps, prompts, generators).sum().item()
+            seconds = time.perf_counter() - started
+            scheduler.set_timesteps(self._config.steps, device=self._from_noise.device)
+        return seconds / batch
 
     def _draw(
         self, requests: Sequence[ImageRequest], prompts: Tensor, read_photo: Callable[[str], Image.Image]

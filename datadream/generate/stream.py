@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import ray
@@ -32,6 +32,9 @@ from datadream.methods.base import ImageRequest
 from datadream.progress import Facts, Progress
 from datadream.run_store import CHUNKS, RunStore, read_adapter, sha256
 
+if TYPE_CHECKING:
+    from datadream.generate.sampler import Sampler
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -39,6 +42,7 @@ ATTEMPTS = 3
 WAITING_PER_WORKER = 2
 """Chunks whose adapters are waited for at once: samplers must not run out of those that are ready."""
 FAILED_CHUNKS = "stages/generate-failed.json"
+BATCH_SIZE = "stages/generate-batch.json"
 
 
 def draw_chunks(
@@ -67,7 +71,7 @@ def draw_chunks(
         rows = rows.map(await_adapters, fn_kwargs={"gate": gate}, num_cpus=0, concurrency=waiting)
     drawn = rows.map(
         _ChunkDrawer,
-        fn_constructor_args=(config, workers),
+        fn_constructor_args=(config, workers, store.url),
         compute=ray.data.ActorPoolStrategy(size=workers.at_most(len(todo)).count),
         num_cpus=0 if workers.use_gpu else workers.threads,
         num_gpus=1 if workers.use_gpu else 0,
@@ -114,7 +118,7 @@ class _Tally:
 class _ChunkDrawer:
     """Ray Data actor: holds the loaded generator. Its counters reach whatever scrapes Ray's metrics."""
 
-    def __init__(self, config: ExperimentConfig, workers: Workers) -> None:
+    def __init__(self, config: ExperimentConfig, workers: Workers, run_url: str) -> None:
         # Imported here, not above: diffusers takes seconds, and the encoding tasks import this module as well.
         import torch
 
@@ -127,6 +131,8 @@ class _ChunkDrawer:
         dtype = dtype_of(config.generate.precision, device, on_cuda=torch.float16)
         pipeline = load_pipeline(config.diffusion.model, config.diffusion.revision, device, dtype)
         self._sampler = Sampler(pipeline, config.generate, config.diffusion.resolution)
+        if device.type == "cuda" and config.generate.batch_size is None:
+            self._sampler.batch_size = _noted_batch(RunStore(run_url), self._sampler)
         self._source = open_source(config.data.source)
         self._images = Counter("datadream_images_drawn", "Images that samplers drew.")
         self._seconds = Counter("datadream_drawing_seconds", "Seconds that samplers spent drawing.")
@@ -148,6 +154,13 @@ class _ChunkDrawer:
             if value:  # a counter does not take 0
                 counter.inc(value)
         return {**row, "pixels": pixels, "error": error, "retries": retries, "seconds": seconds}
+
+
+def _noted_batch(store: RunStore, sampler: Sampler) -> int:
+    """Other batches would change an image's last bits, so the first measurement of a run holds for all workers."""
+    if not store.exists(BATCH_SIZE):
+        store.write_json(BATCH_SIZE, {"batch_size": sampler.fastest_batch()})
+    return store.read_json(BATCH_SIZE)["batch_size"]
 
 
 def _commit_chunk(row: dict[str, Any], config: ExperimentConfig) -> dict[str, Any]:

@@ -97,11 +97,44 @@ def test_out_of_memory_halves_the_batch(sampler, adapters, caplog):
         return denoise(latents, *others)
 
     sampler._denoiser.denoise = with_little_memory
-    sampler._batch_size = 6
+    sampler.batch_size = 6
     found = sampler.draw(requests(7, "class-1"), adapters.__getitem__, read_photo)
     assert sizes == [6, 3, 3, 1]
     assert "going on with 3 images at once" in caplog.text
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_the_fastest_batch_is_a_part_of_a_chunk_that_fits(sampler, adapters):
+    expected = sampler.draw(requests(2, "class-1"), adapters.__getitem__, read_photo)
+    assert sampler.fastest_batch() in (13, 25, 50)
+    assert np.array_equal(sampler.draw(requests(2, "class-1"), adapters.__getitem__, read_photo), expected)
+    seconds_per_image = sampler._seconds_per_image
+
+    def with_little_memory(batch: int) -> float:
+        if batch > 13:
+            raise torch.OutOfMemoryError
+        return seconds_per_image(batch)
+
+    sampler._seconds_per_image = with_little_memory
+    assert sampler.fastest_batch() == 13
+
+
+def test_compiled_blocks_outlive_every_merge(sampler, adapters):
+    """No adapter, prompt or weight of a mixture compiles anything anew: ten merges, counted by Dynamo."""
+    pipeline = sampler._from_noise
+    expected = sampler.draw(requests(3, "class-1"), adapters.__getitem__, read_photo)
+    pipeline.unet.compile_repeated_blocks(backend="eager", fullgraph=True)
+    torch._dynamo.reset()
+    found = sampler.draw(requests(3, "class-1"), adapters.__getitem__, read_photo)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    counters = torch._dynamo.utils.counters["stats"]
+    graphs = counters["unique_graphs"]
+    assert graphs > 0
+    for number in range(10):
+        mixture = (("class-1", number / 10), ("class-2", 1 - number / 10))
+        asked = [ImageRequest(0, i, f"{PROMPT} {number}", i, mixture) for i in range(3)]
+        sampler.draw(asked, adapters.__getitem__, read_photo)
+    assert counters["unique_graphs"] == graphs
 
 
 def test_out_of_memory_with_one_image_says_what_to_lower(sampler):
