@@ -26,9 +26,10 @@ from PIL import Image
 from benchmarks.compare import machine
 from datadream import Experiment, recipes
 from datadream.config import PRESETS
+from datadream.data.datasets import open_source
 from datadream.models.clip import ClipModel, load_clip
 from datadream.report.fid import frechet_distance
-from datadream.run_store import DATASET, progress_file
+from datadream.run_store import DATASET
 
 PAPER = {"generate.steps": 50, "generate.scheduler": None}
 SETTINGS = ("synthetic", "real+synthetic")
@@ -62,8 +63,6 @@ def published_images(experiment: Experiment) -> list[Image.Image]:
 
 def real_images(experiment: Experiment) -> list[Image.Image]:
     """All photos but those of the test part."""
-    from datadream.data.datasets import open_source
-
     source = open_source(experiment.config.data.source)
     dataset = source.dataset()
     return [source.read(photo.key) for photo in (*dataset.pool, *dataset.val)]
@@ -73,11 +72,6 @@ def measure(experiment: Experiment, clip: ClipModel, real: np.ndarray) -> dict[s
     """Test accuracies in percent, and the Fréchet distance to real photos."""
     top1 = {record["setting"]: record["top1"] for record in experiment.run()}
     return {**top1, "fid": frechet_distance(features(clip, published_images(experiment)), real)}
-
-
-def images_per_second(experiment: Experiment) -> float:
-    """As the last start of drawing told it, with whatever else this machine did."""
-    return round(experiment.store.read_json(progress_file("generate"))["numbers"]["images_per_second"], 2)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -105,7 +99,7 @@ def main() -> None:
                 clip = load_clip(exact.config.classify.model, exact.config.classify.pretrained, "cpu")
                 real = features(clip, real_images(exact))
             found[preset].append(measure(experiment, clip, real))
-            print(preset, seed, found[preset][-1], images_per_second(experiment), flush=True)
+            print(preset, seed, found[preset][-1], flush=True)
     result = {
         "benchmark": "presets",
         "date": time.strftime("%Y-%m-%d"),

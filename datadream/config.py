@@ -115,8 +115,8 @@ class GenerateConfig(Section):
 
     preset: Preset = "exact"
     """How much exactness to give for speed. exact: the sampling knobs as they are (paper). fast (DPM-Solver++, 15
-    steps) and turbo (12 steps, cache_interval 2) set scheduler, steps and cache_interval, unless these are given beside
-    it. Measured effect: README."""
+    steps) and turbo (12 steps, cache_interval 2) set scheduler, steps and cache_interval, unless these are given
+    beside it. Measured effect: README."""
     images_per_class: int = Field(500, ge=1)
     """Synthetic images per class (paper: 500)."""
     steps: int = Field(50, ge=1)

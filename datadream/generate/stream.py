@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.util.metrics import Counter
+from ray.util.metrics import Counter, Gauge
 
 from datadream.cluster import Workers
 from datadream.config import ExperimentConfig
@@ -87,13 +87,15 @@ def draw_chunks(
 
 
 class _Tally:
-    """What the progress line says of chunks."""
+    """What the progress line and Ray's metrics say of chunks."""
 
     def __init__(self, n_chunks: int, n_workers: int) -> None:
         self.failures: list[str] = []
         self._n_chunks, self._n_workers = n_chunks, n_workers
         self._chunks = self._retries = 0
         self._busy, self._began = 0.0, math.inf
+        self._left = Gauge("datadream_chunks_left", "Chunks of images that are neither drawn nor given up.")
+        self._busy_share = Gauge("datadream_samplers_busy_percent", "Share of their time that samplers were drawing.")
 
     def add(self, row: dict[str, Any]) -> None:
         """A chunk is committed, or has failed for good."""
@@ -103,14 +105,17 @@ class _Tally:
         self._retries += row["retries"]
         if row["error"]:
             self.failures.append(row["error"])
+        self._left.set(self._n_chunks - self._chunks)
+        self._busy_share.set(self._busy_percent)
+
+    @property
+    def _busy_percent(self) -> float:
+        passed = self._n_workers * max(time.monotonic() - self._began, 1e-9)
+        return min(100.0, 100 * self._busy / passed)
 
     def facts(self) -> Facts:
         """Chunks done, the share of their time that samplers were drawing, chunks retried and failed."""
-        passed = self._n_workers * max(time.monotonic() - self._began, 1e-9)
-        facts: Facts = {
-            "chunks": f"{self._chunks}/{self._n_chunks}",
-            "busy_percent": min(100, 100 * self._busy / passed),
-        }
+        facts: Facts = {"chunks": f"{self._chunks}/{self._n_chunks}", "busy_percent": self._busy_percent}
         counts = {"retried": self._retries, "failed": len(self.failures)}
         return facts | {name: count for name, count in counts.items() if count}
 
