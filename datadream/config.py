@@ -7,6 +7,7 @@ A config is frozen and complete: the same config gives the same result on any cl
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -110,6 +111,29 @@ class AdaptConfig(Section):
     """Numbers of the frozen base model; LoRA weights stay fp32. auto: bf16 on CUDA, fp32 elsewhere."""
 
 
+class SelectConfig(Section):
+    """Which drawn images are published; by default all. With label_top_k, max_shot_similarity or coverage, images are
+    drawn until each class has images_per_class that pass; the judge is the untrained CLIP of classify.model."""
+
+    label_top_k: int | None = Field(None, ge=1)
+    """Keep an image if its class is among so many that CLIP finds most likely (DISEF: 1); unset: keep all."""
+    max_shot_similarity: float | None = Field(None, gt=0, lt=1)
+    """An image is left out as a copy if the cosine similarity of its CLIP features with a shot of its class exceeds
+    this; unset: keep all. What is much depends on the data and the CLIP: dataset/selection.json has for each class the
+    highest similarity of its shots among themselves."""
+    coverage: float = Field(1.0, ge=1)
+    """Images that must pass for each one that is published: of these, those are published that cover the class best
+    (k-center in CLIP's features, beginning at the shots); 1 publishes the first ones."""
+    max_candidates: float = Field(4.0, ge=1)
+    """At most images_per_class x coverage x so many images of a class are drawn; a class of which too few pass is
+    published with what it has, and named."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is left out."""
+        return self.label_top_k is not None or self.max_shot_similarity is not None or self.coverage > 1
+
+
 class GenerateConfig(Section):
     """Drawing the synthetic images and publishing them as a dataset."""
 
@@ -149,6 +173,20 @@ class GenerateConfig(Section):
     """Images per published shard."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Numbers of the generator. auto: fp16 on CUDA (paper), fp32 elsewhere."""
+    select: SelectConfig = SelectConfig()
+    """Which drawn images are published."""
+
+    @property
+    def accepted_per_class(self) -> int:
+        """Images of a class that must pass the filters."""
+        return math.ceil(self.images_per_class * self.select.coverage)
+
+    @property
+    def candidates_per_class(self) -> int:
+        """Images of a class that may be drawn."""
+        if not self.select.on:
+            return self.images_per_class
+        return math.ceil(self.accepted_per_class * self.select.max_candidates)
 
 
 class AugmentConfig(Section):

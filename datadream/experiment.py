@@ -84,6 +84,7 @@ class Experiment:
         check_trackers(self.config, self.store)
         for cell in self.cells:
             cell._check_photos()
+            cell._check_filters()
         check_workers(self.config.cluster)
         if any(cell.plan.images for cell in self.cells):
             check_pipeline(self.config.diffusion.model, self.config.diffusion.revision)
@@ -150,6 +151,14 @@ class Experiment:
         others = pool if len(pool) <= SMALL_POOL else ()
         check_photos(source, dict.fromkeys(self.few_shot.all_photos + others))
 
+    def _check_filters(self) -> None:
+        top_k, n_classes = self.config.generate.select.label_top_k, len(self.few_shot.class_names)
+        if top_k is not None and top_k > n_classes:
+            raise ValueError(
+                f"generate.select.label_top_k is {top_k}, but {self.config.data.source!r} has {n_classes} classes. "
+                "Use a smaller one; 1 asks that CLIP finds an image's class most likely."
+            )
+
     def _stage(self, work: Callable[[], None]) -> None:
         self.check()
         with self._connected():
@@ -199,6 +208,7 @@ class Experiment:
     def _generate(self, gate: ActorHandle | None = None) -> None:
         from datadream.generate.chunks import split_into_chunks
         from datadream.generate.publish import publish_dataset
+        from datadream.generate.rounds import Candidates, draw_and_select
         from datadream.generate.stream import draw_chunks
 
         if gate is None:
@@ -206,13 +216,12 @@ class Experiment:
         size = self.config.generate.chunk_size
         chunks = {id(cell): split_into_chunks(cell.store.url, cell.plan.images, size) for cell in self.cells}
         with self._watched("generate"):
-            draw_chunks(
-                self.store,
-                [chunk for cell in self.cells for chunk in chunks[id(cell)]],
-                self.config,
-                self._workers,
-                gate,
-            )
+            if self.config.generate.select.on:
+                runs = [Candidates(cell.store, cell.few_shot, cell.config, chunks[id(cell)]) for cell in self.cells]
+                draw_and_select(self.store, runs, self.config, self._workers, gate)
+            else:
+                every = [chunk for cell in self.cells for chunk in chunks[id(cell)]]
+                draw_chunks(self.store, every, self.config, self._workers, gate)
             for cell in self.cells:
                 publish_dataset(cell.store, chunks[id(cell)], cell.few_shot, cell.config)
 

@@ -7,9 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datadream.config import ExperimentConfig
-from datadream.generate.chunks import split_into_chunks
+from datadream.generate.chunks import Chunk, first_chunks, split_into_chunks
 from datadream.methods import Plan
-from datadream.run_store import CHUNKS, DATASET, RunStore, adapter_marker, classifier_marker, progress_file
+from datadream.run_store import (
+    CANDIDATES,
+    CHUNKS,
+    DATASET,
+    SELECTION,
+    RunStore,
+    adapter_marker,
+    classifier_marker,
+    progress_file,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +38,20 @@ class StageStatus:
 
 
 def stage_status(store: RunStore, cells: Sequence[tuple[RunStore, ExperimentConfig, Plan]]) -> list[StageStatus]:
-    """Adapters, images, published data sets and classifiers over all single runs of the run in `store`."""
+    """Adapters, images, published data sets and classifiers over all single runs of the run in `store`; with filters
+    also for how many the images are chosen."""
     adapters = [store.exists(adapter_marker(spec.adapter_id)) for store, _, plan in cells for spec in plan.adapters]
     datasets = [store.exists(DATASET) for store, _, plan in cells if plan.images]
     classifiers = [
         store.exists(classifier_marker(name)) for store, config, _ in cells for name in config.classify.settings
     ]
+    filtered = [store for store, config, plan in cells if plan.images and config.generate.select.on]
+    selections = [store.exists(SELECTION) for store in filtered]
+    select = StageStatus("select", sum(selections), len(selections), "datasets", _said(store, "select"))
     return [
         StageStatus("adapt", sum(adapters), len(adapters), "adapters", _said(store, "adapt")),
         StageStatus("generate", *_images(cells), "images", _said(store, "generate")),
+        *([select] if selections else []),
         StageStatus("publish", sum(datasets), len(datasets), "datasets"),
         StageStatus("classify", sum(classifiers), len(classifiers), "classifiers", _said(store, "classify")),
     ]
@@ -55,7 +69,17 @@ def _images(cells: Sequence[tuple[RunStore, ExperimentConfig, Plan]]) -> tuple[i
     done = total = 0
     for store, config, plan in cells:
         committed = store.markers(CHUNKS)
-        for chunk in split_into_chunks(store.url, plan.images, config.generate.chunk_size):
+        chunks = split_into_chunks(store.url, plan.images, config.generate.chunk_size)
+        if config.generate.select.on:
+            chunks = first_chunks(chunks, _asked(store, config, chunks))
+        for chunk in chunks:
             total += len(chunk.requests)
             done += len(chunk.requests) if chunk.chunk_id in committed else 0
     return done, total
+
+
+def _asked(store: RunStore, config: ExperimentConfig, chunks: Sequence[Chunk]) -> list[int]:
+    """Candidates of each class that are asked for so far; their number grows by rounds."""
+    if store.exists(CANDIDATES):
+        return store.read_json(CANDIDATES)
+    return [config.generate.accepted_per_class] * (1 + max((chunk.requests[0].label for chunk in chunks), default=0))

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 from datadream.config import ExperimentConfig
 from datadream.data.few_shot import FewShotSet
 
 
-def dataset_card(few_shot: FewShotSet, config: ExperimentConfig, n_images: int, n_bytes: int) -> str:
-    """README.md with the Hub's YAML header."""
+def dataset_card(
+    few_shot: FewShotSet,
+    config: ExperimentConfig,
+    n_images: int,
+    n_bytes: int,
+    selection: dict[str, Any] | None = None,
+) -> str:
+    """README.md with the Hub's YAML header; `selection` are the totals of the filters, where any chose the images."""
     names = {str(label): name for label, name in enumerate(few_shot.class_names)}
     features = [
         {"name": "image", "dtype": "image"},
@@ -43,10 +51,25 @@ Drawn by DataDream from {few_shot.n_shots} real photos per class of `{config.dat
 | denoising steps, guidance | {settings.steps}, {settings.guidance_scale} |
 | prompt | {config.data.prompt} |
 | seed | {config.seed} |
-
+{_selection_rows(config, selection) if selection else ""}
 `provenance` holds each image's prompt, seed, adapter and source photo as JSON.
 """
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def _selection_rows(config: ExperimentConfig, selection: dict[str, Any]) -> str:
+    filters, rejected = config.generate.select, selection["rejected"]
+    left_out = []
+    if filters.label_top_k is not None:
+        left_out.append(f"{rejected['label']:,} whose class is not among the first {filters.label_top_k} of CLIP")
+    if filters.max_shot_similarity is not None:
+        left_out.append(f"{rejected['copy']:,} more similar to a real photo than {filters.max_shot_similarity}")
+    if filters.coverage > 1:
+        left_out.append(f"{rejected['redundant']:,} because others cover their class better")
+    rows = f"| left out | of {selection['candidates']:,} images {'; '.join(left_out)} |\n"
+    if selection["short"]:
+        rows += f"| fewer images | {', '.join(f'{name}: {count}' for name, count in selection['short'].items())} |\n"
+    return rows
 
 
 def _size_category(n: int) -> str:

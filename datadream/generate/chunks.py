@@ -40,6 +40,18 @@ def split_into_chunks(run_url: str, images: Sequence[ImageRequest], chunk_size: 
     return chunks
 
 
+def first_chunks(chunks: Iterable[Chunk], wanted: Sequence[int]) -> list[Chunk]:
+    """Of each class the first chunks that together hold `wanted[label]` images, or all where these are too few."""
+    held = [0] * len(wanted)
+    found = []
+    for chunk in chunks:
+        label = chunk.requests[0].label
+        if held[label] < wanted[label]:
+            held[label] += len(chunk.requests)
+            found.append(chunk)
+    return found
+
+
 def n_images(chunks: Iterable[Chunk]) -> int:
     """Images of all chunks."""
     return sum(len(chunk.requests) for chunk in chunks)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ import ray.data
 from datadream.config import ExperimentConfig
 from datadream.data.card import dataset_card
 from datadream.data.few_shot import FewShotSet
-from datadream.data.shards import from_parquet, shard_name, to_parquet, to_webdataset
-from datadream.generate.chunks import Chunk, n_images
+from datadream.data.shards import ImageRecord, from_parquet, shard_name, to_parquet, to_webdataset
+from datadream.generate.chunks import Chunk
 from datadream.generate.ray_data import plain_errors, quiet_ray_data
+from datadream.generate.selection import Selection
 from datadream.run_store import DATASET, RunStore, sha256
 from datadream.seeds import derive_seed
 
@@ -35,6 +36,8 @@ class _Shard:
 
     name: str
     members: tuple[tuple[str, int], ...]
+    clip_scores: tuple[float, ...]
+    """Of each image, where filters chose them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,14 @@ class _Window:
 
 
 def publish_dataset(store: RunStore, chunks: Sequence[Chunk], few_shot: FewShotSet, config: ExperimentConfig) -> None:
-    """Write the class-mixed, evenly sized shards and the dataset card, unless they are committed."""
+    """Write the class-mixed, evenly sized shards and the dataset card, unless they are committed.
+
+    Where filters choose the images, `chunks` are all that may have been drawn.
+    """
     if store.exists(DATASET) or not chunks:
         return
-    windows = _plan_windows(chunks, config)
+    selection = Selection.read(store) if config.generate.select.on else None
+    windows = _plan_windows(chunks, config, selection and selection.clip_scores(chunks))
     quiet_ray_data()
     written = ray.data.from_items(
         [{"window": pickle.dumps(window)} for window in windows], override_num_blocks=len(windows)
@@ -61,23 +68,34 @@ def publish_dataset(store: RunStore, chunks: Sequence[Chunk], few_shot: FewShotS
     with plain_errors("publishing"):
         files = {row["name"]: row for row in written.iter_rows()}
     n_bytes = sum(row["n_bytes"] for row in files.values())
-    store.write_bytes("dataset/README.md", dataset_card(few_shot, config, n_images(chunks), n_bytes).encode())
+    published = sum(len(shard.members) for window in windows for shard in window.shards)
+    totals = selection.totals if selection else None
+    store.write_bytes("dataset/README.md", dataset_card(few_shot, config, published, n_bytes, totals).encode())
     marker = {
         "format": config.generate.dataset_format,
         "image_format": config.generate.image_format,
-        "n_images": n_images(chunks),
+        "n_images": published,
         "class_names": list(few_shot.class_names),
         "shards": sorted(files),
         "sha256": [files[name]["sha256"] for name in sorted(files)],
     }
+    if totals:
+        marker["selection"] = totals
     store.write_json(DATASET, marker)
 
 
-def _plan_windows(chunks: Sequence[Chunk], config: ExperimentConfig) -> list[_Window]:
-    """A seeded shuffle of all chunks, then of the images of each window; shards differ by at most one image."""
+def _plan_windows(
+    chunks: Sequence[Chunk], config: ExperimentConfig, clip_scores: Mapping[tuple[str, int], float] | None = None
+) -> list[_Window]:
+    """A seeded shuffle of all chunks, then of the images of each window; shards differ by at most one image.
+
+    With `clip_scores`, only the images (chunk file, row) that have one.
+    """
     rng = np.random.default_rng(derive_seed(config.seed, "publish"))
     shuffled = [chunks[place] for place in rng.permutation(len(chunks))]
     members = [(chunk.file, row) for chunk in shuffled for row in range(len(chunk.requests))]
+    if clip_scores is not None:
+        members = [member for member in members if member in clip_scores]
     count = math.ceil(len(members) / config.generate.images_per_shard)
     parts = np.array_split(np.arange(len(members)), count)
     per_window = max(1, WINDOW_IMAGES // config.generate.images_per_shard)
@@ -85,17 +103,12 @@ def _plan_windows(chunks: Sequence[Chunk], config: ExperimentConfig) -> list[_Wi
     for first in range(0, count, per_window):
         own = parts[first : first + per_window]
         order = iter(rng.permutation(np.concatenate(own)))
-        windows.append(
-            _Window(
-                tuple(
-                    _Shard(
-                        shard_name(config.generate.dataset_format, first + number, count),
-                        tuple(members[place] for place in itertools.islice(order, len(part))),
-                    )
-                    for number, part in enumerate(own)
-                )
-            )
-        )
+        shards = []
+        for number, part in enumerate(own):
+            images = tuple(members[place] for place in itertools.islice(order, len(part)))
+            scores = tuple(clip_scores[image] for image in images) if clip_scores else ()
+            shards.append(_Shard(shard_name(config.generate.dataset_format, first + number, count), images, scores))
+        windows.append(_Window(tuple(shards)))
     return windows
 
 
@@ -110,7 +123,13 @@ def _write_window(
     written = []
     for shard in window.shards:
         records = [files[file][index] for file, index in shard.members]
+        if shard.clip_scores:
+            records = list(map(_with_clip_score, records, shard.clip_scores))
         data = write(records, config.generate.image_format, class_names)
         store.write_bytes(f"dataset/{shard.name}", data)
         written.append({"name": shard.name, "sha256": sha256(data), "n_bytes": len(data)})
     return written
+
+
+def _with_clip_score(record: ImageRecord, score: float) -> ImageRecord:
+    return replace(record, provenance={**record.provenance, "clip_score": score})

@@ -51,8 +51,10 @@ def draw_chunks(
     config: ExperimentConfig,
     workers: Workers,
     gate: ActorHandle | None = None,
+    facts: Facts | None = None,
 ) -> None:
-    """Draw every chunk that is not committed yet; `store` is told how far it is.
+    """Draw every chunk that is not committed yet; `store` is told how far it is, and `facts` that hold meanwhile.
+
 
     While a `gate` is open, chunks wait for adapters that are not there.
     A chunk that fails three times does not stop the others; raises RuntimeError that names those at the end. They are
@@ -81,7 +83,7 @@ def draw_chunks(
     with Progress("generate", total, "image", store, done=total - to_do) as progress, plain_errors("drawing"):
         for row in commits.iter_rows():
             tally.add(row)
-            progress.update(progress.done + row["n_images"], **tally.facts())
+            progress.update(progress.done + row["n_images"], **tally.facts(), **(facts or {}))
     what = f"drawing {len(tally.failures)} of {len(todo)} chunks of images"
     check_none_failed(store, FAILED_CHUNKS, tally.failures, what)
 

@@ -65,8 +65,11 @@ def class_photos(few_shot: FewShotSet, label: int) -> tuple[TrainingPhoto, ...]:
 def requests(
     few_shot: FewShotSet, config: ExperimentConfig, adapter_of: Callable[[int], str] | None = None
 ) -> tuple[ImageRequest, ...]:
-    """`images_per_class` requests from noise for every class, each with its own seed; from the base generator unless
-    `adapter_of` names a class's adapter."""
+    """Requests from noise for every class, each with its own seed; from the base generator unless `adapter_of` names a
+    class's adapter.
+
+    `images_per_class` of them, or where filters choose, all that may be drawn: those are the first of these.
+    """
     return tuple(
         ImageRequest(
             label,
@@ -76,5 +79,5 @@ def requests(
             () if adapter_of is None else ((adapter_of(label), 1.0),),
         )
         for label, prompt in enumerate(few_shot.prompts)
-        for index in range(config.generate.images_per_class)
+        for index in range(config.generate.candidates_per_class)
     )

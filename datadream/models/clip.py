@@ -103,6 +103,12 @@ def encode_prompts(model: nn.Module, tokens: Tensor) -> Tensor:
     return model.encode_text(tokens, normalize=True).float()
 
 
+@torch.no_grad()
+def encode_images(model: nn.Module, images: Tensor) -> Tensor:
+    """Unit image features [n, D] of preprocessed images [n, 3, size, size]."""
+    return model.encode_image(images, normalize=True).float()
+
+
 class LowRank(nn.Module):
     """weight -> weight + scale * B A, for chosen blocks of rows of a stacked weight."""
 
