@@ -36,6 +36,13 @@ def test_a_preset_sets_its_knobs_but_not_those_that_are_given_beside_it():
         ({"adpat.rank": 3}, "unknown config key 'adpat.rank'. Did you mean 'adapt.rank'?"),
         ({"adapt.rank": 0}, "adapt.rank is 0: input should be greater than or equal to 1."),
         ({"method": "datadream-clz"}, "Did you mean 'datadream-cls'?"),
+        (
+            {"generate.select.coverage": 0.9},
+            "generate.select.coverage is 0.9: input should be greater than or equal to 1",
+        ),
+        ({"generate.select.max_candidates": 0}, "max_candidates is 0: input should be greater than or equal to 1."),
+        ({"generate.select.max_shot_similarity": 1}, "max_shot_similarity is 1: input should be less than 1."),
+        ({"generate.select.label_topk": 1}, "Did you mean 'generate.select.label_top_k'?"),
         ({"diffusion.resolution": 30}, "diffusion.resolution is 30: input should be a multiple of 8."),
     ],
 )

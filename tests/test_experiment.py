@@ -149,6 +149,13 @@ def test_generate_without_adapters_says_so(local_ray, config, tmp_path):
         Experiment(config, str(tmp_path)).generate()
 
 
+def test_filters_that_ask_for_more_classes_than_there_are_are_refused(config, tmp_path):
+    experiment = Experiment(config.updated({"generate.select.label_top_k": 11}), str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"generate.select.label_top_k is 11, but 'digits' has 10 classes"):
+        experiment.generate()
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_config_in_the_same_folder_is_refused(undisturbed):
     other = Experiment(undisturbed.config.updated({"adapt.rank": 8}), undisturbed.store.root)
     with pytest.raises(ValueError, match=r"made with another config: adapt.rank \(16 there, 8 now\)"):

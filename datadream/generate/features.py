@@ -103,14 +103,17 @@ class _FeatureEncoder:
         self._threads = ThreadPoolExecutor(DECODE_THREADS)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        job: FeatureJob = pickle.loads(row["job"])
+        return {"n_candidates": self._commit(pickle.loads(row["job"]))}
+
+    def _commit(self, job: FeatureJob) -> int:
+        """Encode and commit; returns how many candidates there were."""
         store = RunStore(job.run_url)
         features = self._features(store, job)
         buffer = io.BytesIO()
         np.save(buffer, features)
         store.write_bytes(_file(job.name), buffer.getvalue())
         store.write_json(_marker(job.name), {"n": len(features), "sha256": sha256(buffer.getvalue())})
-        return {"n_candidates": len(features) if job.chunk_file else 0}
+        return len(features) if job.chunk_file else 0
 
     def _features(self, store: RunStore, job: FeatureJob) -> np.ndarray:
         if job.prompts:
