@@ -13,6 +13,7 @@ import pytest
 from datadream import recipes
 from datadream.config import ExperimentConfig
 from datadream.experiment import Experiment
+from datadream.run_store import DATASET, SELECTION
 from tests.tiny_clip import save_tiny_clip
 
 
@@ -128,6 +129,7 @@ def _start_and_kill(stage: str, config: ExperimentConfig, run: Path, marker: str
 def test_a_table_of_a_folder_without_a_test_part_shares_its_baselines(local_ray, config, photo_folder, tmp_path):
     source = {"data.source": str(photo_folder), "data.n_shots": 6}
     settings = {"classify.settings": ["zero-shot", "synthetic"], "generate.images_per_class": 3}
+    settings |= {"generate.select.coverage": 1.5}
     grid = {"grid.methods": ["zero-shot", "is-synth"], "grid.seeds": [3]}
     experiment = Experiment(config.updated(source | settings | grid), str(tmp_path / "run"))
     names = [cell.store.root.rsplit("/", 1)[1] for cell in experiment.cells]
@@ -142,6 +144,13 @@ def test_a_table_of_a_folder_without_a_test_part_shares_its_baselines(local_ray,
     assert len(page) > 10_000
     assert "is-synth" in page
     assert experiment.cells[1].store.exists("classifier/synthetic/lora.safetensors")
+    assert experiment.is_finished()
+    selected = [entry for cell in experiment.cells[1:] for entry in cell.store.read_json(SELECTION)["classes"]]
+    assert [(entry["candidates"], entry["n_images"], entry["rejected"]["redundant"]) for entry in selected] == [
+        (5, 3, 2)
+    ] * 6
+    assert max(index for entry in selected for index in entry["images"]) > 2
+    assert experiment.cells[1].store.read_json(DATASET)["n_images"] == 9
 
 
 def test_generate_without_adapters_says_so(local_ray, config, tmp_path):

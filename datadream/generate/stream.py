@@ -55,7 +55,6 @@ def draw_chunks(
 ) -> None:
     """Draw every chunk that is not committed yet; `store` is told how far it is, and `facts` that hold meanwhile.
 
-
     While a `gate` is open, chunks wait for adapters that are not there.
     A chunk that fails three times does not stop the others; raises RuntimeError that names those at the end. They are
     drawn when this is called again.
