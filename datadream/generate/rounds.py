@@ -22,7 +22,7 @@ from datadream.config import ExperimentConfig, GenerateConfig
 from datadream.data.few_shot import FewShotSet
 from datadream.generate.chunks import Chunk, first_chunks, n_images
 from datadream.generate.features import PROMPTS, encode_features, feature_jobs, read_features, shots_name
-from datadream.generate.filters import ClassSelection, next_candidates, select
+from datadream.generate.filters import COPY, LABEL, ClassSelection, next_candidates, select
 from datadream.generate.ray_data import plain_errors
 from datadream.generate.stream import draw_chunks
 from datadream.progress import Facts, Progress
@@ -132,9 +132,11 @@ class _Rounds:
         short = [entry for entry in classes if entry["n_images"] < entry["wanted"]]
         for entry in short[:SHOWN]:
             log.warning(
-                "class %r has %d of %d images: of %d candidates, which are all that generate.select.max_candidates "
-                "allows, %s were left out",
-                *(entry[key] for key in ("name", "n_images", "wanted", "candidates", "rejected")),
+                "class %r has %d of %d images: of its %d candidates, which are all that generate.select.max_candidates "
+                "allows, CLIP sees another class in %d, and %d copy a shot",
+                *(entry[key] for key in ("name", "n_images", "wanted", "candidates")),
+                entry["rejected"][LABEL],
+                entry["rejected"][COPY],
             )
         if len(short) > SHOWN:
             log.warning("%d classes have too few images; %s names them", len(short), self.run.store.path(SELECTION))
