@@ -132,8 +132,8 @@ class _Rounds:
         short = [entry for entry in classes if entry["n_images"] < entry["wanted"]]
         for entry in short[:SHOWN]:
             log.warning(
-                "class %r has %d of %d images: of its %d candidates, which are all that generate.select.max_candidates "
-                "allows, CLIP sees another class in %d, and %d copy a shot",
+                "class %r has %d of %d images: of its %d candidates, all that generate.select.max_candidates allows, "
+                "CLIP sees another class in %d, and %d copy a shot",
                 *(entry[key] for key in ("name", "n_images", "wanted", "candidates")),
                 entry["rejected"][LABEL],
                 entry["rejected"][COPY],
