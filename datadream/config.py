@@ -116,7 +116,8 @@ class SelectConfig(Section):
     drawn until each class has images_per_class that pass; the judge is the untrained CLIP of classify.model."""
 
     label_top_k: int | None = Field(None, ge=1)
-    """Keep an image if its class is among so many that CLIP finds most likely (DISEF: 1); unset: keep all."""
+    """Keep an image if its class is among so many that CLIP finds most likely (DISEF: 1); unset: keep all. A CLIP that
+    does not know the domain rejects much that it would learn from."""
     max_shot_similarity: float | None = Field(None, gt=0, lt=1)
     """An image is left out as a copy if the cosine similarity of its CLIP features with a shot of its class exceeds
     this; unset: keep all. What is much depends on the data and the CLIP: dataset/selection.json has for each class the
