@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 MethodName = Literal["none", "zero-shot", "is-synth", "datadream-dset", "datadream-cls"]
 Setting = Literal["zero-shot", "real", "synthetic", "real+synthetic"]
+ImageTower = Literal["auto", "lora", "full"]
 Preset = Literal["exact", "fast", "turbo"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 SETTINGS_WITHOUT_IMAGES: tuple[Setting, ...] = ("zero-shot", "real")
@@ -225,6 +226,9 @@ class ClassifyConfig(Section):
     """LoRA scale numerator: the update is alpha/rank * BA (authors' code: 32)."""
     projections: tuple[Literal["q", "k", "v", "out"], ...] = ("q", "v")
     """Attention projections that get LoRA (authors' code: q and v)."""
+    image_tower: ImageTower = "auto"
+    """How the image tower learns: lora, or full (all of its weights). auto: lora where its layers are
+    nn.MultiheadAttention, as in ViTs, full elsewhere, as in RN50 (paper). The text tower learns by LoRA."""
     steps: int = Field(3000, ge=1)
     """Optimiser steps of every setting, so that settings compare at equal cost."""
     batch_size: int = Field(64, ge=1)

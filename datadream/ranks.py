@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed
 from torch import Tensor
@@ -25,6 +26,10 @@ class Ranks:
         if self.count > 1:
             torch.distributed.all_reduce(tensor)
 
+    def gather(self, rows: Tensor, n: int) -> Tensor:
+        """All n rows [n, ...] from every rank's share of them; gradients flow back, summed over ranks."""
+        return _Gather.apply(rows, n, self)
+
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Sum gradients over all ranks in one message: LoRA has many small ones."""
         if self.count == 1:
@@ -34,6 +39,24 @@ class Ranks:
         self.sum(flat)
         for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
+
+
+class _Gather(torch.autograd.Function):
+    """A sum of shares padded with zeros: the shares may differ in size, and it is exact."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, n: int, ranks: Ranks) -> Tensor:
+        ctx.ranks, ctx.n = ranks, n
+        whole = rows.new_zeros(n, *rows.shape[1:])
+        whole[ranks.share(n)] = rows
+        ranks.sum(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        gradient = gradient.clone()
+        ctx.ranks.sum(gradient)
+        return gradient[ctx.ranks.share(ctx.n)], None, None
 
 
 ALONE = Ranks()

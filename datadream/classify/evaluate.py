@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from datadream.classify.images import DECODE_THREADS
 from datadream.data.datasets import Photo, PhotoSource
-from datadream.models.clip import ClipModel, encode_prompts
+from datadream.models.clip import ClipModel
 
 EVAL_BATCH = 256
 KEEP_BYTES = 2**30
@@ -66,9 +66,9 @@ def count_correct(
     counts = torch.zeros(2, len(tokens), dtype=torch.int64, device=tokens.device)
     # Cached: LoRA is added to the weights once for all batches.
     with autocast, parametrize.cached():
-        classes = encode_prompts(clip.model, tokens)
+        classes = clip.encode_text(tokens)
         for images, labels in batches:
-            features = clip.model.encode_image(images.to(tokens.device, non_blocking=True)).float()
+            features = clip.encode_image(images.to(tokens.device, non_blocking=True))
             labels = labels.to(tokens.device, non_blocking=True)
             hits = (features @ classes.T).argmax(dim=1) == labels
             counts[0] += labels[hits].bincount(minlength=len(tokens))

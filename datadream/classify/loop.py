@@ -19,7 +19,8 @@ from datadream.classify.images import LabelledImages
 from datadream.config import ClassifyConfig
 from datadream.data.augment import Augment
 from datadream.device import dtype_of
-from datadream.models.clip import ClipModel, lora_parameters, lora_state
+from datadream.models.clip import ClipModel
+from datadream.models.clip_training import trainable_parameters, trainable_state
 from datadream.ranks import ALONE, Ranks
 
 
@@ -50,7 +51,7 @@ Report = Callable[[int, Reading | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The best LoRA weights (the last ones without validation photos), their step, and all readings."""
+    """The best weights (the last ones without validation photos), their step, and all readings."""
 
     state: dict[str, Tensor]
     step: int
@@ -79,13 +80,13 @@ def train(
     ranks: Ranks = ALONE,
     report: Report = lambda step, reading: None,
 ) -> Trained:
-    """Train the LoRA weights of a CLIP, in place, for `config.steps` steps.
+    """Train what `make_trainable` left to learn of a CLIP, in place, for `config.steps` steps.
 
     `tokens` are the class prompts' ids [n_classes, context] on the model's device. `evaluate` gives the accuracy on
     all validation photos, the same number on all ranks.
     Raises ValueError when the loss is no longer a number.
     """
-    parameters = lora_parameters(clip.model)
+    parameters = trainable_parameters(clip.model)
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=tokens.is_cuda
     )
@@ -112,7 +113,7 @@ def train(
             loss_sum.zero_()
             curve.append(reading)
             if best is None or _at_least(reading.val_top1, best.val_top1):
-                best = Trained(lora_state(clip.model), step, tuple(curve))
+                best = Trained(trainable_state(clip.model), step, tuple(curve))
         report(step, reading)
     return Trained(best.state, best.step, tuple(curve))
 
@@ -137,9 +138,9 @@ def _loss(
         weights.append(torch.full((len(batch),), part.weight / part.batch_size, device=tokens.device))
     # Cached: attention asks for its weight several times, and LoRA would be added anew each time.
     with autocast, parametrize.cached():
-        classes = clip.model.encode_text(tokens, normalize=True)
-        features = clip.model.encode_image(torch.cat(images), normalize=True)
-    logits = clip.model.logit_scale.exp() * features.float() @ classes.float().T
+        classes = clip.encode_text(tokens, ranks)
+        features = clip.encode_image(torch.cat(images))
+    logits = clip.model.logit_scale.exp() * features @ classes.T
     return F.cross_entropy(logits, torch.cat(labels), reduction="none") @ torch.cat(weights)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -10,17 +9,18 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from datadream.classify.evaluate import Accuracy, PhotoBatches, count_correct, summarise
 from datadream.classify.images import LabelledImages, read_photos, shuffled_batches
 from datadream.classify.loop import Part, Report, Trained, autocast_of, train
+from datadream.classify.saved import SavedClassifier
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.augment import Augment
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet
-from datadream.models.clip import add_lora, encode_prompts, load_clip, load_lora_state, remove_lora
+from datadream.models.clip import load_clip
+from datadream.models.clip_training import load_trainable_state, make_trainable, remove_lora, trainable_state
 from datadream.ranks import Ranks
 from datadream.seeds import derive_seed
 
@@ -51,6 +51,7 @@ class SettingTrainer:
         self._tokens = self.clip.tokenizer(list(few_shot.prompts)).to(device)
         self._autocast = autocast_of(config.classify.precision, device)
         self._source = open_source(config.data.source)
+        self._untrained: dict[str, Tensor] | None = None
         self._val, self._test = (
             PhotoBatches(self._source, photos[ranks.rank :: ranks.count], self.clip)
             for photos in (few_shot.val, few_shot.test)
@@ -66,12 +67,12 @@ class SettingTrainer:
         try:
             if setting != "zero-shot":
                 trained = self._train(setting, synthetic, report)
-                load_lora_state(self.clip.model, trained.state)
+                load_trainable_state(self.clip.model, trained.state)
             val_top1 = trained.val_top1 if trained else self._accuracy(self._val).top1
             test = self._accuracy(self._test)
-            head = self._head()
+            saved = self._saved(trained)
         finally:
-            remove_lora(self.clip.model)
+            self._forget()
         metrics = {
             "setting": setting,
             "top1": test.top1,
@@ -85,18 +86,12 @@ class SettingTrainer:
             "n_synthetic": synthetic.n if synthetic and "synthetic" in setting else 0,
             "n_real": len(self._few_shot.photos) if "real" in setting else 0,
         }
-        return Outcome(self._files(trained, head), metrics)
+        return Outcome(saved.to_files(), metrics)
 
     def _train(self, setting: Setting, synthetic: SyntheticImages | None, report: Report) -> Trained:
         config = self._config.classify
-        add_lora(
-            self.clip.model,
-            rank=config.rank,
-            alpha=config.alpha,
-            projections=config.projections,
-            seed=self._seed(setting, "lora"),
-            name=config.model,
-        )
+        make_trainable(self.clip.model, **self._learning(), seed=self._seed(setting, "lora"), name=config.model)
+        self._untrained = trainable_state(self.clip.model)
         flip = self._few_shot.flippable if config.augment.flip is None else config.augment.flip
         return train(
             self.clip,
@@ -131,25 +126,31 @@ class SettingTrainer:
         self._ranks.sum(counts)
         return summarise(counts, self._few_shot.class_names)
 
-    def _head(self) -> dict[str, Tensor]:
-        features = encode_prompts(self.clip.model, self._tokens)
-        return {"text_features": features.cpu(), "logit_scale": self.clip.model.logit_scale.exp().detach().cpu()}
+    def _forget(self) -> None:
+        """Make the CLIP again what it was before it learnt."""
+        if self._untrained is not None:
+            load_trainable_state(self.clip.model, self._untrained)
+            self._untrained = None
+        remove_lora(self.clip.model)
 
-    def _files(self, trained: Trained | None, head: dict[str, Tensor]) -> dict[str, bytes]:
+    def _learning(self) -> dict[str, Any]:
+        """What learns, as `make_trainable` takes it."""
+        knobs = self._config.classify.model_dump(mode="json")
+        return {name: knobs[name] for name in ("rank", "alpha", "projections", "image_tower")}
+
+    @torch.no_grad()
+    def _saved(self, trained: Trained | None) -> SavedClassifier:
         config = self._config.classify
-        lora = {"rank": config.rank, "alpha": config.alpha, "projections": list(config.projections)}
-        labels = {
-            "classes": list(self._few_shot.class_names),
-            "prompts": list(self._few_shot.prompts),
-            "model": config.model,
-            "pretrained": config.pretrained,
-            "lora": lora if trained else None,
-        }
-        files = {
-            "head.safetensors": save(head),
-            "labels.json": (json.dumps(labels, indent=1, ensure_ascii=False) + "\n").encode(),
-        }
-        return files | ({"lora.safetensors": save(trained.state)} if trained else {})
+        return SavedClassifier(
+            classes=self._few_shot.class_names,
+            prompts=self._few_shot.prompts,
+            model=config.model,
+            pretrained=config.pretrained,
+            learning=self._learning() if trained else None,
+            state=trained.state if trained else {},
+            text_features=self.clip.encode_text(self._tokens).cpu(),
+            logit_scale=self.clip.model.logit_scale.exp().cpu(),
+        )
 
     def _seed(self, setting: Setting, purpose: str) -> int:
         return derive_seed(self._config.seed, "classifier", setting, purpose)

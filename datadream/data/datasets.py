@@ -127,14 +127,18 @@ class ImageFolder:
     def read(self, key: str) -> Image.Image:
         fs, root = fsspec.core.url_to_fs(self.root)
         path = posixpath.join(root, key)
-        data = fs.cat_file(path)
-        try:
-            return Image.open(io.BytesIO(data)).convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            reason = "is empty" if not data else f"cannot be decoded ({error})"
-            raise ValueError(
-                f"image {path!r} {reason}: expected a JPEG, PNG or WebP photo. Replace or remove it."
-            ) from None
+        return decode_photo(fs.cat_file(path), path)
+
+
+def decode_photo(data: bytes, path: str) -> Image.Image:
+    """An encoded photo as RGB; raises ValueError naming its path when it cannot be decoded."""
+    try:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        reason = "is empty" if not data else f"cannot be decoded ({error})"
+        raise ValueError(
+            f"image {path!r} {reason}: expected a JPEG, PNG or WebP photo. Replace or remove it."
+        ) from None
 
 
 def check_photos(source: PhotoSource, photos: Iterable[Photo]) -> None:

@@ -128,17 +128,17 @@ class _FeatureEncoder:
         return np.concatenate([encode(part).cpu().numpy() for part in parts])
 
     def _encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        from datadream.models.clip import encode_prompts
+        import torch
 
-        return encode_prompts(self._clip.model, self._clip.tokenizer(prompts).to(self._device))
+        with torch.no_grad():
+            return self._clip.encode_text(self._clip.tokenizer(prompts).to(self._device))
 
     def _encode_images(self, read: Sequence[Callable[[], Image.Image]]) -> Tensor:
         import torch
 
-        from datadream.models.clip import encode_images
-
         prepared = self._threads.map(lambda read_image: self._clip.preprocess(read_image()), read)
-        return encode_images(self._clip.model, torch.stack(list(prepared)).to(self._device))
+        with torch.no_grad():
+            return self._clip.encode_image(torch.stack(list(prepared)).to(self._device))
 
 
 def _decode(image: bytes) -> Image.Image:

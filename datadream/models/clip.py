@@ -1,33 +1,30 @@
-"""CLIP through open_clip, and LoRA on the attention of both of its towers.
-
-open_clip's attention is nn.MultiheadAttention, which packs q, k and v into one weight and never calls its output
-layer. LoRA is therefore a parametrization of the weights: the forward pass stays PyTorch's own, each projection has
-its own A and B as in the authors' code, and merging leaves a plain open_clip model.
-"""
+"""CLIP through open_clip: what its ids mean, and both towers without work that cannot matter."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from datadream.config import nearest
+from datadream.models.image_tower import encode_images
 from datadream.models.source import resolve
+from datadream.models.text_tower import TextTower
+from datadream.ranks import ALONE, Ranks
 
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+CONFIG = "open_clip_config.json"
+"""The file that makes a folder or a Hub repository an open_clip model."""
 WEIGHTS = (".safetensors", ".bin", ".pth")
 """Suffixes of the weights that open_clip finds in a folder."""
-PACKED = ("q", "k", "v")
-"""Projections in the order in which nn.MultiheadAttention stacks them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +36,15 @@ class ClipModel:
     """open_clip's evaluation transform: photo -> normalised float [3, size, size]."""
     tokenizer: Callable[[Sequence[str]], Tensor]
     """Prompts -> token ids [n, context]."""
+    text_tower: TextTower
+
+    def encode_text(self, tokens: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        """Unit features fp32 [n, D] of token ids [n, context] on the model's device; see TextTower.encode."""
+        return self.text_tower.encode(tokens, ranks)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Unit features fp32 [n, D] of images float [n, 3, size, size] on the model's device."""
+        return encode_images(self.model, images)
 
     @property
     def size(self) -> int:
@@ -71,11 +77,11 @@ def load_clip(model: str, pretrained: str | None, device: torch.device | str) ->
     except (RuntimeError, OSError) as error:
         weights = "" if _is_folder(name) else f" with classify.pretrained {pretrained!r}"
         raise ValueError(f"classify.model {model!r}{weights} cannot be loaded: {error}") from error
-    return ClipModel(clip.eval(), preprocess, tokenizer)
+    return ClipModel(clip.eval(), preprocess, tokenizer, TextTower(clip))
 
 
 def check_clip(model: str, pretrained: str | None) -> None:
-    """Check a model's ids without loading weights; whether a Hub id exists is only known when it is loaded.
+    """Check a model's ids without loading weights; of a Hub id the config is fetched, unless it is cached.
 
     Raises FileNotFoundError for a missing folder or file, ValueError for an unknown architecture or tag.
     """
@@ -83,149 +89,21 @@ def check_clip(model: str, pretrained: str | None) -> None:
     if name.startswith(LOCAL_DIR):
         _check_folder(model, Path(name.removeprefix(LOCAL_DIR)))
     elif name.startswith(HF_HUB):
-        if name == HF_HUB:
-            raise ValueError(f"classify.model is {model!r}: the Hub id is missing. Use hf-hub:<owner>/<model>.")
+        _check_hub(model)
     else:
         _check_architecture(model, pretrained)
 
 
 def input_size(model: str) -> int:
     """Side in pixels of the images that a model takes, without loading weights."""
-    name = _open_clip_name(model)
-    config = open_clip.get_model_config(name if _is_folder(name) else name.replace("/", "-"))
-    size = config["vision_cfg"].get("image_size", 224)
+    size = model_config(model)["vision_cfg"].get("image_size", 224)
     return size if isinstance(size, int) else size[0]
 
 
-@torch.no_grad()
-def encode_prompts(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Unit text features [n, D] of token ids [n, context]."""
-    return model.encode_text(tokens, normalize=True).float()
-
-
-@torch.no_grad()
-def encode_images(model: nn.Module, images: Tensor) -> Tensor:
-    """Unit image features [n, D] of preprocessed images [n, 3, size, size]."""
-    return model.encode_image(images, normalize=True).float()
-
-
-class LowRank(nn.Module):
-    """weight -> weight + scale * B A, for chosen blocks of rows of a stacked weight."""
-
-    def __init__(
-        self, weight: Tensor, n_blocks: int, chosen: Sequence[int], rank: int, scale: float, rng: torch.Generator
-    ) -> None:
-        super().__init__()
-        rows, columns = weight.shape[0] // n_blocks, weight.shape[1]
-        # Kaiming's uniform bound for a fan-in of `columns` and a slope of sqrt(5), as in loralib; drawn on the CPU so
-        # that every device starts from the same numbers.
-        bound = 1 / math.sqrt(columns)
-        down = torch.empty(len(chosen), rank, columns).uniform_(-bound, bound, generator=rng)
-        self.n_blocks, self.scale = n_blocks, scale
-        self.A = nn.Parameter(down.to(weight.device))
-        self.B = nn.Parameter(torch.zeros(len(chosen), rows, rank, device=weight.device))
-        self.register_buffer("chosen", torch.tensor(chosen, device=weight.device), persistent=False)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        blocks = weight.view(self.n_blocks, -1, weight.shape[1])
-        update = torch.bmm(self.B, self.A).to(weight.dtype)
-        return blocks.index_add(0, self.chosen, update, alpha=self.scale).view_as(weight)
-
-
-def add_lora(
-    model: nn.Module, *, rank: int, alpha: float, projections: Sequence[str], seed: int, name: str = "this CLIP"
-) -> None:
-    """Freeze a CLIP and add trainable LoRA, the identity at first, to the attention of both towers, in place.
-
-    Raises ValueError when no layer of the model called `name` is an nn.MultiheadAttention, or no projection is named.
-    """
-    layers = list(_attention_layers(model))
-    if not layers:
-        raise ValueError(
-            f"classify.model {name!r} has no nn.MultiheadAttention that LoRA could adapt. "
-            "Use a ViT of OpenAI's kind, such as ViT-B-16-quickgelu."
-        )
-    if not projections:
-        raise ValueError(
-            f"classify.projections is empty: nothing would be trained. Name some of {', '.join(PACKED)}, out."
-        )
-    model.requires_grad_(False)
-    rng = torch.Generator().manual_seed(seed)
-    packed = [PACKED.index(projection) for projection in PACKED if projection in projections]
-    for _, layer in layers:
-        if packed:
-            weight = layer.in_proj_weight
-            parametrize.register_parametrization(
-                layer, "in_proj_weight", LowRank(weight, len(PACKED), packed, rank, alpha / rank, rng)
-            )
-        if "out" in projections:
-            weight = layer.out_proj.weight
-            parametrize.register_parametrization(
-                layer.out_proj, "weight", LowRank(weight, 1, [0], rank, alpha / rank, rng)
-            )
-
-
-def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The trainable parameters, always in the same order."""
-    return [parameter for _, update in _updates(model) for parameter in (update.A, update.B)]
-
-
-def lora_state(model: nn.Module) -> dict[str, Tensor]:
-    """CPU copies of the LoRA weights as <layer>.<projection>.lora_A [rank, in] and lora_B [out, rank]."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in _named_tensors(model)}
-
-
-@torch.no_grad()
-def load_lora_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Copy LoRA weights into a model that has LoRA; raises ValueError when they belong to another one."""
-    own = dict(_named_tensors(model))
-    if state.keys() != own.keys():
-        different = sorted(state.keys() ^ own.keys())
-        raise ValueError(
-            f"LoRA weights do not fit the model: {different[0]!r} is in only one of the two. "
-            "Add LoRA with the same projections."
-        )
-    for name, tensor in own.items():
-        tensor.copy_(state[name])
-
-
-def merge_lora(model: nn.Module) -> None:
-    """Fold LoRA into the weights, in place; the model is a plain open_clip model again."""
-    for _, owner, weight in list(_adapted(model)):
-        parametrize.remove_parametrizations(owner, weight, leave_parametrized=True)
-
-
-def remove_lora(model: nn.Module) -> None:
-    """Take LoRA off again, in place; the weights are what they were before, to the bit."""
-    for _, owner, weight in list(_adapted(model)):
-        parametrize.remove_parametrizations(owner, weight, leave_parametrized=False)
-
-
-def _attention_layers(model: nn.Module) -> Iterator[tuple[str, nn.MultiheadAttention]]:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and module._qkv_same_embed_dim:
-            yield name, module
-
-
-def _adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Weights that have LoRA: the attention layer's name, the module that owns the weight, and the weight's name."""
-    for name, layer in _attention_layers(model):
-        for owner, weight in ((layer, "in_proj_weight"), (layer.out_proj, "weight")):
-            if parametrize.is_parametrized(owner, weight):
-                yield name, owner, weight
-
-
-def _updates(model: nn.Module) -> Iterator[tuple[str, LowRank]]:
-    for name, owner, weight in _adapted(model):
-        yield name, owner.parametrizations[weight][0]
-
-
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, update in _updates(model):
-        for row, block in enumerate(update.chosen.tolist()):
-            projection = PACKED[block] if update.n_blocks == len(PACKED) else "out"
-            yield f"{name}.{projection}.lora_A", update.A[row]
-            yield f"{name}.{projection}.lora_B", update.B[row]
+def model_config(model: str) -> dict[str, Any]:
+    """open_clip's config of an architecture or a checkpoint folder."""
+    name = _open_clip_name(model)
+    return open_clip.get_model_config(name if _is_folder(name) else name.replace("/", "-"))
 
 
 def _open_clip_name(model: str) -> str:
@@ -238,7 +116,7 @@ def _is_folder(name: str) -> bool:
 
 
 def _check_folder(model: str, folder: Path) -> None:
-    config = folder / "open_clip_config.json"
+    config = folder / CONFIG
     if not config.is_file():
         raise FileNotFoundError(
             f"classify.model is {model!r}: {str(config)!r} does not exist. Use a folder that open_clip saved."
@@ -256,6 +134,20 @@ def _check_folder(model: str, folder: Path) -> None:
         raise FileNotFoundError(
             f"classify.model is {model!r}: folder {str(folder)!r} holds no weights. Add open_clip_model.safetensors."
         )
+
+
+def _check_hub(model: str) -> None:
+    from huggingface_hub import hf_hub_download
+
+    if model == HF_HUB:
+        raise ValueError(f"classify.model is {model!r}: the Hub id is missing. Use hf-hub:<owner>/<model>.")
+    try:
+        hf_hub_download(model.removeprefix(HF_HUB), CONFIG)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"classify.model is {model!r}: no open_clip model that the Hub hands out here ({type(error).__name__}). "
+            "Check the id and the network, or use local-dir:<folder>."
+        ) from None
 
 
 def _check_architecture(model: str, pretrained: str | None) -> None:

@@ -12,7 +12,8 @@ from datadream.classify.loop import _loss as batch_loss
 from datadream.config import AugmentConfig, ClassifyConfig
 from datadream.data.augment import Augment
 from datadream.data.datasets import open_source
-from datadream.models.clip import add_lora, load_clip, lora_parameters, lora_state
+from datadream.models.clip import load_clip
+from datadream.models.clip_training import make_trainable, trainable_parameters, trainable_state
 from datadream.ranks import ALONE, Ranks
 
 CPU = torch.device("cpu")
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def clip(clip_id):
     clip = load_clip(clip_id, None, "cpu")
-    add_lora(clip.model, rank=4, alpha=8, projections=("q", "k", "v", "out"), seed=0)
+    make_trainable(clip.model, rank=4, alpha=8, projections=("q", "k", "v", "out"), seed=0)
     return clip
 
 
@@ -64,7 +65,7 @@ def test_the_best_reading_is_kept_and_of_equals_the_later(clip, tokens, shots, s
     states = []
 
     def evaluate() -> float:
-        states.append(lora_state(clip.model))
+        states.append(trainable_state(clip.model))
         return next(heard)
 
     schedule = settings.model_copy(update={"steps": 7, "eval_every": 2})
@@ -77,12 +78,12 @@ def test_the_best_reading_is_kept_and_of_equals_the_later(clip, tokens, shots, s
 def test_without_validation_photos_the_last_weights_are_kept(clip, tokens, shots, settings):
     trained = train(clip, tokens, [part(shots)], mild(clip), settings, seed=0, evaluate=lambda: None)
     assert (trained.step, trained.val_top1) == (30, None)
-    assert all(torch.equal(tensor, trained.state[name]) for name, tensor in lora_state(clip.model).items())
+    assert all(torch.equal(tensor, trained.state[name]) for name, tensor in trainable_state(clip.model).items())
 
 
 def test_a_loss_that_is_no_number_stops_the_training(clip, tokens, shots, settings):
     with torch.no_grad():
-        lora_parameters(clip.model)[0].fill_(float("nan"))
+        trainable_parameters(clip.model)[0].fill_(float("nan"))
     with pytest.raises(ValueError, match=r"loss became nan.*Lower classify.learning_rate"):
         train(clip, tokens, [part(shots)], mild(clip), settings, seed=0, evaluate=lambda: None)
 
@@ -108,7 +109,9 @@ def test_gradients_of_all_ranks_add_up_to_those_of_one(clip, tokens, shots, coun
         parts = [part(shots, 7, 0.8, ranks, seed=1), part(shots, 5, 0.2, ranks, seed=2)]
         rng = torch.Generator().manual_seed(0)
         loss = batch_loss(clip, tokens, parts, augment_of(clip), autocast_of("fp32", CPU), ranks, rng)
-        return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, lora_parameters(clip.model))])
+        return torch.cat(
+            [gradient.flatten() for gradient in torch.autograd.grad(loss, trainable_parameters(clip.model))]
+        )
 
     summed = sum(gradients(Ranks(rank, count)) for rank in range(count))
     torch.testing.assert_close(summed, gradients(ALONE), atol=1e-5, rtol=1e-4)

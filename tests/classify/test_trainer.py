@@ -17,7 +17,8 @@ from datadream.classify.published import open_published, quiet_ordered_data
 from datadream.classify.setting import SettingTrainer, SyntheticImages
 from datadream.classify.trainer import ClassifierJob, train_classifiers
 from datadream.cluster import Workers
-from datadream.models.clip import add_lora, encode_prompts, load_clip, load_lora_state
+from datadream.models.clip import load_clip
+from datadream.models.clip_training import load_trainable_state, make_trainable
 from datadream.ranks import ALONE
 from datadream.run_store import RunStore, progress_file
 from tests.classify.colors import publish
@@ -97,9 +98,9 @@ def test_a_classifier_can_be_used_without_us(run, few_shot):
     labels = json.loads(run.read_bytes("classifier/real/labels.json"))
     head = load(run.read_bytes("classifier/real/head.safetensors"))
     clip = load_clip(labels["model"], labels["pretrained"], "cpu")
-    add_lora(clip.model, **labels["lora"], seed=0)
-    load_lora_state(clip.model, load(run.read_bytes("classifier/real/lora.safetensors")))
-    features = encode_prompts(clip.model, clip.tokenizer(labels["prompts"]))
+    make_trainable(clip.model, **labels["trained"], seed=0)
+    load_trainable_state(clip.model, load(run.read_bytes("classifier/real/lora.safetensors")))
+    features = clip.encode_text(clip.tokenizer(labels["prompts"]))
     assert labels["classes"] == list(few_shot.class_names)
     torch.testing.assert_close(head["text_features"], features, atol=1e-6, rtol=0)
     torch.testing.assert_close(head["logit_scale"], clip.model.logit_scale.exp())

@@ -1,0 +1,73 @@
+"""A setting's classifier as small files: what was learnt, the text head, and the labels, all for one named CLIP."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from datadream.models.clip_training import is_lora
+from datadream.run_store import CLASSIFIERS, RunStore
+
+LORA, IMAGE_TOWER, HEAD, LABELS = "lora.safetensors", "image_tower.safetensors", "head.safetensors", "labels.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedClassifier:
+    """All that it takes to classify photos as in training."""
+
+    classes: tuple[str, ...]
+    prompts: tuple[str, ...]
+    model: str
+    """As classify.model."""
+    pretrained: str | None
+    """As classify.pretrained."""
+    learning: dict[str, Any] | None
+    """What learnt, as `make_trainable` takes it; None for zero-shot."""
+    state: dict[str, Tensor]
+    """The trained weights of `trainable_state`."""
+    text_features: Tensor
+    """Unit features of the prompts, fp32 [n_classes, D]."""
+    logit_scale: Tensor
+    """Factor of the cosine similarities, a scalar."""
+
+    def to_files(self) -> dict[str, bytes]:
+        """Content by file name. LoRA is apart from the weights of a fully trained image tower, which are large."""
+        labels = {
+            "classes": list(self.classes),
+            "prompts": list(self.prompts),
+            "model": self.model,
+            "pretrained": self.pretrained,
+            "trained": self.learning,
+        }
+        files = {
+            HEAD: save({"text_features": self.text_features, "logit_scale": self.logit_scale}),
+            LABELS: (json.dumps(labels, indent=1, ensure_ascii=False) + "\n").encode(),
+        }
+        for name, lora in ((LORA, True), (IMAGE_TOWER, False)):
+            weights = {key: tensor.contiguous() for key, tensor in self.state.items() if is_lora(key) == lora}
+            files |= {name: save(weights)} if weights else {}
+        return files
+
+    @classmethod
+    def read(cls, store: RunStore, setting: str) -> Self:
+        """Read a committed setting of a run."""
+        folder = f"{CLASSIFIERS}/{setting}"
+        labels, head = store.read_json(f"{folder}/{LABELS}"), load(store.read_bytes(f"{folder}/{HEAD}"))
+        state: dict[str, Tensor] = {}
+        for name in (LORA, IMAGE_TOWER):
+            if store.exists(f"{folder}/{name}"):
+                state |= load(store.read_bytes(f"{folder}/{name}"))
+        return cls(
+            classes=tuple(labels["classes"]),
+            prompts=tuple(labels["prompts"]),
+            model=labels["model"],
+            pretrained=labels["pretrained"],
+            learning=labels["trained"],
+            state=state,
+            text_features=head["text_features"],
+            logit_scale=head["logit_scale"],
+        )

@@ -1,0 +1,176 @@
+"""What of a CLIP learns: LoRA on the attention of both towers, or LoRA on the text tower and all of the image tower.
+
+open_clip's attention is nn.MultiheadAttention, which packs q, k and v into one weight and never calls its output
+layer. LoRA is therefore a parametrization of the weights: the forward pass stays PyTorch's own, each projection has
+its own A and B as in the authors' code, and merging leaves a plain open_clip model. Adding a low-rank path to the
+activations instead was measured on CPUs: 14 % faster in a packed projection of width 512 and rank 16, 3 % of a layer,
+and slower in narrow ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from datadream.config import ImageTower
+
+PACKED = ("q", "k", "v")
+"""Projections in the order in which nn.MultiheadAttention stacks them."""
+IMAGE_TOWER = "visual"
+"""open_clip's name of the image tower."""
+
+
+class LowRank(nn.Module):
+    """weight -> weight + scale * B A, for chosen blocks of rows of a stacked weight."""
+
+    def __init__(
+        self, weight: Tensor, n_blocks: int, chosen: Sequence[int], rank: int, scale: float, rng: torch.Generator
+    ) -> None:
+        super().__init__()
+        rows, columns = weight.shape[0] // n_blocks, weight.shape[1]
+        # Kaiming's uniform bound for a fan-in of `columns` and a slope of sqrt(5), as in loralib; drawn on the CPU so
+        # that every device starts from the same numbers.
+        bound = 1 / math.sqrt(columns)
+        down = torch.empty(len(chosen), rank, columns).uniform_(-bound, bound, generator=rng)
+        self.n_blocks, self.scale = n_blocks, scale
+        self.A = nn.Parameter(down.to(weight.device))
+        self.B = nn.Parameter(torch.zeros(len(chosen), rows, rank, device=weight.device))
+        self.register_buffer("chosen", torch.tensor(chosen, device=weight.device), persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        blocks = weight.view(self.n_blocks, -1, weight.shape[1])
+        update = torch.bmm(self.B, self.A).to(weight.dtype)
+        return blocks.index_add(0, self.chosen, update, alpha=self.scale).view_as(weight)
+
+
+def make_trainable(
+    model: nn.Module,
+    *,
+    rank: int,
+    alpha: float,
+    projections: Sequence[str],
+    seed: int,
+    image_tower: ImageTower = "auto",
+    name: str = "this CLIP",
+) -> None:
+    """Freeze a CLIP and make part of it trainable, in place: LoRA, the identity at first, or all of the image tower.
+
+    The text tower gets LoRA where its layers are nn.MultiheadAttention, and stays frozen where they are not.
+    Normalisation by batch statistics (RN50) keeps those it was pretrained with, for the model stays in evaluation
+    mode: the few shots would not give better ones. Its scales and shifts learn.
+    Raises ValueError when LoRA is wanted and no layer of the model called `name` could take it, or when nothing would
+    be trained.
+    """
+    layers = list(_attention_layers(model))
+    images = [layer for path, layer in layers if path.startswith(IMAGE_TOWER)]
+    full = image_tower == "full" or (image_tower == "auto" and not images)
+    if not images and not full:
+        raise ValueError(
+            f"classify.image_tower is 'lora', but the image tower of {name!r} has no nn.MultiheadAttention that LoRA "
+            "could adapt. Use classify.image_tower=full, or a ViT of OpenAI's kind, such as ViT-B-16-quickgelu."
+        )
+    if not projections and not full:
+        raise ValueError(
+            f"classify.projections is empty: nothing would be trained. Name some of {', '.join(PACKED)}, out."
+        )
+    model.requires_grad_(False)
+    if full:
+        model.get_submodule(IMAGE_TOWER).requires_grad_(True)
+    rng = torch.Generator().manual_seed(seed)
+    for _, layer in layers:
+        if not (full and layer in images):
+            _add_lora(layer, rank, alpha / rank, projections, rng)
+
+
+def _add_lora(
+    layer: nn.MultiheadAttention, rank: int, scale: float, projections: Sequence[str], rng: torch.Generator
+) -> None:
+    packed = [PACKED.index(projection) for projection in PACKED if projection in projections]
+    if packed:
+        update = LowRank(layer.in_proj_weight, len(PACKED), packed, rank, scale, rng)
+        parametrize.register_parametrization(layer, "in_proj_weight", update)
+    if "out" in projections:
+        update = LowRank(layer.out_proj.weight, 1, [0], rank, scale, rng)
+        parametrize.register_parametrization(layer.out_proj, "weight", update)
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What `make_trainable` left to learn, always in the same order."""
+    lora = [parameter for _, update in _updates(model) for parameter in (update.A, update.B)]
+    return lora + [parameter for _, parameter in _full(model)]
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """CPU copies of what learns: LoRA as <layer>.<projection>.lora_A [rank, in] and lora_B [out, rank]; weights of a
+    fully trained image tower under open_clip's names."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in _named_tensors(model)}
+
+
+@torch.no_grad()
+def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy weights into a model that `make_trainable` prepared; raises ValueError when they belong to another one."""
+    own = dict(_named_tensors(model))
+    if state.keys() != own.keys():
+        different = sorted(state.keys() ^ own.keys())
+        raise ValueError(
+            f"trained weights do not fit the model: {different[0]!r} is in only one of the two. "
+            "Make the same of it trainable."
+        )
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
+
+
+def is_lora(name: str) -> bool:
+    """Whether a name of `trainable_state` is that of a LoRA weight."""
+    return name.endswith((".lora_A", ".lora_B"))
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Fold LoRA into the weights, in place; the model is a plain open_clip model again."""
+    for _, owner, weight in list(_adapted(model)):
+        parametrize.remove_parametrizations(owner, weight, leave_parametrized=True)
+
+
+def remove_lora(model: nn.Module) -> None:
+    """Take LoRA off again, in place; the weights are what they were before, to the bit."""
+    for _, owner, weight in list(_adapted(model)):
+        parametrize.remove_parametrizations(owner, weight, leave_parametrized=False)
+
+
+def _attention_layers(model: nn.Module) -> Iterator[tuple[str, nn.MultiheadAttention]]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and module._qkv_same_embed_dim:
+            yield name, module
+
+
+def _adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Weights that have LoRA: the attention layer's name, the module that owns the weight, and the weight's name."""
+    for name, layer in _attention_layers(model):
+        for owner, weight in ((layer, "in_proj_weight"), (layer.out_proj, "weight")):
+            if parametrize.is_parametrized(owner, weight):
+                yield name, owner, weight
+
+
+def _updates(model: nn.Module) -> Iterator[tuple[str, LowRank]]:
+    for name, owner, weight in _adapted(model):
+        yield name, owner.parametrizations[weight][0]
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, update in _updates(model):
+        for row, block in enumerate(update.chosen.tolist()):
+            projection = PACKED[block] if update.n_blocks == len(PACKED) else "out"
+            yield f"{name}.{projection}.lora_A", update.A[row]
+            yield f"{name}.{projection}.lora_B", update.B[row]
+    yield from _full(model)
+
+
+def _full(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of the image tower that learn themselves."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name.startswith(IMAGE_TOWER) and "parametrizations" not in name:
+            yield name, parameter
