@@ -2,7 +2,7 @@
 
 from datadream.config import ExperimentConfig
 
-__all__ = ["Experiment", "ExperimentConfig", "recipes"]
+__all__ = ["Experiment", "ExperimentConfig", "load_classifier", "recipes"]
 __version__ = "0.1.0"
 
 
@@ -14,4 +14,6 @@ def __getattr__(name: str):
         return importlib.import_module("datadream.recipes")
     if name == "Experiment":
         return importlib.import_module("datadream.experiment").Experiment
+    if name == "load_classifier":
+        return importlib.import_module("datadream.classify.predictor").load_classifier
     raise AttributeError(f"module 'datadream' has no attribute {name!r}")

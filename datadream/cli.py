@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import sys
@@ -22,9 +23,13 @@ COMMANDS = {
     "generate": "draw the images and publish the dataset",
     "classify": "train the classifiers",
     "report": "write metrics.json and report/index.html",
+    "predict": "classify photos with what a run has learnt",
+    "export": "write a run's classifier as a checkpoint that plain open_clip loads",
     "status": "how far a run is",
     "recipes": "the named configs",
 }
+CLASSIFIER_COMMANDS = ("predict", "export")
+"""Commands that use a run and change nothing in it."""
 RUN_HELP = "the run's folder: a path or any fsspec URL; `datadream COMMAND URL` is short for it"
 BAD_INPUT = 2
 
@@ -37,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "recipes":
             print("\n".join(f"{name:<14}{recipe.__doc__.splitlines()[0]}" for name, recipe in recipes.RECIPES.items()))
             return 0
+        if arguments.command in CLASSIFIER_COMMANDS:
+            if overrides:
+                raise ValueError(f"unexpected {overrides[0]!r}: {arguments.command} takes no knobs. See its --help.")
+            return _use_classifier(arguments)
         return _run_command(arguments.command, _config(arguments, overrides), arguments.run)
     except (ValueError, FileNotFoundError) as error:
         print(f"datadream: {error}", file=sys.stderr)
@@ -68,6 +77,19 @@ def _run_command(command: str, config: ExperimentConfig, run: str) -> int:
 
         print(text_table(result))
         print(f"\n{experiment.store.path('report/index.html')}")
+    return 0
+
+
+def _use_classifier(arguments: argparse.Namespace) -> int:
+    from datadream.classify.predictor import load_classifier
+
+    classifier = load_classifier(arguments.run, arguments.setting)
+    if arguments.command == "export":
+        print(f"local-dir:{classifier.save_checkpoint(arguments.to)}")
+        return 0
+    for photo, named in zip(arguments.photos, classifier.predict(arguments.photos), strict=True):
+        best = itertools.islice(named.items(), arguments.top)
+        print("\t".join([photo, *(f"{name} {probability:.1%}" for name, probability in best)]))
     return 0
 
 
@@ -137,16 +159,28 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=text,
-            epilog=parser.epilog,
+            epilog=None if name in CLASSIFIER_COMMANDS else parser.epilog,
             formatter_class=parser.formatter_class,
             allow_abbrev=False,
         )
         if name == "recipes":
             continue
         command.add_argument("--run", required=True, metavar="URL", help=RUN_HELP)
+        if name in CLASSIFIER_COMMANDS:
+            _add_classifier_options(command)
+            continue
         command.add_argument("--recipe", metavar="NAME", help=f"a named config: {', '.join(recipes.RECIPES)}")
         command.add_argument("--config", metavar="FILE", help="YAML file of knobs, over the recipe's")
     return parser
+
+
+def _add_classifier_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--setting", metavar="NAME", help="which classifier (default: the best on validation photos)")
+    if command.prog.endswith("export"):
+        command.add_argument("--to", required=True, metavar="FOLDER", help="a new local folder")
+        return
+    command.add_argument("--top", type=int, default=3, metavar="N", help="classes to print (default: 3)")
+    command.add_argument("photos", nargs="+", metavar="PHOTO", help="paths or fsspec URLs")
 
 
 def _quiet_libraries() -> None:

@@ -1,0 +1,108 @@
+"""A run's classifiers, used from Python and from the command line, without Ray."""
+
+from __future__ import annotations
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+import datadream
+from datadream.classify.setting import SettingTrainer
+from datadream.cli import main
+from datadream.data.datasets import open_source
+from datadream.ranks import ALONE
+from datadream.run_store import RunStore, classifier_marker
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, few_shot, config) -> str:
+    """A run of two settings, of which `real` is the better one."""
+    store = RunStore(str(tmp_path_factory.mktemp("run")))
+    trainer = SettingTrainer(config, few_shot, torch.device("cpu"), ALONE)
+    for setting in ("zero-shot", "real"):
+        outcome = trainer.run(setting, None, lambda step, reading: None)
+        for name, data in outcome.files.items():
+            store.write_bytes(f"classifier/{setting}/{name}", data)
+        store.write_json(classifier_marker(setting), outcome.metrics)
+    return store.root
+
+
+def photos(few_shot, photo_folder) -> list[Image.Image]:
+    source = open_source(str(photo_folder))
+    return [source.read(photo.key) for photo in few_shot.test]
+
+
+def test_one_line_classifies_photos_as_the_run_measured_it(run, few_shot, photo_folder):
+    predicted = datadream.load_classifier(run).predict(photos(few_shot, photo_folder))
+    best = [next(iter(named)) for named in predicted]
+    hits = [few_shot.class_names[photo.label] == name for photo, name in zip(few_shot.test, best, strict=True)]
+    top1 = RunStore(run).read_json(classifier_marker("real"))["top1"]
+    assert top1 > 80
+    assert 100 * sum(hits) / len(hits) == pytest.approx(top1)
+    for named in predicted:
+        assert sum(named.values()) == pytest.approx(1)
+        assert list(named.values()) == sorted(named.values(), reverse=True)
+
+
+def test_a_photo_may_be_a_picture_a_path_or_pixels(run, photo_folder):
+    path = next((photo_folder / "test" / "red").iterdir())
+    classifier = datadream.load_classifier(run)
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture)
+        forms = [picture, str(path), path, pixels, path.as_uri()]
+        several = classifier.predict(forms)
+        assert all(classifier.predict(form) == several[:1] for form in forms)
+    assert all(named == pytest.approx(several[0]) for named in several)
+
+
+def test_the_exported_checkpoint_is_the_classifier(run, few_shot, photo_folder, tmp_path, capsys):
+    assert main(["export", run, "--to", str(tmp_path / "clip")]) == 0
+    name = capsys.readouterr().out.strip()
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    tokens = open_clip.get_tokenizer(name)(list(few_shot.prompts))
+    pictures = photos(few_shot, photo_folder)[::7]
+    with torch.no_grad():
+        image_logits, _ = model.eval().get_logits(torch.stack([preprocess(picture) for picture in pictures]), tokens)
+    for named, row in zip(
+        datadream.load_classifier(run).predict(pictures), image_logits.softmax(dim=1).tolist(), strict=True
+    ):
+        assert named == pytest.approx(dict(zip(few_shot.class_names, row, strict=True)), abs=1e-5)
+
+
+def test_zero_shot_is_plain_open_clip(run, clip_id, few_shot, photo_folder):
+    pictures = photos(few_shot, photo_folder)[::7]
+    model, _, preprocess = open_clip.create_model_and_transforms(clip_id)
+    tokens = open_clip.get_tokenizer(clip_id)(list(few_shot.prompts))
+    with torch.no_grad():
+        image_logits, _ = model.eval().get_logits(torch.stack([preprocess(picture) for picture in pictures]), tokens)
+    predicted = datadream.load_classifier(run, "zero-shot").predict(pictures)
+    for named, row in zip(predicted, image_logits.softmax(dim=1).tolist(), strict=True):
+        assert named == pytest.approx(dict(zip(few_shot.class_names, row, strict=True)), abs=1e-5)
+
+
+def test_the_command_prints_a_line_per_photo(run, photo_folder, capsys):
+    paths = [str(photo_folder / "test" / name / "0.png") for name in ("red", "blue")]
+    assert main(["predict", run, *paths, "--top", "2"]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == paths
+    assert [line[1].split()[0] for line in lines] == ["red", "blue"]
+    assert all(len(line) == 3 and line[1].endswith("%") for line in lines)
+
+
+def test_bad_input_is_one_clear_error(run, tmp_path, capsys):
+    def error(*arguments: str) -> str:
+        assert main(["predict", *arguments]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        return lines[0]
+
+    (tmp_path / "notes.jpg").write_text("no photo")
+    assert "holds no classifier. Train one" in error(str(tmp_path), "photo.jpg")
+    assert "no classifier 'reel'. It holds: zero-shot, real." in error(run, "photo.jpg", "--setting", "reel")
+    assert "photo 'nowhere.jpg' does not exist" in error(run, "nowhere.jpg")
+    assert "notes.jpg' cannot be decoded" in error(run, str(tmp_path / "notes.jpg"))
+    assert "unexpected '--rank=3'" in error(run, "photo.jpg", "--rank=3")
+    with pytest.raises(ValueError, match=r"photo of float64 \[4, 4\]: expected uint8"):
+        datadream.load_classifier(run).predict(np.zeros((4, 4)))
