@@ -28,7 +28,7 @@ class Ranks:
 
     def gather(self, rows: Tensor, n: int) -> Tensor:
         """All n rows [n, ...] from every rank's share of them; gradients flow back, summed over ranks."""
-        return _Gather.apply(rows, n, self)
+        return _Gather.apply(rows, n, self) if self.count > 1 else rows
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Sum gradients over all ranks in one message: LoRA has many small ones."""

@@ -1,6 +1,6 @@
 """Counters of the benchmarks, free of noise: work that must not creep back in."""
 
-from benchmarks import adapt, generate
+from benchmarks import adapt, classify, generate
 
 
 def test_training_adapters_does_no_work_twice(tmp_path):
@@ -19,3 +19,18 @@ def test_drawing_does_no_work_twice(tmp_path):
     assert counters["ours"] == {"model_loads": 1, "prompt_encodings": 4, "unet_evaluations": 48}
     assert counters["kept"] == {"model_loads": 1, "prompt_encodings": 12, "unet_evaluations": 48}
     assert counters["authors"] == {"model_loads": 2, "prompt_encodings": 12, "unet_evaluations": 48}
+
+
+def test_classifying_encodes_no_token_in_vain_and_learns_what_a_plain_loop_learns():
+    """Twenty prompts that begin alike, 19 images that the plain loop tests in batches of 8."""
+    arms = classify.Arms(classify.random_clip(image_size=16, patch=8, layers=2), n_classes=20, n_images=19, batch_size=19)
+    lengths = arms.tokens.argmax(dim=1) + 1
+    shared = (arms.tokens == arms.tokens[0]).all(dim=0).int().cumprod(dim=0).sum()
+    checked = arms.check_equal()
+    tokens = int((lengths - shared).sum() + shared)
+    assert tokens < 20 * 77 / 10
+    assert checked.largest_weight_difference <= classify.TOLERANCE
+    for work, plain_passes, plain_runs in (("step", 1, 2), ("evaluation", 3, 3)):
+        plain, ours = checked.counters["plain"][work], checked.counters["ours"][work]
+        assert ours == {"text_tokens": tokens, "text_passes": 1, "images": 19}
+        assert plain == {"text_tokens": plain_runs * 20 * 77, "text_passes": plain_passes, "images": 19}

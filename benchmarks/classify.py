@@ -1,0 +1,191 @@
+"""Training and testing a classifier: ours against what the authors' code does for each step and each evaluation.
+
+    python -m benchmarks.classify                            # a tiny image tower of 17 tokens; minutes on 2 CPU cores
+    python -m benchmarks.classify --image-size 56 --patch 4  # image and text tower in proportion as in ViT-B/16
+
+A random CLIP of 12 + 12 layers, prompts of ImageNet's class names, the same images and first weights in both arms. The
+last line is one JSON object: arms, median ratios with their 95 % intervals, counters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from benchmarks.compare import interleaved, machine, milliseconds, speedup
+from benchmarks.plain_classify import PlainClassifier
+from datadream.classify.evaluate import count_correct
+from datadream.classify.images import LabelledImages
+from datadream.classify.loop import Part, train
+from datadream.config import AugmentConfig, ClassifyConfig
+from datadream.data.augment import Augment
+from datadream.models.clip import ClipModel
+from datadream.models.clip_training import make_trainable, trainable_state
+from datadream.models.text_tower import TextTower
+
+LORA = {"rank": 16, "alpha": 32.0}
+RATE = 1e-4
+BATCH = 64
+EVAL_BATCH = 256
+MEAN = STD = (0.5, 0.5, 0.5)
+UNCHANGED = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), color_jitter=0, grayscale=0)
+TOLERANCE = 1e-5
+"""Largest difference of a trained weight between the arms, after one step."""
+
+
+def random_clip(image_size: int, patch: int, layers: int = 12) -> ClipModel:
+    """A CLIP of narrow towers, with LoRA, and open_clip's own tokenizer."""
+    vision = {"image_size": image_size, "layers": layers, "width": 96, "head_width": 32, "patch_size": patch}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": layers}
+    torch.manual_seed(0)
+    model = open_clip.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text, quick_gelu=True).eval()
+    transform = open_clip.image_transform(image_size, is_train=False, mean=MEAN, std=STD)
+    return ClipModel(model, transform, open_clip.get_tokenizer("ViT-B-16"), TextTower(model))
+
+
+class Arms:
+    """Both arms on the same random images of `n_classes`."""
+
+    def __init__(self, clip: ClipModel, n_classes: int, n_images: int, batch_size: int = BATCH) -> None:
+        """`batch_size` images for a step, `n_images` for an evaluation."""
+        names = open_clip.IMAGENET_CLASSNAMES[:n_classes]
+        self.tokens = clip.tokenizer([f"a photo of a {name}" for name in names])
+        rng = torch.Generator().manual_seed(1)
+        shape = (max(n_images, batch_size), 3, clip.size, clip.size)
+        pixels = torch.randint(256, shape, dtype=torch.uint8, generator=rng)
+        labels = torch.randint(n_classes, shape[:1], generator=rng)
+        normalised = (pixels / 255 - 0.5) / 0.5
+        self.batch = LabelledImages(pixels[:batch_size], labels[:batch_size])
+        self.plain_batch = normalised[:batch_size], labels[:batch_size]
+        self.photos = normalised[:n_images], labels[:n_images]
+        self.clip = copy.deepcopy(clip)
+        make_trainable(self.clip.model, **LORA, projections=("q", "v"), seed=0)
+        self.plain = PlainClassifier(copy.deepcopy(clip.model), trainable_state(self.clip.model), **LORA, rate=RATE)
+        self._augment = Augment(UNCHANGED, False, clip.size, MEAN, STD)
+
+    def plain_step(self) -> float:
+        return self.plain.step(*self.plain_batch, self.tokens)
+
+    def our_step(self) -> float:
+        n = len(self.batch)
+        config = ClassifyConfig(steps=1, batch_size=n, learning_rate=RATE, weight_decay=0, warmup_steps=0)
+        parts = [Part(iter([self.batch]), n, 1.0)]
+        trained = train(self.clip, self.tokens, parts, self._augment, config, seed=0, evaluate=lambda: None)
+        return trained.curve[-1].loss
+
+    def plain_evaluation(self) -> int:
+        return self.plain.count_correct(*self.photos, self.tokens)
+
+    def our_evaluation(self) -> int:
+        batches = zip(*(tensor.split(EVAL_BATCH) for tensor in self.photos), strict=True)
+        counts = count_correct(self.clip, self.tokens, batches, torch.autocast("cpu", enabled=False))
+        return int(counts[0].sum())
+
+    def check_equal(self) -> Checked:
+        """One step and one evaluation of each arm, with what they took.
+
+        Raises ValueError when losses, weights or hits differ by more than rounding.
+        """
+        models = {"plain": self.plain.model, "ours": self.clip.model}
+        with counted(models) as step:
+            losses = self.plain_step(), self.our_step()
+        ours, plain = trainable_state(self.clip.model), self.plain.state()
+        worst = max(float((ours[name] - plain[name]).abs().max()) for name in ours)
+        with counted(models) as evaluation:
+            hits = self.plain_evaluation(), self.our_evaluation()
+        if abs(losses[0] - losses[1]) > TOLERANCE * losses[0] or worst > TOLERANCE or hits[0] != hits[1]:
+            raise ValueError(f"the arms differ: losses {losses}, a weight by {worst:.1e}, hits {hits}.")
+        counters = {name: {"step": dict(step[name]), "evaluation": dict(evaluation[name])} for name in models}
+        return Checked(worst, counters)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What two arms that agree differ in."""
+
+    largest_weight_difference: float
+    counters: dict[str, dict[str, dict[str, int]]]
+    """Work by arm, then by what it was done for: a step or an evaluation."""
+
+
+@contextmanager
+def counted(models: Mapping[str, nn.Module]) -> Iterator[dict[str, Counter[str]]]:
+    """Counts for each model, while the block runs: tokens through the first block of the text tower (a recomputed one
+    again), runs of that tower, and images through the image tower."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in models}
+    with ExitStack() as hooks:
+        for name, model in models.items():
+            for module, unit, size in (
+                (model.transformer.resblocks[0].ln_1, "text_tokens", lambda x: x.shape[:-1].numel()),
+                (model.ln_final, "text_passes", lambda x: 1),
+                (model.visual.ln_pre, "images", len),
+            ):
+                hook = partial(_count, counts[name], unit, size)
+                hooks.enter_context(module.register_forward_pre_hook(hook))
+        yield counts
+
+
+def _count(
+    counts: Counter[str], unit: str, size: Callable[[Tensor], int], module: nn.Module, inputs: tuple[Tensor]
+) -> None:
+    counts[unit] += size(inputs[0])
+
+
+def measure(clip: ClipModel, n_classes: int, n_images: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a step and of an evaluation of each arm, once both are known to do the same."""
+    arms = Arms(clip, n_classes, n_images)
+    result: dict[str, Any] = asdict(arms.check_equal())
+    for work, plain, ours in (
+        ("step", arms.plain_step, arms.our_step),
+        ("evaluation", arms.plain_evaluation, arms.our_evaluation),
+    ):
+        # The check before has warmed both up.
+        seconds = interleaved({"plain": plain, "ours": ours}, rounds, warm_up=0)
+        result[work] = {
+            "plain_ms": milliseconds(seconds["plain"]),
+            "ours_ms": milliseconds(seconds["ours"]),
+            "ratio": speedup(seconds["plain"], seconds["ours"]),
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--images", type=int, default=32, help="images of an evaluation")
+    parser.add_argument("--image-size", type=int, default=32, help="pixels")
+    parser.add_argument("--patch", type=int, default=8, help="pixels")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every arm")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    clip = random_clip(arguments.image_size, arguments.patch)
+    result: dict[str, Any] = {
+        "benchmark": "classify",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "threads": arguments.threads,
+        "image_tokens": (arguments.image_size // arguments.patch) ** 2 + 1,
+        "batch": BATCH,
+        "images": arguments.images,
+    }
+    for n_classes in arguments.classes:
+        result[f"classes_{n_classes}"] = measure(clip, n_classes, arguments.images, arguments.rounds)
+        print(n_classes, json.dumps(result[f"classes_{n_classes}"]), flush=True)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
