@@ -2,7 +2,7 @@
 
 Attention of CLIP's text tower is causal, so a token sees nothing behind it: what follows the end token, which is
 pooled, cannot matter, and the states of a common beginning are the same in all prompts. ImageNet's 1,000 prompts are
-3,179 tokens then, not 77,000. Linear layers run on these tokens packed one behind the other; only attention pads.
+3,176 tokens then, not 77,000. Linear layers run on these tokens packed one behind the other; only attention pads.
 """
 
 from __future__ import annotations
