@@ -90,8 +90,10 @@ class Experiment:
             check_pipeline(self.config.diffusion.model, self.config.diffusion.revision)
         # open_clip takes seconds to import: last.
         from datadream.models.clip import check_clip
+        from datadream.models.clip_training import check_trainable
 
         check_clip(self.config.classify.model, self.config.classify.pretrained)
+        check_trainable(self.config.classify)
 
     @cached_property
     def cells(self) -> list[Experiment]:

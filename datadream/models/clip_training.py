@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from datadream.config import ImageTower
+from datadream.config import ClassifyConfig, ImageTower
+from datadream.models.clip import model_config
 
 PACKED = ("q", "k", "v")
 """Projections in the order in which nn.MultiheadAttention stacks them."""
@@ -47,6 +48,29 @@ class LowRank(nn.Module):
         return blocks.index_add(0, self.chosen, update, alpha=self.scale).view_as(weight)
 
 
+def check_trainable(config: ClassifyConfig) -> None:
+    """Raises ValueError, as `make_trainable` would, but without loading weights."""
+    vision = model_config(config.model)["vision_cfg"]
+    # In open_clip's configs several numbers of layers are a ResNet, and timm's attention is not nn.MultiheadAttention.
+    takes_lora = isinstance(vision.get("layers", 12), int) and not vision.get("timm_model_name")
+    _learns_fully(config.model, config.image_tower, config.projections, takes_lora)
+
+
+def _learns_fully(name: str, image_tower: ImageTower, projections: Sequence[str], takes_lora: bool) -> bool:
+    """Whether all of the image tower learns; raises ValueError when it cannot learn as wanted, or nothing would."""
+    if image_tower == "lora" and not takes_lora:
+        raise ValueError(
+            f"classify.image_tower is 'lora', but the image tower of {name!r} has no nn.MultiheadAttention that LoRA "
+            "could adapt. Use classify.image_tower=full, or a ViT of OpenAI's kind, such as ViT-B-16-quickgelu."
+        )
+    full = image_tower == "full" or not takes_lora
+    if not projections and not full:
+        raise ValueError(
+            f"classify.projections is empty: nothing would be trained. Name some of {', '.join(PACKED)}, out."
+        )
+    return full
+
+
 def make_trainable(
     model: nn.Module,
     *,
@@ -66,17 +90,8 @@ def make_trainable(
     be trained.
     """
     layers = list(_attention_layers(model))
-    images = [layer for path, layer in layers if path.startswith(IMAGE_TOWER)]
-    full = image_tower == "full" or (image_tower == "auto" and not images)
-    if not images and not full:
-        raise ValueError(
-            f"classify.image_tower is 'lora', but the image tower of {name!r} has no nn.MultiheadAttention that LoRA "
-            "could adapt. Use classify.image_tower=full, or a ViT of OpenAI's kind, such as ViT-B-16-quickgelu."
-        )
-    if not projections and not full:
-        raise ValueError(
-            f"classify.projections is empty: nothing would be trained. Name some of {', '.join(PACKED)}, out."
-        )
+    images = [layer for path, layer in layers if path.startswith(IMAGE_TOWER + ".")]
+    full = _learns_fully(name, image_tower, projections, takes_lora=bool(images))
     model.requires_grad_(False)
     if full:
         model.get_submodule(IMAGE_TOWER).requires_grad_(True)
@@ -172,5 +187,5 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _full(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters of the image tower that learn themselves."""
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and name.startswith(IMAGE_TOWER) and "parametrizations" not in name:
+        if parameter.requires_grad and name.startswith(IMAGE_TOWER + ".") and "parametrizations" not in name:
             yield name, parameter

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datadream.config import ClassifyConfig
 from datadream.models.clip_training import (
+    check_trainable,
     load_trainable_state,
     make_trainable,
     merge_lora,
@@ -152,6 +154,15 @@ def test_a_model_without_attention_is_refused():
 def test_nothing_to_train_is_refused(folder):
     with pytest.raises(ValueError, match=r"projections is empty"):
         make_trainable(plain(folder), rank=4, alpha=8, projections=(), seed=0)
+
+
+def test_what_cannot_learn_is_told_without_weights(folder):
+    for config in ({"model": "RN50"}, {"model": "ViT-B/16", "image_tower": "lora"}, {"model": folder}):
+        check_trainable(ClassifyConfig(**config))
+    with pytest.raises(ValueError, match=r"'RN50' has no nn.MultiheadAttention"):
+        check_trainable(ClassifyConfig(model="RN50", image_tower="lora"))
+    with pytest.raises(ValueError, match=r"projections is empty"):
+        check_trainable(ClassifyConfig(model=folder, projections=()))
 
 
 def small_resnet() -> nn.Module:
