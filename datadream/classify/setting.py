@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from datadream.classify.evaluate import Accuracy, PhotoBatches, count_correct, summarise
 from datadream.classify.images import LabelledImages, read_photos, shuffled_batches
@@ -20,7 +19,7 @@ from datadream.data.augment import Augment
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet
 from datadream.models.clip import load_clip
-from datadream.models.clip_training import load_trainable_state, make_trainable, remove_lora, trainable_state
+from datadream.models.clip_training import load_trainable_state, make_trainable, restore
 from datadream.ranks import Ranks
 from datadream.seeds import derive_seed
 
@@ -51,7 +50,6 @@ class SettingTrainer:
         self._tokens = self.clip.tokenizer(list(few_shot.prompts)).to(device)
         self._autocast = autocast_of(config.classify.precision, device)
         self._source = open_source(config.data.source)
-        self._untrained: dict[str, Tensor] | None = None
         self._val, self._test = (
             PhotoBatches(self._source, photos[ranks.rank :: ranks.count], self.clip)
             for photos in (few_shot.val, few_shot.test)
@@ -72,7 +70,7 @@ class SettingTrainer:
             test = self._accuracy(self._test)
             saved = self._saved(trained)
         finally:
-            self._forget()
+            restore(self.clip.model)
         metrics = {
             "setting": setting,
             "top1": test.top1,
@@ -91,7 +89,6 @@ class SettingTrainer:
     def _train(self, setting: Setting, synthetic: SyntheticImages | None, report: Report) -> Trained:
         config = self._config.classify
         make_trainable(self.clip.model, **self._learning(), seed=self._seed(setting, "lora"), name=config.model)
-        self._untrained = trainable_state(self.clip.model)
         flip = self._few_shot.flippable if config.augment.flip is None else config.augment.flip
         return train(
             self.clip,
@@ -125,13 +122,6 @@ class SettingTrainer:
         counts = count_correct(self.clip, self._tokens, photos, self._autocast)
         self._ranks.sum(counts)
         return summarise(counts, self._few_shot.class_names)
-
-    def _forget(self) -> None:
-        """Make the CLIP again what it was before it learnt."""
-        if self._untrained is not None:
-            load_trainable_state(self.clip.model, self._untrained)
-            self._untrained = None
-        remove_lora(self.clip.model)
 
     def _learning(self) -> dict[str, Any]:
         """What learns, as `make_trainable` takes it."""

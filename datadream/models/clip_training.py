@@ -94,7 +94,11 @@ def make_trainable(
     full = _learns_fully(name, image_tower, projections, takes_lora=bool(images))
     model.requires_grad_(False)
     if full:
-        model.get_submodule(IMAGE_TOWER).requires_grad_(True)
+        visual = model.get_submodule(IMAGE_TOWER).requires_grad_(True)
+        # Kept with the model for `restore`, and to know what learns.
+        visual.untrained = {
+            name: weight.detach().cpu().clone() for name, weight in visual.named_parameters(prefix=IMAGE_TOWER)
+        }
     rng = torch.Generator().manual_seed(seed)
     for _, layer in layers:
         if not (full and layer in images):
@@ -145,15 +149,20 @@ def is_lora(name: str) -> bool:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Fold LoRA into the weights, in place; the model is a plain open_clip model again."""
+    """Keep what was learnt, LoRA folded into the weights, in place; the model is a plain open_clip model again."""
     for _, owner, weight in list(_adapted(model)):
         parametrize.remove_parametrizations(owner, weight, leave_parametrized=True)
+    model.visual.untrained = {}
 
 
-def remove_lora(model: nn.Module) -> None:
-    """Take LoRA off again, in place; the weights are what they were before, to the bit."""
+@torch.no_grad()
+def restore(model: nn.Module) -> None:
+    """Make a CLIP again what it was before `make_trainable`, in place and to the bit."""
     for _, owner, weight in list(_adapted(model)):
         parametrize.remove_parametrizations(owner, weight, leave_parametrized=False)
+    for name, parameter in _full(model):
+        parameter.copy_(model.visual.untrained[name])
+    model.visual.untrained = {}
 
 
 def _attention_layers(model: nn.Module) -> Iterator[tuple[str, nn.MultiheadAttention]]:
@@ -185,7 +194,6 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _full(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters of the image tower that learn themselves."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and name.startswith(IMAGE_TOWER + ".") and "parametrizations" not in name:
-            yield name, parameter
+    """All weights of an image tower that learns fully, by open_clip's names."""
+    if getattr(model.visual, "untrained", None):
+        yield from model.visual.named_parameters(prefix=IMAGE_TOWER)

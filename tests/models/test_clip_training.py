@@ -13,7 +13,7 @@ from datadream.models.clip_training import (
     load_trainable_state,
     make_trainable,
     merge_lora,
-    remove_lora,
+    restore,
     trainable_parameters,
     trainable_state,
 )
@@ -119,7 +119,7 @@ def test_lora_comes_off_without_a_trace(folder):
     model, untouched = plain(folder), plain(folder)
     make_trainable(model, rank=4, alpha=8, projections=ALL, seed=0)
     perturb(model)
-    remove_lora(model)
+    restore(model)
     assert model.state_dict().keys() == untouched.state_dict().keys()
     assert all(torch.equal(tensor, untouched.state_dict()[name]) for name, tensor in model.state_dict().items())
 
@@ -140,7 +140,7 @@ def test_lora_weights_of_another_kind_are_refused(folder):
     model = plain(folder)
     make_trainable(model, rank=4, alpha=8, projections=("q",), seed=0)
     state = trainable_state(model)
-    remove_lora(model)
+    restore(model)
     make_trainable(model, rank=4, alpha=8, projections=("q", "v"), seed=0)
     with pytest.raises(ValueError, match=r"attn.v.lora_A"):
         load_trainable_state(model, state)
@@ -190,8 +190,7 @@ def test_a_resnet_learns_all_of_its_image_tower_but_not_its_statistics():
     after = trainable_state(model)
     assert all(not torch.equal(before[name], after[name]) for name in before)
     assert all(torch.equal(*pair) for pair in zip(model.visual.buffers(), untouched.visual.buffers(), strict=True))
-    load_trainable_state(model, before)
-    remove_lora(model)
+    restore(model)
     assert all(torch.equal(tensor, untouched.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
