@@ -1,6 +1,6 @@
 """Random changes to a batch of images, on its device, with every image's own parameters.
 
-Crop, mirroring and rotation are one affine resampling, so an image is interpolated once. The random numbers are drawn
+Crop, mirroring and rotation are one affine resampling, which interpolates an image once. The random numbers are drawn
 apart from the images: a worker draws them for the whole batch of all workers and uses its own rows, so that the result
 does not depend on how many workers share the batch.
 """
@@ -13,13 +13,20 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
 from datadream.config import AugmentConfig
+from datadream.data.rand_augment import NUMBERS_PER_OPERATION, rand_augment
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey level (ITU-R 601, as in Pillow)."""
 N_NUMBERS = 10
-"""Random numbers of an image."""
+"""Random numbers of an image for crop, flip, rotation and colours."""
+N_BLUR_NUMBERS = 3
+"""Further ones where there is blur or solarisation."""
+BLUR_SIGMA = (0.1, 2.0)
+"""Deviations of the blur in pixels of an image of BLUR_SIZE pixels (authors' code)."""
+BLUR_SIZE = 224
 
 
 class Augment:
@@ -35,19 +42,33 @@ class Augment:
     def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
         return self.apply(images, self.draw(len(images), rng))
 
+    @property
+    def n_numbers(self) -> int:
+        """Random numbers of an image. What is off takes none, so that it does not move what is on."""
+        has_blur = self.config.blur > 0 or self.config.solarize > 0
+        return N_NUMBERS + has_blur * N_BLUR_NUMBERS + self.config.rand_augment * NUMBERS_PER_OPERATION
+
     def draw(self, n: int, rng: torch.Generator) -> Tensor:
-        """Random numbers in [0, 1) for n images, [n, N_NUMBERS], on the generator's device."""
-        return torch.rand(n, N_NUMBERS, generator=rng, device=rng.device)
+        """Random numbers in [0, 1) for n images, [n, n_numbers], on the generator's device."""
+        return torch.rand(n, self.n_numbers, generator=rng, device=rng.device)
 
     def apply(self, images: Tensor, numbers: Tensor) -> Tensor:
         """Change each image by its own row of numbers."""
-        numbers = numbers.to(images.device, non_blocking=True)
+        of_operations, of_blur = self.config.rand_augment * NUMBERS_PER_OPERATION, numbers[:, N_NUMBERS:]
+        if of_operations:
+            images = rand_augment(images, numbers[:, -of_operations:], self.config.rand_augment_magnitude)
+        numbers = numbers[:, :N_NUMBERS].to(images.device, non_blocking=True)
         theta = self._affine(*numbers[:, :6].unbind(1))
         grid = F.affine_grid(theta, [len(images), 3, self.size, self.size], align_corners=False)
         pixels = F.grid_sample(
             images.float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False
         )
         pixels = self._change_colors(pixels, numbers[:, 6:])
+        if self.config.blur > 0:
+            pixels = self._blur(pixels, *of_blur[:, :2].unbind(1))
+        if self.config.solarize > 0:
+            rows = _rows(of_blur[:, 2] < self.config.solarize, pixels.device)
+            pixels = pixels.index_copy(0, rows, tv.solarize(pixels[rows], threshold=0.5))
         return (pixels - self._mean.to(pixels.device)) / self._std.to(pixels.device)
 
     def _affine(self, scale: Tensor, ratio: Tensor, x: Tensor, y: Tensor, mirror: Tensor, angle: Tensor) -> Tensor:
@@ -73,6 +94,29 @@ class Augment:
         pixels = (pixels * brightness).clamp(0, 1)
         pixels = torch.lerp(_luma(pixels).mean(dim=(2, 3), keepdim=True), pixels, contrast).clamp(0, 1)
         return torch.lerp(_luma(pixels), pixels, saturation).clamp(0, 1)
+
+    def _blur(self, pixels: Tensor, chosen: Tensor, sigma: Tensor) -> Tensor:
+        """Blur some images, each with its own deviation; torchvision's kernel has one for all."""
+        chosen = chosen < self.config.blur
+        rows = _rows(chosen, pixels.device)
+        if not len(rows):
+            return pixels
+        scale = self.size / BLUR_SIZE
+        radius = math.ceil(3 * BLUR_SIGMA[1] * scale)
+        sigmas = _between(sigma[chosen], *BLUR_SIGMA).to(pixels.device, non_blocking=True) * scale
+        offsets = torch.arange(-radius, radius + 1, device=pixels.device)
+        kernels = torch.softmax(-0.5 * (offsets / sigmas[:, None]).square(), dim=1)
+        # A channel for each image: a convolution has one kernel per channel. Colours take the place of the batch.
+        kernels, layers = kernels[:, None], pixels[rows].transpose(0, 1)
+        layers = F.pad(layers, [radius] * 4, mode="reflect")
+        layers = F.conv2d(layers, kernels[..., None, :], groups=len(rows))
+        layers = F.conv2d(layers, kernels[..., None], groups=len(rows))
+        return pixels.index_copy(0, rows, layers.transpose(0, 1))
+
+
+def _rows(chosen: Tensor, device: torch.device) -> Tensor:
+    """Indices of what is chosen."""
+    return chosen.nonzero().squeeze(1).to(device, non_blocking=True)
 
 
 def _between(numbers: Tensor, low: float, high: float) -> Tensor:

@@ -8,6 +8,7 @@ between validation and test (see few_shot), so that people with spare photos sti
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import posixpath
 from collections.abc import Iterable
@@ -56,6 +57,10 @@ class PhotoSource(Protocol):
         """Decode one photo as RGB; raises ValueError naming a photo that cannot be decoded."""
         ...
 
+    def fingerprint(self, key: str) -> str:
+        """The same for copies of one photo."""
+        ...
+
 
 def open_source(source: str) -> PhotoSource:
     """The source that `data.source` names; raises FileNotFoundError when it is neither known nor a folder."""
@@ -92,6 +97,9 @@ class Digits:
         image = Image.fromarray((levels * (255 / 16)).astype(np.uint8))
         return image.resize((DIGITS_PIXELS, DIGITS_PIXELS), Image.Resampling.BICUBIC).convert("RGB")
 
+    def fingerprint(self, key: str) -> str:
+        return key
+
 
 @dataclass(frozen=True)
 class ImageFolder:
@@ -125,9 +133,17 @@ class ImageFolder:
                 )
 
     def read(self, key: str) -> Image.Image:
+        path, data = self._file(key)
+        return decode_photo(data, path)
+
+    def fingerprint(self, key: str) -> str:
+        return hashlib.sha256(self._file(key)[1]).hexdigest()
+
+    def _file(self, key: str) -> tuple[str, bytes]:
+        """Path and content."""
         fs, root = fsspec.core.url_to_fs(self.root)
         path = posixpath.join(root, key)
-        return decode_photo(fs.cat_file(path), path)
+        return path, fs.cat_file(path)
 
 
 def decode_photo(data: bytes, path: str) -> Image.Image:

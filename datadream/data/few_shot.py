@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from datadream.data.datasets import Dataset, Photo
+from datadream.data.datasets import Dataset, Photo, PhotoSource
 from datadream.seeds import derive_seed
 
 
@@ -36,6 +37,19 @@ class FewShotSet:
     def all_photos(self) -> tuple[Photo, ...]:
         """Every photo that a run reads: shots, validation and test."""
         return self.photos + self.val + self.test
+
+    def folds(self, count: int) -> tuple[FewShotSet, ...]:
+        """Sets that each lack one of `count` parts of every class's shots, and hold it as validation photos.
+
+        At most as many as there are shots; none where nothing could be left out.
+        """
+        count = min(count, self.n_shots)
+        return tuple(self._fold(number, count) for number in range(count)) if count > 1 else ()
+
+    def _fold(self, number: int, count: int) -> FewShotSet:
+        kept = tuple(tuple(key for i, key in enumerate(keys) if i % count != number) for keys in self.shots)
+        left_out = tuple(Photo(key, label) for label, keys in enumerate(self.shots) for key in keys[number::count])
+        return replace(self, shots=kept, val=left_out)
 
     def to_json(self) -> dict[str, Any]:
         """What few_shot.json holds."""
@@ -85,6 +99,21 @@ def draw(dataset: Dataset, n_shots: int, seed: int, prompt: str) -> FewShotSet:
         test=test,
         flippable=dataset.flippable,
     )
+
+
+def check_held_out(source: PhotoSource, few_shot: FewShotSet) -> None:
+    """Raises ValueError when a validation or test photo is a copy of a shot, so that its accuracy would flatter."""
+    held_out = {"validation": few_shot.val, "test": few_shot.test}
+    with ThreadPoolExecutor() as threads:
+        shots = dict(threads.map(lambda photo: (source.fingerprint(photo.key), photo.key), few_shot.photos))
+        for part, photos in held_out.items():
+            for photo, print_ in zip(
+                photos, threads.map(lambda each: source.fingerprint(each.key), photos), strict=True
+            ):
+                if print_ in shots:
+                    raise ValueError(
+                        f"{part} photo {photo.key!r} is a copy of the training photo {shots[print_]!r}. Remove one."
+                    )
 
 
 def _draw_orders(dataset: Dataset, seed: int) -> list[list[Photo]]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
 from datadream.config import AugmentConfig
 from datadream.data.augment import Augment
@@ -108,3 +109,44 @@ def test_jitter_changes_brightness_within_its_range():
     levels = pixels(augment(size=4, color_jitter=0.5)(flat, rng()))[:, 0, 0, 0] / (128 / 255)
     assert 0.5 <= levels.min() < 0.6
     assert 1.4 < levels.max() <= 1.5
+
+
+def test_blur_and_solarisation_change_their_share_of_the_images(images):
+    numbers = augment(blur=0.5, solarize=0.5, size=224).draw(64, rng())
+    changed = pixels(augment(blur=0.5, size=16).apply(images, numbers))
+    plain = pixels(normalised(images))
+    blurred = numbers[:, 10] < 0.5
+    torch.testing.assert_close(changed[~blurred], plain[~blurred], atol=1e-4, rtol=0)
+    inverted = numbers[:, 12] < 0.5
+    solarised = pixels(augment(solarize=0.5).apply(images, numbers))
+    torch.testing.assert_close(solarised[~inverted], plain[~inverted], atol=1e-4, rtol=0)
+    expected = torch.where(plain >= 0.5, 1 - plain, plain)[inverted]
+    assert ((solarised[inverted] - expected).abs() < 1e-4).float().mean() > 0.99, "but for levels at the threshold"
+    assert 16 < blurred.sum() < 48
+    assert 16 < inverted.sum() < 48
+
+
+def test_each_image_is_blurred_as_torchvision_blurs_it_alone():
+    photos = torch.randint(256, (6, 3, 224, 224), dtype=torch.uint8, generator=rng(1))
+    every = augment(size=224, blur=1)
+    numbers = every.draw(6, rng())
+    blurred = pixels(every.apply(photos, numbers))
+    for photo, result, number in zip(photos, blurred, numbers[:, 11], strict=True):
+        sigma = 0.1 + 1.9 * number.item()
+        expected = tv.gaussian_blur(photo.float() / 255, [13, 13], [sigma, sigma])
+        torch.testing.assert_close(result, expected, atol=1e-3, rtol=0)
+
+
+def test_what_is_off_does_not_move_what_is_on(images):
+    every = {"crop_scale": (0.3, 1), "crop_ratio": (0.5, 2), "rotation": 30, "color_jitter": 0.4, "grayscale": 0.2}
+    numbers = augment(**every, rand_augment=2, blur=0.2).draw(64, rng())
+    assert augment(**every).n_numbers == 10
+    torch.testing.assert_close(
+        augment(**every).apply(images, numbers[:, :10]), augment(**every).apply(images, numbers), atol=0, rtol=0
+    )
+
+
+def test_an_image_with_everything_on_does_not_depend_on_its_batch(images):
+    every = augment(crop_scale=(0.3, 1), rotation=30, color_jitter=0.4, blur=0.5, solarize=0.5, rand_augment=2)
+    numbers = every.draw(len(images), rng())
+    torch.testing.assert_close(every.apply(images, numbers)[20:30], every.apply(images[20:30], numbers[20:30]))
