@@ -113,7 +113,8 @@ def _validation(measured: dict[str, dict[str, Any]]) -> Chart | None:
             **lines,
         }
     remark = "Dots: the weights that were kept." if any(line.mark for line in lines.values()) else ""
-    return _by_setting(lines, "Validation accuracy, %", remark)
+    on_test = any(metrics.get("chosen_by") == "test" for metrics in measured.values())
+    return _by_setting(lines, f"{'Test' if on_test else 'Validation'} accuracy, %", remark)
 
 
 def _points(metrics: dict[str, Any], name: str) -> Points:

@@ -18,6 +18,8 @@ SETTINGS: tuple[str, ...] = get_args(Setting)
 METHODS: tuple[str, ...] = get_args(MethodName)
 """Baselines first, as in the paper's tables."""
 NO_METHOD = "none"
+FURTHER = ("top5", "macro", "ece", "top1_interval", "chosen_by")
+"""What a record says beside top-1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,16 @@ class Row:
     n_test: int
     n_val: int
     n_synthetic: int
+    top5: float | None = None
+    """None with five classes or fewer."""
+    macro: float | None = None
+    """Mean over classes."""
+    ece: float | None = None
+    """Expected calibration error, in points."""
+    interval: tuple[float, float] | None = None
+    """95 % bootstrap interval of the accuracy; None over several seeds."""
+    chosen_by: str | None = None
+    """Photos that chose the weights: val, test, shots or folds; None: nothing was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,11 @@ class Summary:
     @property
     def has_test(self) -> bool:
         return any(row.mean is not None for row in self.rows)
+
+    @property
+    def chosen_on_test(self) -> bool:
+        """Whether test photos chose some weights, so that their figures flatter."""
+        return any(row.chosen_by == "test" for row in self.rows)
 
     def find(self, method: str, setting: str, shots: int) -> Row | None:
         return next((r for r in self.rows if (r.method, r.setting, r.shots) == (method, setting, shots)), None)
@@ -94,6 +111,8 @@ def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
             "n_val": measured["n_val"],
             "n_synthetic": measured["n_synthetic"],
             "dataset": config.data.source,
+            # Runs of older versions lack them.
+            **{name: measured.get(name) for name in FURTHER},
         }
         for setting, measured in classifiers(store).items()
     ]
@@ -137,7 +156,22 @@ def _row(method: str, setting: str, shots: int, members: list[Record]) -> Row:
     mean, sd = mean_and_sd(record["top1"] for record in members)
     val_mean, val_sd = mean_and_sd(record["val_top1"] for record in members)
     counts = {name: max(record[name] for record in members) for name in ("n_test", "n_val", "n_synthetic")}
-    return Row(method, setting, shots, mean, sd, val_mean, val_sd, len(members), **counts)
+    further = {name: mean_and_sd(record.get(name) for record in members)[0] for name in ("top5", "macro", "ece")}
+    interval = members[0].get("top1_interval") if len(members) == 1 else None
+    return Row(
+        method,
+        setting,
+        shots,
+        mean,
+        sd,
+        val_mean,
+        val_sd,
+        len(members),
+        **counts,
+        **further,
+        interval=tuple(interval) if interval else None,
+        chosen_by=next((by for record in members if (by := record.get("chosen_by"))), None),
+    )
 
 
 def _gains(groups: dict[tuple[str, str, int], list[Record]]) -> Iterable[Gain]:

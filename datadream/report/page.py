@@ -12,7 +12,17 @@ from datadream.report import metrics, text
 from datadream.report.curves import accuracy_by_shots, run_curves
 from datadream.report.metrics import METHODS, NO_METHOD, SETTINGS, Summary
 from datadream.report.pictures import MAX_CLASSES, class_pictures
-from datadream.report.tables import Cells, accuracy_rows, class_table, column_name, gain_rows, knob_rows, stage_rows
+from datadream.report.tables import (
+    Cells,
+    accuracy_rows,
+    class_table,
+    column_name,
+    confusion,
+    further_rows,
+    gain_rows,
+    knob_rows,
+    stage_rows,
+)
 from datadream.run_store import CONFIG, METRICS, RunStore
 
 PAGE = "report/index.html"
@@ -48,6 +58,10 @@ def _context(store: RunStore, cells: Cells, config: ExperimentConfig, summary: S
         "accuracy": accuracy_rows(summary),
         "sampling_error": _sampling_error(summary),
         "gains": gain_rows(summary),
+        "further": further_rows(summary) if summary.rows else [],
+        "confusion": confusion(*shown[0]) if shown else None,
+        "validation_note": text.validation_note(summary),
+        "chosen_on_test": text.CHOSEN_ON_TEST if summary.chosen_on_test else "",
         "shots_chart": accuracy_by_shots(summary),
         "setting_notes": _known_notes(text.SETTING_NOTES, SETTINGS, {row.setting for row in summary.rows}),
         "method_notes": _known_notes(text.METHOD_NOTES, METHODS, {config.method for _, config in cells}),

@@ -13,6 +13,8 @@ from datadream.run_store import RunStore
 Cells = list[tuple[RunStore, ExperimentConfig]]
 
 MAX_CLASS_ROWS = 30
+MAX_CONFUSION = 20
+"""Classes of a confusion matrix that can be read on a page."""
 STAGES = ("adapt", "generate", "classify")
 
 
@@ -40,6 +42,27 @@ class AccuracyRow:
 class GainRow:
     method: str
     figures: list[FigureCell]
+
+
+@dataclass(frozen=True, slots=True)
+class FurtherRow:
+    """What is known beside the mean accuracy, as text."""
+
+    name: str
+    interval: str
+    top5: str
+    macro: str
+    ece: str
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """How often photos of a class (row) were taken for another (column), for one classifier of one run."""
+
+    setting: str
+    run: str
+    names: list[str]
+    rows: list[list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +135,28 @@ def gain_rows(summary: Summary) -> list[GainRow]:
         GainRow(method, [gains.get(shots, FigureCell("")) for shots in summary.shots])
         for method, gains in by_method.items()
     ]
+
+
+def further_rows(summary: Summary) -> list[FurtherRow]:
+    """A row for each setting and method at the largest number of shots, where anything is known."""
+    rows = [row for row in summary.rows if row.shots == summary.shots[-1] and row.ece is not None]
+    return [
+        FurtherRow(
+            column_name(row.setting, row.method),
+            " to ".join(map(number, row.interval)) if row.interval else "–",
+            *map(number, (row.top5, row.macro, row.ece)),
+        )
+        for row in rows
+    ]
+
+
+def confusion(store: RunStore, config: ExperimentConfig) -> Confusion | None:
+    """Of a run's last setting in the paper's order; None with many classes or without test photos."""
+    measured = [(setting, found) for setting, found in classifiers(store).items() if found.get("confusion")]
+    if not measured or len(measured[-1][1]["confusion"]) > MAX_CONFUSION:
+        return None
+    setting, found = measured[-1]
+    return Confusion(setting, run_name(config), [entry["name"] for entry in found["per_class"]], found["confusion"])
 
 
 def class_table(cells: Cells, shots: int) -> ClassTable | None:

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from datadream.report.metrics import NO_METHOD, Gain, Record, Row, Summary, summarise
 
 NO_TEST = "no test photos: accuracy unknown"
+CHOSEN_ON_TEST = (
+    "weights chosen on the test photos themselves (classify.select_on=test), as the authors do: it flatters"
+)
 HOW_TO_ADD_TEST = (
     "Put labelled photos in test/<class name>/ beside train/<class name>/ in the image folder, or give the classes "
     "more photos than data.n_shots: what the draw leaves over is then kept for validation and test."
@@ -102,6 +105,19 @@ def _trained_how(row: Row, best_of: int) -> str:
     return ("on " if row.setting == "synthetic" else "with ") + images + by
 
 
+def validation_note(summary: Summary) -> str:
+    """What the validation figure is worth; empty without one."""
+    n_val = max((row.n_val for row in summary.rows), default=0)
+    if not n_val:
+        return ""
+    if any(row.chosen_by in ("shots", "folds") for row in summary.rows):
+        return (
+            f"Without validation photos, the {count(n_val, 'shot')} chose how long to train, left out in turn where "
+            "they are trained on; the figure is theirs, and flatters."
+        )
+    return f"The {count(n_val, 'validation photo')} also chose which weights were kept, so that their figure flatters."
+
+
 def text_table(found: Iterable[Record]) -> str:
     """Accuracies for the terminal: a line for each setting and method, a column for each number of shots."""
     summary = summarise(found)
@@ -124,7 +140,8 @@ def _text_title(summary: Summary) -> str:
     )
     over = f", mean ± standard deviation over {n_seeds} seeds" if n_seeds > 1 else ""
     if summary.has_test:
-        return f"top-1 accuracy on {count(n_test, 'test photo')}, %{over}"
+        chosen = f"; {CHOSEN_ON_TEST}" if summary.chosen_on_test else ""
+        return f"top-1 accuracy on {count(n_test, 'test photo')}, %{over}{chosen}"
     if not n_val:
         return NO_TEST
     return f"{NO_TEST}. Accuracy on {count(n_val, 'validation photo')}, which also chose the checkpoint, %{over}"

@@ -34,6 +34,11 @@ def record(setting: str, top1: float | None, seed: int = 0, method: str = "none"
         "n_val": 120,
         "n_synthetic": 30 if method != "none" else 0,
         "dataset": "digits",
+        "top5": None if top1 is None else 99.0,
+        "macro": top1,
+        "ece": None if top1 is None else 5.5,
+        "top1_interval": None if top1 is None else [top1 - 2, top1 + 2],
+        "chosen_by": None if setting == "zero-shot" else "val",
     }
 
 
@@ -105,7 +110,12 @@ def write_adapters(store: RunStore, n_adapters: int) -> None:
 
 
 def write_setting(
-    store: RunStore, setting: str, top1: float | None, class_names: tuple[str, ...], n_test: int = 300
+    store: RunStore,
+    setting: str,
+    top1: float | None,
+    class_names: tuple[str, ...],
+    n_test: int = 300,
+    chosen_by: str = "val",
 ) -> None:
     trained = setting != "zero-shot"
     curve = [{"step": step, "loss": math.exp(-step / 50), "val_top1": 60 + step / 5} for step in range(20, 101, 20)]
@@ -119,6 +129,14 @@ def write_setting(
         "per_class": []
         if top1 is None
         else [{"name": n, "top1": top1 - i, "n": 100} for i, n in enumerate(class_names)],
+        "top5": None if top1 is None else 99.0,
+        "macro": top1,
+        "ece": None if top1 is None else 5.5,
+        "top1_interval": None if top1 is None else [top1 - 2, top1 + 2],
+        "confusion": None
+        if top1 is None
+        else [[97 if i == j else 1 for j in range(len(class_names))] for i in range(len(class_names))],
+        "chosen_by": chosen_by if trained else None,
         "curve": curve if trained else [],
         "seconds": 2.0,
         "n_synthetic": 30 if "synthetic" in setting else 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datadream.report.metrics import records, summarise, unique
+from datadream.report.metrics import FURTHER, records, summarise, unique
 from tests.report.fabricate import record
 
 
@@ -63,6 +63,19 @@ def test_rows_come_in_the_order_of_the_paper():
         ("real+synthetic", "is-synth"),
         ("real+synthetic", "datadream-cls"),
     ]
+
+
+def test_further_figures_are_means_and_an_interval_is_one_runs():
+    (row,) = summarise([record("real", 80.0)]).rows
+    assert (row.top5, row.macro, row.ece, row.interval, row.chosen_by) == (99.0, 80.0, 5.5, (78.0, 82.0), "val")
+    (row,) = summarise([record("real", 80.0), record("real", 90.0, seed=1)]).rows
+    assert (row.macro, row.interval) == (85.0, None)
+
+
+def test_records_of_older_versions_know_less():
+    old = {name: value for name, value in record("real", 80.0).items() if name not in FURTHER}
+    (row,) = summarise([old]).rows
+    assert (row.mean, row.ece, row.interval, row.chosen_by) == (80.0, None, None, None)
 
 
 def test_without_test_photos_there_is_no_gain_and_no_mean():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from datadream.report import write_report
 from datadream.run_store import RunStore
-from tests.report.fabricate import CLASS_NAMES, write_adapters, write_dataset, write_few_shot
+from tests.report.fabricate import CLASS_NAMES, write_adapters, write_dataset, write_few_shot, write_setting
 
 ACCURACIES = {"zero-shot": 57.4, "real": 86.8, "synthetic": 85.1, "real+synthetic": 87.9}
 VOID_TAGS = {"meta", "img", "br", "path", "use", "rect"}
@@ -94,6 +94,35 @@ def test_the_page_holds_the_figures_and_the_result_in_words(make_run):
     assert "3 adapters" in page.text
     assert "2 h 03 min" in page.text
     assert "adapt.learning_rate" in page.text
+
+
+def test_intervals_calibration_and_confusion_are_shown(make_run):
+    store, config = make_run("run", ACCURACIES)
+    write_report(store, [(store, config)], config)
+    _, page = read_page(store)
+    assert "real+synthetic, datadream-cls 85.9 to 89.9 99.0 87.9 5.5" in page.text
+    assert "by the classifier trained on real+synthetic" in page.text
+    assert f"{CLASS_NAMES[0]} 97 1 1" in page.text
+    assert "chosen on the test photos" not in page.text.lower()
+
+
+def test_a_matrix_of_many_classes_is_not_shown(make_run):
+    store, config = make_run("run", ACCURACIES, n_classes=21)
+    write_report(store, [(store, config)], config)
+    assert "taken for" not in read_page(store)[1].text
+
+
+def test_weights_that_test_photos_chose_are_marked_wherever_figures_are(make_run):
+    store, config = make_run("run", ACCURACIES, classify__select_on="test")
+    for setting, top1 in ACCURACIES.items():
+        write_setting(store, setting, top1, CLASS_NAMES, chosen_by="test")
+    write_report(store, [(store, config)], config)
+    _, page = read_page(store)
+    assert "Weights chosen on the test photos themselves" in page.text
+    assert "Test accuracy, %" in page.text
+    assert "Validation accuracy, %" not in page.text
+    records = store.read_json("metrics.json")
+    assert {r["chosen_by"] for r in records if r["setting"] != "zero-shot"} == {"test"}
 
 
 def test_metrics_json_lists_the_records(make_run):

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from datadream.report.metrics import summarise
-from datadream.report.text import duration, number, result_sentences, signed, standard_error, text_table
+from datadream.report.text import (
+    duration,
+    number,
+    result_sentences,
+    signed,
+    standard_error,
+    text_table,
+    validation_note,
+)
 from tests.report.fabricate import record
 
 
@@ -62,6 +70,19 @@ def test_the_terminal_table_says_when_there_is_no_test_part():
     table = text_table([record("real", None)])
     assert table.startswith("no test photos: accuracy unknown. Accuracy on 120 validation photos")
     assert "80.0" in table
+
+
+def test_the_terminal_table_says_when_test_photos_chose():
+    chosen = record("real", 80.0) | {"chosen_by": "test"}
+    assert "weights chosen on the test photos themselves" in text_table([chosen]).splitlines()[0]
+    assert "chosen" not in text_table([record("real", 80.0)])
+
+
+def test_the_validation_note_says_whose_figure_it_is():
+    notes = {by: validation_note(summarise([record("real", 80.0) | {"chosen_by": by}])) for by in ("val", "folds")}
+    assert notes["val"].startswith("The 120 validation photos also chose")
+    assert notes["folds"].startswith("Without validation photos, the 120 shots chose how long to train")
+    assert validation_note(summarise([record("real", 80.0) | {"n_val": 0, "chosen_by": None}])) == ""
 
 
 def test_no_records_are_said_to_be_none():
