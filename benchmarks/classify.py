@@ -28,7 +28,7 @@ from benchmarks.compare import interleaved, machine, milliseconds, speedup
 from benchmarks.plain_classify import PlainClassifier
 from datadream.classify.evaluate import count_correct
 from datadream.classify.images import LabelledImages
-from datadream.classify.loop import Part, train
+from datadream.classify.training import Part, Training
 from datadream.config import AugmentConfig, ClassifyConfig
 from datadream.data.augment import Augment
 from datadream.models.clip import ClipModel
@@ -82,8 +82,9 @@ class Arms:
         n = len(self.batch)
         config = ClassifyConfig(steps=1, batch_size=n, learning_rate=RATE, weight_decay=0, warmup_steps=0)
         parts = [Part(iter([self.batch]), n, 1.0)]
-        trained = train(self.clip, self.tokens, parts, self._augment, config, seed=0, evaluate=lambda: None)
-        return trained.curve[-1].loss
+        training = Training(self.clip, self.tokens, parts, self._augment, config, seed=0)
+        training.step()
+        return training.mean_loss()
 
     def plain_evaluation(self) -> int:
         return self.plain.count_correct(*self.photos, self.tokens)
@@ -91,7 +92,7 @@ class Arms:
     def our_evaluation(self) -> int:
         batches = zip(*(tensor.split(EVAL_BATCH) for tensor in self.photos), strict=True)
         counts = count_correct(self.clip, self.tokens, batches, torch.autocast("cpu", enabled=False))
-        return int(counts[0].sum())
+        return int(counts[0])
 
     def check_equal(self) -> Checked:
         """One step and one evaluation of each arm, with what they took.

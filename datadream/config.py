@@ -193,7 +193,7 @@ class GenerateConfig(Section):
 
 class AugmentConfig(Section):
     """Random changes to the classifier's training images (paper: random resized crop, flip, colour jitter,
-    grayscale)."""
+    grayscale), in the order: RandAugment, crop, colours, blur, solarisation."""
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Range of the area of a random resized crop, as a share of the image; (1, 1) turns it off."""
@@ -207,6 +207,15 @@ class AugmentConfig(Section):
     """Largest relative change of brightness, contrast and saturation; 0 turns it off."""
     grayscale: float = Field(0.2, ge=0, le=1)
     """Share of images turned grey; 0 turns it off."""
+    blur: float = Field(0.0, ge=0, le=1)
+    """Share of images blurred by a Gaussian whose deviation is 0.1 to 2 pixels in 224 (authors' code: 0.2); 0 turns it
+    off."""
+    solarize: float = Field(0.0, ge=0, le=1)
+    """Share of images whose upper half of the levels is inverted (authors' code: 0.2); 0 turns it off."""
+    rand_augment: int = Field(0, ge=0)
+    """RandAugment operations per image (authors' code: 2); 0 turns it off."""
+    rand_augment_magnitude: int = Field(9, ge=0, le=30)
+    """Their strength, torchvision's bins 0 to 30 (authors' code: 9)."""
 
 
 class ClassifyConfig(Section):
@@ -233,6 +242,8 @@ class ClassifyConfig(Section):
     """Optimiser steps of every setting, so that settings compare at equal cost."""
     batch_size: int = Field(64, ge=1)
     """Images per step over all workers (paper: 64); real+synthetic draws half of it from each."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Images that a worker's device holds at once, with the same result; for memory. Unset: all of its share."""
     learning_rate: float = Field(1e-4, gt=0)
     """AdamW's peak learning rate (paper: searched in 1e-4 .. 1e-7)."""
     weight_decay: float = Field(1e-4, ge=0)
@@ -241,8 +252,27 @@ class ClassifyConfig(Section):
     """Linear warm-up before the cosine schedule."""
     eval_every: int = Field(250, ge=1)
     """Steps between readings of the validation photos; the best reading's weights are kept."""
+    select_on: Literal["val", "test"] = "val"
+    """Photos that choose the weights. `test` is the authors' protocol, for comparison with their figures alone: it
+    flatters, and every figure that it gave is marked."""
+    folds: int = Field(2, ge=0)
+    """Without validation photos, settings with real photos divide the shots in so many parts (at most n_shots), train
+    as often without one of them, and choose the number of steps by the mean accuracy on the parts left out; then they
+    train that long on all shots. A setting without real photos reads its accuracy on all shots. Drawn images have
+    seen the shots, so that these figures flatter; they only choose. With one shot, or 0 or 1 here, the last weights
+    are kept."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast of the towers. auto: bf16 on CUDA, fp32 elsewhere."""
+    mixup: float = Field(0.0, ge=0)
+    """Beta parameter of mixup, which blends images of a batch in pairs (authors' code: 1, Zhang et al., 2018); 0 turns
+    it off."""
+    cutmix: float = Field(0.0, ge=0)
+    """Beta parameter of CutMix, which pastes a box of one image into another (authors' code: 1, Yun et al., 2019); 0
+    turns it off. With mixup also on, either is as likely."""
+    mix_probability: float = Field(0.2, ge=0, le=1)
+    """Share of batches that are mixed, where mixup or cutmix is on (authors' code: 0.2)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of a label that is spread over all classes (Szegedy et al., 2016); 0 turns it off."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes to the training images."""
 
@@ -270,7 +300,8 @@ class ClusterConfig(Section):
     """After so many seconds without a sign of a worker, its adapters go to others. Must exceed the longest step,
     the reading of an adapter's photos, and with adapt.prior_weight the drawing of eight samples."""
     checkpoint_steps: int = Field(500, ge=1)
-    """An adapter of several classes, which takes long, is saved every so many steps, to go on from there."""
+    """An adapter of several classes and a classifier, which take long, are saved every so many steps, to go on from
+    there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the workers; auto: cuda where the cluster has GPUs."""
 

@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from datadream.classify.selection import check_selection
 from datadream.cluster import Workers, check_workers, connected
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, GridConfig
 from datadream.data.datasets import check_photos, open_source
-from datadream.data.few_shot import FewShotSet, draw
+from datadream.data.few_shot import FewShotSet, check_held_out, draw
 from datadream.methods import METHODS, Plan
 from datadream.models.source import check_pipeline
 from datadream.run_store import ADAPTER_INDEX, FEW_SHOT, METRICS, RunStore, adapter_marker, classifier_marker
@@ -84,6 +85,7 @@ class Experiment:
         check_trackers(self.config, self.store)
         for cell in self.cells:
             cell._check_photos()
+            check_selection(cell.few_shot, cell.config.classify)
             cell._check_filters()
         check_workers(self.config.cluster)
         if any(cell.plan.images for cell in self.cells):
@@ -152,6 +154,7 @@ class Experiment:
         # A broken photo that this draw passes over would surprise the next one.
         others = pool if len(pool) <= SMALL_POOL else ()
         check_photos(source, dict.fromkeys(self.few_shot.all_photos + others))
+        check_held_out(source, self.few_shot)
 
     def _check_filters(self) -> None:
         top_k, n_classes = self.config.generate.select.label_top_k, len(self.few_shot.class_names)

@@ -63,6 +63,11 @@ def classifier_marker(setting: str) -> str:
     return f"{CLASSIFIERS}/{setting}/{METRICS}"
 
 
+def classifier_checkpoint(setting: str, training: str) -> str:
+    """What a training of a setting goes on from when it is interrupted; of no use once the setting is done."""
+    return f"{CLASSIFIERS}/{setting}/checkpoints/{training}.pt"
+
+
 class RunStore:
     """Files of one run, by paths relative to its URL."""
 

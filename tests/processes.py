@@ -15,9 +15,15 @@ def train_workers() -> list[psutil.Process]:
     return [process for process in processes if "RayTrainWorker" in " ".join(process.cmdline())]
 
 
-def kill_a_worker_after(store: RunStore, name: str) -> float:
-    """Kill one as soon as a file is there; returns the time."""
-    while not store.exists(name):
-        time.sleep(0.01)
-    train_workers()[0].kill()
+def kill_a_worker_after(store: RunStore, *names: str) -> float:
+    """Kill one as soon as all files are there; returns the time.
+
+    Finding the workers takes a while, in which much can happen: they are looked for once the first file is there.
+    """
+    workers = []
+    for name in names:
+        while not store.exists(name):
+            time.sleep(0.005)
+        workers = workers or train_workers()
+    workers[0].kill()
     return time.time()

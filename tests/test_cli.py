@@ -50,6 +50,17 @@ def test_bad_photos(photo_folder, tmp_path, capsys):
     assert "void' holds no image" in error_of(arguments, run, capsys)
 
 
+def test_held_out_photos_must_be_others_and_be_there(photo_folder, tmp_path, capsys):
+    arguments = [*DIGITS, f"data.source={photo_folder}"]
+    run = tmp_path / "run"
+    message = error_of([*arguments, "data.n_shots=6", "classify.select_on=test"], run, capsys)
+    assert "classify.select_on is 'test', but there are no test photos" in message
+    for path in (photo_folder / "cat").iterdir():
+        path.write_bytes((photo_folder / "cat" / "0.png").read_bytes())
+    message = error_of(arguments, run, capsys)
+    assert "is a copy of the training photo 'cat/" in message
+
+
 def test_a_broken_photo_that_the_draw_passes_over(photo_folder, tmp_path, capsys):
     root = tmp_path / "parts"
     root.mkdir()

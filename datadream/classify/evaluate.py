@@ -1,11 +1,10 @@
-"""Accuracy on photos, through open_clip's own preprocessing."""
+"""Logits of photos, through open_clip's own preprocessing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -55,57 +54,35 @@ class PhotoBatches:
         return self._preprocess(self._source.read(photo.key))
 
 
-@torch.inference_mode()
-def count_correct(
-    clip: ClipModel, tokens: Tensor, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast
-) -> Tensor:
-    """How many photos of each class were recognised and how many there are: int64 [2, n_classes] on `tokens`' device.
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Logits float32 [n, n_classes] and labels int64 [n] of photos."""
 
-    `tokens` are the class prompts' ids [n_classes, context]; counts of several workers add up.
-    """
-    counts = torch.zeros(2, len(tokens), dtype=torch.int64, device=tokens.device)
+    logits: Tensor
+    labels: Tensor
+
+
+@torch.inference_mode()
+def score(
+    clip: ClipModel, tokens: Tensor, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast
+) -> Scores:
+    """CLIP's logits of all photos, on the device of `tokens`, the class prompts' ids [n_classes, context]."""
+    logits = [torch.empty(0, len(tokens), device=tokens.device)]
+    labels = [torch.empty(0, dtype=torch.int64, device=tokens.device)]
     # Cached: LoRA is added to the weights once for all batches.
     with autocast, parametrize.cached():
         classes = clip.encode_text(tokens)
-        for images, labels in batches:
+        for images, own in batches:
             features = clip.encode_image(images.to(tokens.device, non_blocking=True))
-            labels = labels.to(tokens.device, non_blocking=True)
-            hits = (features @ classes.T).argmax(dim=1) == labels
-            counts[0] += labels[hits].bincount(minlength=len(tokens))
-            counts[1] += labels.bincount(minlength=len(tokens))
-    return counts
+            logits.append(clip.model.logit_scale.exp() * features @ classes.T)
+            labels.append(own.to(tokens.device, non_blocking=True))
+    return Scores(torch.cat(logits), torch.cat(labels))
 
 
-@dataclass(frozen=True, slots=True)
-class ClassAccuracy:
-    """Accuracy on one class's photos, in percent; None without photos."""
-
-    name: str
-    top1: float | None
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Accuracy over all photos, in percent; None without photos."""
-
-    top1: float | None
-    n: int
-    per_class: tuple[ClassAccuracy, ...]
-
-    def per_class_json(self) -> list[dict[str, Any]]:
-        return [asdict(entry) for entry in self.per_class]
-
-
-def summarise(counts: Tensor, class_names: Sequence[str]) -> Accuracy:
-    """Accuracy from counts [2, n_classes] of recognised and of all photos."""
-    rows = [
-        ClassAccuracy(name, _percent(correct, total), total)
-        for name, correct, total in zip(class_names, *counts.tolist(), strict=True)
-    ]
-    correct, total = counts.sum(dim=1).tolist()
-    return Accuracy(_percent(correct, total), total, tuple(rows))
-
-
-def _percent(correct: int, total: int) -> float | None:
-    return 100 * correct / total if total else None
+def count_correct(
+    clip: ClipModel, tokens: Tensor, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast
+) -> Tensor:
+    """How many photos were recognised and how many there are: int64 [2]; counts of several workers add up."""
+    scores = score(clip, tokens, batches, autocast)
+    hits = scores.logits.argmax(dim=1) == scores.labels
+    return torch.stack([hits.sum(), torch.tensor(len(hits), device=hits.device)])

@@ -35,6 +35,10 @@ class LabelledImages:
     def __getitem__(self, rows: Tensor | slice) -> LabelledImages:
         return LabelledImages(self.images[rows], self.labels[rows])
 
+    def of_all_ranks(self, n: int, ranks: Ranks) -> LabelledImages:
+        """The whole batch of n images, of which these are our share."""
+        return LabelledImages(ranks.gather(self.images, n), ranks.gather(self.labels, n))
+
     def to(self, device: torch.device) -> LabelledImages:
         return LabelledImages(self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
 

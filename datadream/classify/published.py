@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import posixpath
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.data
 from ray.data import DataContext
 
@@ -22,6 +26,7 @@ MARKER = f"{FOLDER}/dataset.json"
 ENCODINGS = ("webp", "png", "jpg")
 """Names under which a WebDataset sample holds its image."""
 ROWS_PER_DECODE = 256
+REMEDY = "Remove the run's dataset folder and run generate again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ def quiet_ordered_data() -> Iterator[None]:
         context.enable_progress_bars,
         context.use_datasource_v2,
         context.execution_options.preserve_order,
+        context.raise_original_map_exception,
         logger.level,
     )
     context.enable_progress_bars = False
@@ -54,20 +60,22 @@ def quiet_ordered_data() -> Iterator[None]:
     # block.
     context.use_datasource_v2 = False
     context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        context.enable_progress_bars, context.use_datasource_v2, context.execution_options.preserve_order, level = (
-            before
-        )
-        logger.setLevel(level)
+        context.enable_progress_bars, context.use_datasource_v2 = before[:2]
+        context.execution_options.preserve_order, context.raise_original_map_exception = before[2:4]
+        logger.setLevel(before[4])
 
 
-def open_published(store: RunStore, size: int) -> Published:
-    """The run's dataset, to be decoded to squares of `size` pixels; nothing is read yet.
+def check_published(store: RunStore, class_names: Sequence[str]) -> None:
+    """Find before any work what training on the run's dataset would stumble over.
 
-    Raises ValueError when nothing has been published.
+    Of Parquet the labels are read, of WebDataset the beginning of each shard; all else is seen when it is decoded.
+    Raises ValueError when nothing was published, when a shard is missing or cannot be read, when classes are not
+    the run's, or when one has no image.
     """
     if not store.exists(MARKER):
         raise ValueError(
@@ -75,7 +83,62 @@ def open_published(store: RunStore, size: int) -> Published:
         )
     marker = store.read_json(MARKER)
     if not marker["n_images"]:
-        raise ValueError(f"run {store.url!r}: the published dataset is empty. Run generate again.")
+        raise ValueError(f"run {store.url!r}: the published dataset is empty. {REMEDY}")
+    if marker["class_names"] != list(class_names):
+        pairs = itertools.zip_longest(marker["class_names"], class_names)
+        label, (theirs, ours) = next((label, pair) for label, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise ValueError(
+            f"run {store.url!r}: class {label} is {theirs!r} in the dataset, {ours!r} in the run. {REMEDY}"
+        )
+    look = _parquet_labels if marker["format"] == "parquet" else _first_label
+    with ThreadPoolExecutor() as threads:
+        labels = list(threads.map(lambda shard: look(store, posixpath.join(FOLDER, shard)), marker["shards"]))
+    if marker["format"] == "parquet":
+        check_labels(np.concatenate(labels), class_names)
+    else:
+        check_range(np.concatenate(labels), len(class_names))
+
+
+def check_labels(labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """Raises ValueError when a label of a whole dataset is no class's, or a class has no image."""
+    check_range(labels, len(class_names))
+    missing = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
+    if len(missing):
+        raise ValueError(
+            f"class {class_names[missing[0]]!r} has no image in the dataset ({len(missing)} such classes). {REMEDY}"
+        )
+
+
+def check_range(labels: np.ndarray, n_classes: int) -> None:
+    """Raises ValueError when a label is no class's."""
+    wrong = labels[(labels < 0) | (labels >= n_classes)]
+    if len(wrong):
+        raise ValueError(f"the dataset has label {wrong[0]}, but the run's classes are 0 to {n_classes - 1}. {REMEDY}")
+
+
+def _parquet_labels(store: RunStore, shard: str) -> np.ndarray:
+    with _named(shard), store.fs.open(store.path(shard)) as file:
+        return pq.read_table(file, columns=["label"])["label"].to_numpy().astype(np.int64)
+
+
+def _first_label(store: RunStore, shard: str) -> np.ndarray:
+    with _named(shard), store.fs.open(store.path(shard)) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        member = next(member for member in tar if member.name.endswith(".cls"))
+        return np.array([int(tar.extractfile(member).read())])
+
+
+@contextmanager
+def _named(shard: str) -> Iterator[None]:
+    """Says which shard cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, StopIteration, tarfile.TarError, pa.ArrowException) as error:
+        raise ValueError(f"shard {shard!r} cannot be read: {str(error) or type(error).__name__}. {REMEDY}") from error
+
+
+def open_published(store: RunStore, size: int) -> Published:
+    """The run's dataset, to be decoded to squares of `size` pixels; nothing is read yet."""
+    marker = store.read_json(MARKER)
     paths = [store.path(posixpath.join(FOLDER, shard)) for shard in marker["shards"]]
     if marker["format"] == "parquet":
         encoded, decode = (
@@ -94,17 +157,19 @@ def open_published(store: RunStore, size: int) -> Published:
 
 def _decode_parquet(table: pa.Table, size: int) -> dict[str, np.ndarray]:
     image = table["image"].combine_chunks()
+    keys = image.field("path").to_pylist()
     return {
-        "image": decode_squares(image.field("bytes").to_pylist(), size),
+        "image": decode_squares(image.field("bytes").to_pylist(), keys, size),
         "label": table["label"].to_numpy().astype(np.int64),
-        "key": np.array(image.field("path").to_pylist()),
+        "key": np.array(keys),
     }
 
 
 def _decode_webdataset(table: pa.Table, size: int) -> dict[str, Any]:
     encoding = next(name for name in ENCODINGS if name in table.column_names)
+    keys = table["__key__"].to_pylist()
     return {
-        "image": decode_squares(table[encoding].to_pylist(), size),
+        "image": decode_squares(table[encoding].to_pylist(), keys, size),
         "label": np.array([int(label) for label in table["cls"].to_pylist()]),
-        "key": np.array(table["__key__"].to_pylist()),
+        "key": np.array(keys),
     }

@@ -1,27 +1,33 @@
-"""One row of the accuracy table: train, keep what is best on validation photos, read the test photos once."""
+"""One row of the accuracy table: train, keep what is best on validation photos, then read the test photos."""
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
-from datadream.classify.evaluate import Accuracy, PhotoBatches, count_correct, summarise
+from datadream.classify.evaluate import PhotoBatches, Scores, count_correct, score
 from datadream.classify.images import LabelledImages, read_photos, shuffled_batches
-from datadream.classify.loop import Part, Report, Trained, autocast_of, train
+from datadream.classify.loop import Checkpoints, Reading, Report, Trained, mean_curve, train
+from datadream.classify.metrics import logits_parquet, measure
 from datadream.classify.saved import SavedClassifier
+from datadream.classify.selection import Selection, selection_of
+from datadream.classify.training import Part, Training, autocast_of
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.augment import Augment
-from datadream.data.datasets import open_source
+from datadream.data.datasets import Photo, open_source
 from datadream.data.few_shot import FewShotSet
 from datadream.models.clip import load_clip
 from datadream.models.clip_training import load_trainable_state, make_trainable, restore
 from datadream.ranks import Ranks
 from datadream.seeds import derive_seed
+
+LOGITS = "logits.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,10 @@ class Outcome:
     metrics: dict[str, Any]
 
 
+CheckpointsOf = Callable[[str], Checkpoints]
+"""Where a training of a setting is saved, by its name: `fold-0`, ... or `all`."""
+
+
 class SettingTrainer:
     """A CLIP and the real photos, loaded once for all settings."""
 
@@ -50,78 +60,169 @@ class SettingTrainer:
         self._tokens = self.clip.tokenizer(list(few_shot.prompts)).to(device)
         self._autocast = autocast_of(config.classify.precision, device)
         self._source = open_source(config.data.source)
-        self._val, self._test = (
-            PhotoBatches(self._source, photos[ranks.rank :: ranks.count], self.clip)
-            for photos in (few_shot.val, few_shot.test)
-        )
+        self._batches: dict[tuple[Photo, ...], PhotoBatches] = {}
 
-    def run(self, setting: Setting, synthetic: SyntheticImages | None, report: Report) -> Outcome:
+    def with_knobs(self, changes: dict[str, Any]) -> SettingTrainer:
+        """A trainer with other knobs of `classify`, by their names, on the same loaded CLIP and photos.
+
+        Raises ValueError for knobs that are about what is loaded.
+        """
+        loaded = {"model", "pretrained", "precision"} & changes.keys()
+        if loaded:
+            raise ValueError(
+                f"classify.{min(loaded)} cannot be changed on a CLIP that is loaded. Make another trainer."
+            )
+        other = copy.copy(self)
+        other._config = self._config.updated({f"classify.{name}": value for name, value in changes.items()})
+        return other
+
+    def run(
+        self,
+        setting: Setting,
+        synthetic: SyntheticImages | None,
+        report: Report,
+        checkpoints_of: CheckpointsOf | None = None,
+    ) -> Outcome:
         """Train and test one setting; every rank takes part and gets the same outcome.
 
         Raises ValueError when the loss is no longer a number.
         """
         start = time.monotonic()
-        trained = None
+        selection = selection_of(setting, self._few_shot, self._config.classify)
+        trained, val_top1 = None, None
         try:
             if setting != "zero-shot":
-                trained = self._train(setting, synthetic, report)
+                trained = self._choose(setting, selection, synthetic, report, checkpoints_of)
+                val_top1 = trained.val_top1
                 load_trainable_state(self.clip.model, trained.state)
-            val_top1 = trained.val_top1 if trained else self._accuracy(self._val).top1
-            test = self._accuracy(self._test)
+            elif selection.photos:
+                val_top1 = self._top1(selection.photos)
+            test = self._test()
             saved = self._saved(trained)
         finally:
             restore(self.clip.model)
+        uses_test = selection.chosen_by == "test"
         metrics = {
             "setting": setting,
-            "top1": test.top1,
-            "n_test": test.n,
-            "val_top1": val_top1,
-            "n_val": len(self._few_shot.val),
+            **measure(test.logits, test.labels, self._few_shot.class_names, self._seed(setting, "bootstrap")),
+            "chosen_by": selection.chosen_by,
+            "val_top1": None if uses_test else val_top1,
+            "n_val": 0 if uses_test else selection.n_photos,
             "best_step": trained.step if trained else 0,
-            "per_class": test.per_class_json(),
+            "starts": list(trained.starts) if trained else [],
             "curve": [asdict(reading) for reading in trained.curve] if trained else [],
             "seconds": round(time.monotonic() - start, 3),
             "n_synthetic": synthetic.n if synthetic and "synthetic" in setting else 0,
             "n_real": len(self._few_shot.photos) if "real" in setting else 0,
         }
-        return Outcome(saved.to_files(), metrics)
+        return Outcome(saved.to_files() | self._logits(test), metrics)
 
-    def _train(self, setting: Setting, synthetic: SyntheticImages | None, report: Report) -> Trained:
+    def _choose(
+        self,
+        setting: Setting,
+        selection: Selection,
+        synthetic: SyntheticImages | None,
+        report: Report,
+        checkpoints_of: CheckpointsOf | None,
+    ) -> Trained:
+        """The chosen weights; the model is left as it learnt.
+
+        Folds only tell for how many steps to train on all shots; the mean of their curves is the one that is shown.
+        """
+        steps = self._config.classify.steps
+        curves: list[tuple[Reading, ...]] = []
+
+        def train(name: str, few_shot: FewShotSet, stop: int) -> Trained:
+            heard = partial(_report_after, report, steps * len(curves))
+            checkpoints = checkpoints_of(name) if checkpoints_of else None
+            return self._train(setting, name, few_shot, synthetic, stop, heard, checkpoints)
+
+        for number, fold in enumerate(selection.folds):
+            curves.append(train(f"fold-{number}", fold, steps).curve)
+            restore(self.clip.model)
+        whole = replace(self._few_shot, val=selection.photos)
+        if not curves:
+            return train("all", whole, steps)
+        curve = mean_curve(curves)
+        best = max(curve, key=lambda reading: (reading.val_top1, reading.step))
+        return replace(train("all", whole, best.step), curve=curve)
+
+    def _train(
+        self,
+        setting: Setting,
+        name: str,
+        few_shot: FewShotSet,
+        synthetic: SyntheticImages | None,
+        stop: int,
+        report: Report,
+        checkpoints: Checkpoints | None,
+    ) -> Trained:
+        """Train on a few-shot set up to step `stop`, with readings on its validation photos."""
         config = self._config.classify
-        make_trainable(self.clip.model, **self._learning(), seed=self._seed(setting, "lora"), name=config.model)
+        seed = partial(self._seed, setting) if name == "all" else partial(self._seed, setting, name)
+        make_trainable(self.clip.model, **self._learning(), seed=seed("lora"), name=config.model)
         flip = self._few_shot.flippable if config.augment.flip is None else config.augment.flip
-        return train(
+        training = Training(
             self.clip,
             self._tokens,
-            self._parts(setting, synthetic),
+            self._parts(setting, few_shot, synthetic, seed),
             Augment(config.augment, flip, self.clip.size, self.clip.mean, self.clip.std),
             config,
-            seed=self._seed(setting, "augment"),
-            evaluate=lambda: self._accuracy(self._val).top1,
+            seed=seed("augment"),
             ranks=self._ranks,
+        )
+        return train(
+            training,
+            stop,
+            config.eval_every,
+            evaluate=lambda: self._top1(few_shot.val) if few_shot.val else None,
             report=report,
+            checkpoints=checkpoints,
         )
 
-    def _parts(self, setting: Setting, synthetic: SyntheticImages | None) -> list[Part]:
+    def _parts(
+        self, setting: Setting, few_shot: FewShotSet, synthetic: SyntheticImages | None, seed: Callable[[str], int]
+    ) -> list[Part]:
         config, parts = self._config.classify, []
         for origin, batch_size, weight in batch_plan(setting, config.batch_size, config.real_weight):
-            seed = self._seed(setting, origin)
             if origin == "real":
-                batches = shuffled_batches(self._shots, batch_size, self._ranks, seed)
+                batches = shuffled_batches(self._shots_of(few_shot), batch_size, self._ranks, seed(origin))
             else:
-                batches = synthetic.batches(batch_size, seed)
+                batches = synthetic.batches(batch_size, seed(origin))
             parts.append(Part(batches, batch_size, weight))
         return parts
+
+    def _shots_of(self, few_shot: FewShotSet) -> LabelledImages:
+        """The shots of the run, or of a fold of them."""
+        kept = set(few_shot.photos)
+        rows = [row for row, photo in enumerate(self._few_shot.photos) if photo in kept]
+        return self._shots[torch.tensor(rows, device=self._device)]
 
     @cached_property
     def _shots(self) -> LabelledImages:
         shots = read_photos(self._source, self._few_shot.photos, self.clip.size)
         return shots.to(self._device)
 
-    def _accuracy(self, photos: PhotoBatches) -> Accuracy:
-        counts = count_correct(self.clip, self._tokens, photos, self._autocast)
+    def _photo_batches(self, photos: tuple[Photo, ...]) -> PhotoBatches:
+        """This rank's share of photos; what is kept of them is kept for all settings."""
+        if photos not in self._batches:
+            share = photos[self._ranks.share(len(photos))]
+            self._batches[photos] = PhotoBatches(self._source, share, self.clip)
+        return self._batches[photos]
+
+    def _top1(self, photos: tuple[Photo, ...]) -> float:
+        """Accuracy on photos over all ranks, in percent."""
+        counts = count_correct(self.clip, self._tokens, self._photo_batches(photos), self._autocast)
         self._ranks.sum(counts)
-        return summarise(counts, self._few_shot.class_names)
+        correct, total = counts.tolist()
+        return 100 * correct / total
+
+    def _test(self) -> Scores:
+        """Logits of all test photos, on the CPU."""
+        photos = self._few_shot.test
+        ours = score(self.clip, self._tokens, self._photo_batches(photos), self._autocast)
+        logits, labels = (self._ranks.gather(tensor, len(photos)).cpu() for tensor in (ours.logits, ours.labels))
+        return Scores(logits, labels)
 
     def _learning(self) -> dict[str, Any]:
         """What learns, as `make_trainable` takes it."""
@@ -142,8 +243,17 @@ class SettingTrainer:
             logit_scale=self.clip.model.logit_scale.exp().cpu(),
         )
 
-    def _seed(self, setting: Setting, purpose: str) -> int:
-        return derive_seed(self._config.seed, "classifier", setting, purpose)
+    def _logits(self, test: Scores) -> dict[str, bytes]:
+        """The file of the test photos' logits, if there are any."""
+        keys = [photo.key for photo in self._few_shot.test]
+        return {LOGITS: logits_parquet(keys, test.labels, test.logits)} if keys else {}
+
+    def _seed(self, setting: Setting, *purpose: str) -> int:
+        return derive_seed(self._config.seed, "classifier", setting, *purpose)
+
+
+def _report_after(report: Report, before: int, step: int, reading: Reading | None) -> None:
+    report(before + step, reading)
 
 
 def batch_plan(setting: Setting, batch_size: int, real_weight: float) -> list[tuple[str, int, float]]:

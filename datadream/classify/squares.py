@@ -20,9 +20,12 @@ def square(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(resized).transpose(2, 0, 1)
 
 
-def decode_squares(encoded: Sequence[bytes], size: int) -> np.ndarray:
-    """`square` of each encoded image, uint8 [n, 3, size, size]."""
+def decode_squares(encoded: Sequence[bytes], keys: Sequence[str], size: int) -> np.ndarray:
+    """`square` of each encoded image, uint8 [n, 3, size, size]; raises ValueError naming one that is broken."""
     squares = np.empty((len(encoded), 3, size, size), np.uint8)
-    for row, data in enumerate(encoded):
-        squares[row] = square(Image.open(io.BytesIO(data)), size)
+    for row, (data, key) in enumerate(zip(encoded, keys, strict=True)):
+        try:
+            squares[row] = square(Image.open(io.BytesIO(data)), size)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"image {key!r} of the dataset cannot be decoded: {error}") from None
     return squares

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +19,21 @@ import ray
 import ray.train
 import torch
 from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from datadream.classify.images import LabelledImages, buffered_batches, rows_per_read, shuffled_batches
-from datadream.classify.published import Published, open_published, quiet_ordered_data
+from datadream.classify.published import (
+    REMEDY,
+    Published,
+    check_labels,
+    check_published,
+    check_range,
+    open_published,
+    quiet_ordered_data,
+)
+from datadream.classify.selection import check_selection, selection_of
 from datadream.cluster import (
     Workers,
     collective_backend,
@@ -37,11 +48,11 @@ from datadream.device import use_threads
 from datadream.monitor import show, start_monitor
 from datadream.progress import Facts, Progress, polled
 from datadream.ranks import Ranks
-from datadream.run_store import RunStore, classifier_marker
+from datadream.run_store import RunStore, classifier_checkpoint, classifier_marker
 
 # What imports open_clip is imported at use: that takes seconds, and the driver may not need it.
 if TYPE_CHECKING:
-    from datadream.classify.loop import Reading, Report
+    from datadream.classify.loop import Checkpoints, Reading, Report
     from datadream.classify.setting import Outcome, SyntheticImages
 
 log = logging.getLogger(__name__)
@@ -51,8 +62,8 @@ MEMORY_LIMIT = 2 * 2**30
 SHUFFLE_BYTES = 2**29
 """Bytes of the buffer through which a stream is shuffled."""
 SECONDS_BETWEEN_REPORTS = 0.5
-MAX_RESTARTS = 3
-"""Times that training goes on after losing a worker; errors of our own making are never retried."""
+MAX_FRUITLESS = 3
+"""Times in a row that workers may be lost without a commit or checkpoint between; other errors are never retried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +105,42 @@ def train_classifiers(store: RunStore, jobs: Sequence[ClassifierJob], workers: W
         raise ValueError(
             "classify.batch_size is 1, but real+synthetic draws half of a batch from each. Use 2 or more."
         )
+    for job in jobs:
+        _check(job)
     workers = workers.at_most(smallest // 2)
-    for restarts_left in reversed(range(MAX_RESTARTS + 1)):
-        missing = [job for job in jobs if job.missing]
-        if not missing:
-            return
+    fruitless = 0
+    while missing := [job for job in jobs if job.missing]:
+        before = _reached(missing)
         try:
             _train(store, missing, workers)
+        except RayTaskError as error:  # Ray Data's, which appends its advice to the first line
+            raise RuntimeError(f"reading the dataset failed: {str(error.cause).splitlines()[0]}") from error
         except TrainingFailedError as error:
-            if not (restarts_left and lost_a_worker(error)):
+            fruitless = fruitless + 1 if _reached(missing) == before else 1
+            if fruitless > MAX_FRUITLESS or not lost_a_worker(error):
                 raise RuntimeError(f"classifier training failed: {failure_text(error)}") from error
-            log.warning("classify: a worker was lost; the settings that are not done start again")
+            log.warning("classify: a worker was lost; going on from the last checkpoint")
+
+
+def _check(job: ClassifierJob) -> None:
+    """Find what would fail later. Raises ValueError or FileNotFoundError."""
+    check_selection(job.few_shot, job.config.classify)
+    if _needs_synthetic(job):
+        check_published(job.store, job.few_shot.class_names)
+
+
+def _needs_synthetic(job: ClassifierJob) -> bool:
+    return any("synthetic" in setting for setting in job.missing)
+
+
+def _reached(jobs: Sequence[ClassifierJob]) -> list[Any]:
+    """Changes with every commit and checkpoint."""
+    files = [
+        (job.store.fs, path)
+        for job in jobs
+        for path in sorted(job.store.fs.glob(job.store.path(classifier_checkpoint("*", "*"))))
+    ]
+    return [[job.missing for job in jobs], [fs.ukey(path) for fs, path in files]]
 
 
 def _train(store: RunStore, jobs: Sequence[ClassifierJob], workers: Workers) -> None:
@@ -127,12 +163,19 @@ def _train(store: RunStore, jobs: Sequence[ClassifierJob], workers: Workers) -> 
 
 
 def _steps(task: _Task) -> int:
-    return task.job.config.classify.steps * sum(setting != "zero-shot" for setting in task.settings)
+    return sum(_steps_of(task.job, setting) for setting in task.settings)
+
+
+def _steps_of(job: ClassifierJob, setting: Setting) -> int:
+    if setting == "zero-shot":
+        return 0
+    config = job.config.classify
+    return config.steps * selection_of(setting, job.few_shot, config).n_trainings
 
 
 def _published(job: ClassifierJob) -> Published | None:
     """The synthetic images of a job, if a setting needs any."""
-    if not any("synthetic" in setting for setting in job.missing):
+    if not _needs_synthetic(job):
         return None
     from datadream.models.clip import input_size
 
@@ -179,10 +222,22 @@ def _train_on_worker(loop: dict[str, Any]) -> None:
         trainer = SettingTrainer(task.job.config, task.job.few_shot, device, ranks)
         synthetic = _synthetic(task, device, ranks)
         for setting in task.settings:
-            outcome = trainer.run(setting, synthetic, _reporter(loop["monitor"], steps_before, setting, ranks))
-            steps_before += 0 if setting == "zero-shot" else task.job.config.classify.steps
+            report = _reporter(loop["monitor"], steps_before, setting, ranks)
+            outcome = trainer.run(setting, synthetic, report, partial(_checkpoints, task.job, setting, ranks))
+            steps_before += _steps_of(task.job, setting)
             if ranks.rank == 0:
                 _commit(task.job.store, setting, outcome)
+
+
+def _checkpoints(job: ClassifierJob, setting: Setting, ranks: Ranks, training: str) -> Checkpoints:
+    from datadream.classify.loop import Checkpoints
+
+    name = classifier_checkpoint(setting, training)
+    return Checkpoints(
+        read=lambda: job.store.read_bytes(name) if job.store.exists(name) else None,
+        write=partial(job.store.write_bytes, name) if ranks.rank == 0 else None,
+        every=job.config.cluster.checkpoint_steps,
+    )
 
 
 def _commit(store: RunStore, setting: Setting, outcome: Outcome) -> None:
@@ -191,6 +246,9 @@ def _commit(store: RunStore, setting: Setting, outcome: Outcome) -> None:
     for name, data in outcome.files.items():
         store.write_bytes(f"{folder}/{name}", data)
     store.write_json(marker, outcome.metrics)
+    checkpoints = store.path(classifier_checkpoint(setting, "")).rpartition("/")[0]
+    if store.fs.exists(checkpoints):
+        store.fs.rm(checkpoints, recursive=True)
 
 
 def _synthetic(task: _Task, device: torch.device, ranks: Ranks) -> SyntheticImages | None:
@@ -199,20 +257,20 @@ def _synthetic(task: _Task, device: torch.device, ranks: Ranks) -> SyntheticImag
 
     if not task.n_synthetic:
         return None
-    shard = ray.train.get_dataset_shard(task.dataset)
+    shard, n_classes = ray.train.get_dataset_shard(task.dataset), len(task.job.few_shot.class_names)
     if task.buffer:
 
         def batches(batch_size: int, seed: int) -> Iterator[LabelledImages]:
             return buffered_batches(
-                _reads(shard, rows_per_read(batch_size, ranks)), batch_size, ranks, task.buffer, seed
+                _reads(shard, rows_per_read(batch_size, ranks), n_classes), batch_size, ranks, task.buffer, seed
             )
 
     else:
-        pool = _collect(shard).to(device)
+        pool = _collect(shard)
         if len(pool) != task.n_synthetic:
-            raise ValueError(
-                f"the dataset holds {len(pool)} images, its marker says {task.n_synthetic}. Run generate again."
-            )
+            raise ValueError(f"the dataset holds {len(pool)} images, its marker says {task.n_synthetic}. {REMEDY}")
+        check_labels(pool.labels.numpy(), task.job.few_shot.class_names)
+        pool = pool.to(device)
 
         def batches(batch_size: int, seed: int) -> Iterator[LabelledImages]:
             return shuffled_batches(pool, batch_size, ranks, seed)
@@ -230,11 +288,12 @@ def _collect(shard: ray.data.DataIterator) -> LabelledImages:
     return LabelledImages(torch.from_numpy(images[order]), torch.from_numpy(labels[order]))
 
 
-def _reads(shard: ray.data.DataIterator, rows: int) -> Iterator[LabelledImages]:
+def _reads(shard: ray.data.DataIterator, rows: int, n_classes: int) -> Iterator[LabelledImages]:
     """This worker's split, epoch after epoch, `rows` images at a time."""
     while True:
         batch = None
         for batch in shard.iter_batches(batch_size=rows, batch_format="numpy", drop_last=True):
+            check_range(batch["label"], n_classes)
             # Copied: what Ray hands out is read-only.
             yield LabelledImages(torch.tensor(batch["image"]), torch.tensor(batch["label"]))
         if batch is None:

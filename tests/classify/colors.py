@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
 
 import numpy as np
@@ -21,20 +22,23 @@ def color_image(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> 
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def publish(store: RunStore, form: str = "parquet", n_per_class: int = 20, shards: int = 2) -> None:
-    """Write a dataset of colour images and its marker, as generation would."""
+def publish(
+    store: RunStore, form: str = "parquet", n_per_class: int = 20, shards: int = 2, ragged: bool = False
+) -> None:
+    """Write a dataset of colour images and its marker, as generation would; `ragged` shards grow in size."""
     rng = np.random.default_rng(1)
     rows = [
         (f"{name}/{i:03d}", label, color_image(rng, name, (16, 16)))
         for i in range(n_per_class)
         for label, name in enumerate(COLORS)
     ]
-    names = []
-    for shard in range(shards):
+    names, ends = [], [len(rows) * (shard + 1) ** 2 // shards**2 for shard in range(shards)]
+    for shard, (start, end) in enumerate(itertools.pairwise([0, *ends])):
         names.append(f"data/train-{shard:05d}-of-{shards:05d}.{'parquet' if form == 'parquet' else 'tar'}")
         write = parquet_shard if form == "parquet" else webdataset_shard
-        store.write_bytes(f"dataset/{names[-1]}", write(rows[shard::shards]))
-    store.write_json("dataset/dataset.json", {"format": form, "shards": names, "n_images": len(rows)})
+        store.write_bytes(f"dataset/{names[-1]}", write(rows[start:end] if ragged else rows[shard::shards]))
+    marker = {"format": form, "shards": names, "n_images": len(rows), "class_names": list(COLORS)}
+    store.write_json("dataset/dataset.json", marker)
 
 
 def parquet_shard(rows: list[tuple[str, int, Image.Image]]) -> bytes:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datadream.config import ExperimentConfig, parse_config
+from datadream.classify.images import LabelledImages, read_photos
+from datadream.config import ClassifyConfig, ExperimentConfig, parse_config
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet, draw
 from tests.classify.colors import COLORS, color_image
@@ -37,6 +38,16 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def few_shot(photo_folder: Path) -> FewShotSet:
     return draw(open_source(str(photo_folder)).dataset(), n_shots=2, seed=0, prompt="a photo of a {name}")
+
+
+@pytest.fixture
+def shots(few_shot: FewShotSet, photo_folder: Path) -> LabelledImages:
+    return read_photos(open_source(str(photo_folder)), few_shot.photos, 16)
+
+
+@pytest.fixture
+def settings(config: ExperimentConfig) -> ClassifyConfig:
+    return config.classify
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,12 @@ def test_a_square_of_the_right_size_keeps_its_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    assert (decode_squares([buffer.getvalue()], 8)[0] == pixels.transpose(2, 0, 1)).all()
+    assert (decode_squares([buffer.getvalue()], ["0"], 8)[0] == pixels.transpose(2, 0, 1)).all()
+
+
+def test_a_broken_image_is_named():
+    with pytest.raises(ValueError, match=r"image '3.png' of the dataset cannot be decoded"):
+        decode_squares([b"no image"], ["3.png"], 8)
 
 
 def test_photos_keep_their_labels(few_shot, photo_folder):

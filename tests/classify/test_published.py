@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from ray.data import DataContext, DataIterator
 
-from datadream.classify.published import open_published, quiet_ordered_data
+from datadream.classify.published import check_labels, check_published, open_published, quiet_ordered_data
 from datadream.run_store import RunStore
-from tests.classify.colors import publish
+from tests.classify.colors import COLORS, publish
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -66,4 +66,35 @@ def test_what_was_set_in_ray_data_is_set_again():
 
 def test_without_a_marker_there_is_no_dataset(tmp_path):
     with pytest.raises(ValueError, match="Run generate first"):
-        open_published(RunStore(str(tmp_path)), size=8)
+        check_published(RunStore(str(tmp_path)), tuple(COLORS))
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+def test_what_is_published_is_checked_before_any_work(tmp_path, form):
+    store = RunStore(str(tmp_path))
+    publish(store, form, shards=3)
+    check_published(store, tuple(COLORS))
+    with pytest.raises(ValueError, match="class 1 is 'green' in the dataset, 'red' in the run.*run generate again"):
+        check_published(store, ("blue", "red", "green"))
+    shard = store.read_json("dataset/dataset.json")["shards"][1]
+    store.write_bytes(f"dataset/{shard}", b"what a full disk left")
+    with pytest.raises(ValueError, match=f"shard 'dataset/{shard}' cannot be read"):
+        check_published(store, tuple(COLORS))
+    store.remove(f"dataset/{shard}")
+    with pytest.raises(ValueError, match=f"shard 'dataset/{shard}' cannot be read"):
+        check_published(store, tuple(COLORS))
+
+
+def test_labels_must_be_those_of_the_classes(tmp_path):
+    names = tuple(COLORS)
+    check_labels(np.array([0, 1, 2, 1]), names)
+    with pytest.raises(ValueError, match="the dataset has label 3, but the run's classes are 0 to 2"):
+        check_labels(np.array([0, 3, 1, 2]), names)
+    with pytest.raises(ValueError, match=r"class 'green' has no image in the dataset \(1 such classes\)"):
+        check_labels(np.array([0, 2]), names)
+    store = RunStore(str(tmp_path))
+    publish(store)
+    marker = store.read_json("dataset/dataset.json")
+    store.write_json("dataset/dataset.json", marker | {"class_names": [*names, "white"]})
+    with pytest.raises(ValueError, match="class 'white' has no image"):
+        check_published(store, (*names, "white"))

@@ -1,17 +1,30 @@
-"""How a setting fills its batches, and what it leaves; on Ray, whole settings are tested with the trainer."""
+"""How a setting fills its batches and is chosen, on one device; what Ray adds is tested with the trainer."""
 
 from __future__ import annotations
 
 import copy
+import io
+from dataclasses import replace
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from datadream.classify.loop import Checkpoints
 from datadream.classify.predictor import Classifier
 from datadream.classify.saved import SavedClassifier
 from datadream.classify.setting import SettingTrainer, batch_plan
 from datadream.ranks import ALONE
 from datadream.run_store import RunStore
+
+CPU = torch.device("cpu")
+
+
+def run(trainer, setting="real", checkpoints_of=None):
+    heard = []
+    outcome = trainer.run(setting, None, lambda step, reading: heard.append(step), checkpoints_of)
+    return outcome, heard
 
 
 @pytest.mark.parametrize(
@@ -25,6 +38,66 @@ from datadream.run_store import RunStore
 )
 def test_batches_are_filled_as_the_setting_says(setting, plan):
     assert batch_plan(setting, 9, 0.75) == plan
+
+
+def test_logits_tell_the_metrics_again(config, few_shot):
+    outcome, _ = run(SettingTrainer(config, few_shot, CPU, ALONE))
+    table = pq.read_table(io.BytesIO(outcome.files["logits.parquet"]))
+    hits = np.stack(table["logits"].to_numpy()).argmax(axis=1) == table["label"].to_numpy()
+    assert table["key"].to_pylist() == [photo.key for photo in few_shot.test]
+    assert outcome.metrics["top1"] == pytest.approx(100 * hits.mean())
+    assert outcome.metrics["chosen_by"] == "val"
+
+
+def test_folds_choose_the_steps_and_all_shots_are_trained_on(config, few_shot):
+    knobs = {"classify.steps": 20, "classify.eval_every": 5}
+    without_val = replace(few_shot, val=())
+    trainer = SettingTrainer(config.updated(knobs), without_val, CPU, ALONE)
+    outcome, heard = run(trainer)
+    metrics = outcome.metrics
+    assert (metrics["chosen_by"], metrics["n_val"], metrics["n_real"]) == ("folds", 6, 6)
+    assert [reading["step"] for reading in metrics["curve"]] == [5, 10, 15, 20]
+    assert metrics["val_top1"] == max(reading["val_top1"] for reading in metrics["curve"])
+    best = metrics["best_step"]
+    assert metrics["curve"][best // 5 - 1]["val_top1"] == metrics["val_top1"]
+    assert heard == list(range(1, 41 + best))
+    # The weights are those of a training on all shots that stopped there.
+    last = run(trainer.with_knobs({"folds": 0}))[0]
+    assert (last.metrics["chosen_by"], last.metrics["val_top1"]) == (None, None)
+    assert (last.files["lora.safetensors"] == outcome.files["lora.safetensors"]) == (best == 20)
+
+
+def test_folds_that_are_done_are_not_trained_again(config, few_shot):
+    knobs = {"classify.steps": 10, "classify.eval_every": 5}
+    saved: dict[str, bytes] = {}
+
+    def checkpoints_of(name: str) -> Checkpoints:
+        return Checkpoints(lambda: saved.get(name), lambda data: saved.update({name: data}), every=4)
+
+    trainer = SettingTrainer(config.updated(knobs), replace(few_shot, val=()), CPU, ALONE)
+    whole, _ = run(trainer, checkpoints_of=checkpoints_of)
+    assert set(saved) == {"fold-0", "fold-1", "all"}
+    del saved["all"], saved["fold-1"]
+    again, heard = run(trainer, checkpoints_of=checkpoints_of)
+    assert heard == list(range(11, 21 + whole.metrics["best_step"]))
+    assert again.files["lora.safetensors"] == whole.files["lora.safetensors"]
+
+
+def test_one_loaded_clip_serves_several_knobs(config, few_shot):
+    trainer = SettingTrainer(config, few_shot, CPU, ALONE)
+    slow = trainer.with_knobs({"learning_rate": 1e-5, "weight_decay": 0.0, "mixup": 1.0})
+    first, other, again = (run(each)[0].metrics for each in (trainer, slow, trainer))
+    assert slow.clip is trainer.clip
+    assert other["curve"][-1]["loss"] > first["curve"][-1]["loss"] == again["curve"][-1]["loss"]
+    with pytest.raises(ValueError, match=r"classify.model cannot be changed on a CLIP that is loaded"):
+        trainer.with_knobs({"model": "RN50"})
+
+
+def test_what_test_photos_chose_is_marked(config, few_shot):
+    outcome, _ = run(SettingTrainer(config.updated({"classify.select_on": "test"}), few_shot, CPU, ALONE))
+    metrics = outcome.metrics
+    assert (metrics["chosen_by"], metrics["val_top1"], metrics["n_val"]) == ("test", None, 0)
+    assert metrics["top1"] == max(reading["val_top1"] for reading in metrics["curve"])
 
 
 def test_a_fully_trained_image_tower_is_saved_and_forgotten(config, few_shot, photo_folder, tmp_path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load
@@ -20,7 +24,7 @@ from datadream.cluster import Workers
 from datadream.models.clip import load_clip
 from datadream.models.clip_training import load_trainable_state, make_trainable
 from datadream.ranks import ALONE
-from datadream.run_store import RunStore, progress_file
+from datadream.run_store import RunStore, classifier_checkpoint, progress_file
 from tests.classify.colors import publish
 from tests.processes import kill_a_worker_after
 
@@ -61,7 +65,7 @@ def test_every_setting_leaves_its_files_and_nothing_else(run):
     always = {
         f"classifier/{setting}/{name}"
         for setting in ALL
-        for name in ("head.safetensors", "labels.json", "metrics.json")
+        for name in ("head.safetensors", "labels.json", "logits.parquet", "metrics.json")
     }
     lora = {f"classifier/{setting}/lora.safetensors" for setting in TRAINED}
     assert found == always | lora | {"dataset/dataset.json", progress_file("classify")}
@@ -78,6 +82,9 @@ def test_metrics_say_what_was_done(run):
             ("red", 10),
         ]
         assert values["top1"] == pytest.approx(sum(entry["top1"] for entry in values["per_class"]) / 3)
+        assert values["macro"] == pytest.approx(values["top1"])
+        assert [sum(row) for row in values["confusion"]] == [10, 10, 10]
+        assert values["top1_interval"][0] <= values["top1"] <= values["top1_interval"][1]
         assert values["seconds"] > 0
     assert {name: (values["n_real"], values["n_synthetic"]) for name, values in metrics.items()} == {
         "zero-shot": (0, 0),
@@ -125,15 +132,25 @@ def published_pool(run: RunStore, size: int) -> LabelledImages:
         return trainer._collect(open_published(run, size).rows.iterator())
 
 
-def test_a_lost_worker_costs_only_what_was_not_committed_and_changes_nothing(run, tmp_path, few_shot, config, caplog):
+def test_a_lost_worker_costs_the_steps_since_a_checkpoint_and_changes_nothing(run, tmp_path, few_shot, config, caplog):
     again = RunStore(str(tmp_path))
     publish(again)
     with ThreadPoolExecutor(1) as killer:
-        killed_at = killer.submit(kill_a_worker_after, again, "classifier/zero-shot/metrics.json")
-        train(again, few_shot, config, workers(2))
+        files_of = ("classifier/zero-shot/metrics.json", classifier_checkpoint("real", "all"))
+        killed_at = killer.submit(kill_a_worker_after, again, *files_of)
+        train(again, few_shot, config.updated({"cluster.checkpoint_steps": 4}), workers(2))
     assert "a worker was lost" in caplog.text
     assert os.path.getmtime(again.path("classifier/zero-shot/metrics.json")) < killed_at.result()
     assert files(again, *TRAINED) == files(run, *TRAINED)
+    metrics, undisturbed = (store.read_json("classifier/real/metrics.json") for store in (again, run))
+    start, resumed = metrics["starts"]
+    assert (start, resumed % 4) == (0, 0)
+    assert 0 < resumed < 30
+    same = ("top1", "ece", "per_class", "confusion", "val_top1", "best_step")
+    assert {name: metrics[name] for name in same} == {name: undisturbed[name] for name in same}
+    losses = [[reading["loss"] for reading in each["curve"]] for each in (metrics, undisturbed)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6), "but for the order in which ranks are summed"
+    assert not list(Path(again.root).rglob("checkpoints"))
 
 
 def test_what_is_committed_is_not_trained_again(run, few_shot, config, monkeypatch):
@@ -142,11 +159,12 @@ def test_what_is_committed_is_not_trained_again(run, few_shot, config, monkeypat
 
 
 def test_a_large_set_streams(tmp_path, few_shot, config, monkeypatch):
-    """A WebDataset that is too large for memory, so we say, is split among two workers."""
+    """A WebDataset that is too large for memory, so we say, is split among two workers; its shards are ragged."""
     monkeypatch.setattr(trainer, "MEMORY_LIMIT", 0)
     monkeypatch.setattr(trainer, "SHUFFLE_BYTES", 12 * 3 * 16**2)
     store = RunStore(str(tmp_path))
-    publish(store, form="webdataset")
+    publish(store, form="webdataset", shards=3, ragged=True)
+    config = config.updated({"classify.batch_size": 7, "classify.mixup": 1.0})
     train(store, few_shot, with_settings(config, "synthetic", "real+synthetic"), workers(2))
     for setting in ("synthetic", "real+synthetic"):
         assert store.read_json(f"classifier/{setting}/metrics.json")["top1"] > 80
@@ -160,9 +178,32 @@ def test_a_workers_failure_is_the_drivers(tmp_path, few_shot, config):
     assert store.markers("classifier/real") == set()
 
 
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path, few_shot, config):
+    store = RunStore(str(tmp_path))
+    publish(store)
+    shard = store.read_json("dataset/dataset.json")["shards"][1]
+    table = pq.read_table(io.BytesIO(store.read_bytes(f"dataset/{shard}"))).to_pylist()
+    table[7]["image"] = {"bytes": b"no image", "path": "red/007.png"}
+    pq.write_table(pa.Table.from_pylist(table), store.path(f"dataset/{shard}"))
+    with pytest.raises(
+        RuntimeError, match=r"reading the dataset failed: image 'red/007.png' of the dataset cannot be"
+    ):
+        train(store, few_shot, with_settings(config, "synthetic"), workers(1))
+
+
 def test_without_a_dataset_synthetic_settings_are_refused(tmp_path, few_shot, config):
     with pytest.raises(ValueError, match=r"dataset/dataset.json is missing. Run generate first"):
         train(RunStore(str(tmp_path)), few_shot, config, workers(1))
+
+
+def test_without_test_photos_none_can_choose(tmp_path, few_shot, config):
+    with pytest.raises(ValueError, match=r"select_on is 'test', but there are no test photos"):
+        train(
+            RunStore(str(tmp_path)),
+            replace(few_shot, test=()),
+            config.updated({"classify.select_on": "test"}),
+            workers(1),
+        )
 
 
 def test_a_batch_of_one_cannot_hold_both_origins(tmp_path, few_shot, config):

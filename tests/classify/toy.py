@@ -1,0 +1,40 @@
+"""A training of the toy CLIP on colours, with what a test does not vary left out."""
+
+from __future__ import annotations
+
+from datadream.classify.images import LabelledImages, shuffled_batches
+from datadream.classify.training import Part, Training
+from datadream.config import AugmentConfig, ClassifyConfig
+from datadream.data.augment import Augment
+from datadream.models.clip import ClipModel, load_clip
+from datadream.models.clip_training import make_trainable
+from datadream.ranks import ALONE, Ranks
+from tests.classify.colors import COLORS
+
+OFF = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "color_jitter": 0, "grayscale": 0}
+PROMPTS = tuple(f"a photo of a {name}" for name in COLORS)
+
+
+def with_lora(clip_id: str) -> ClipModel:
+    clip = load_clip(clip_id, None, "cpu")
+    make_trainable(clip.model, rank=4, alpha=8, projections=("q", "k", "v", "out"), seed=0)
+    return clip
+
+
+def augment_of(clip: ClipModel, **changes) -> Augment:
+    return Augment(AugmentConfig(**changes), False, clip.size, clip.mean, clip.std)
+
+
+def mild(clip: ClipModel) -> Augment:
+    """Leaves the colours as they are: they are the classes."""
+    return augment_of(clip, color_jitter=0.1, grayscale=0)
+
+
+def part(pool: LabelledImages, batch_size: int = 12, weight: float = 1.0, ranks: Ranks = ALONE, seed: int = 0) -> Part:
+    return Part(shuffled_batches(pool, batch_size, ranks, seed), batch_size, weight)
+
+
+def training_of(
+    clip: ClipModel, settings: ClassifyConfig, parts: list[Part], augment: Augment, ranks: Ranks = ALONE
+) -> Training:
+    return Training(clip, clip.tokenizer(PROMPTS), parts, augment, settings, seed=0, ranks=ranks)
