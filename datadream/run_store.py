@@ -74,7 +74,8 @@ class RunStore:
     def __init__(self, url: str) -> None:
         """Raises ValueError when no file system serves the URL's scheme."""
         try:
-            self.fs, self.root = fsspec.core.url_to_fs(url)
+            # Object stores' clients remember listings, in which what other processes commit would be missing.
+            self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise ValueError(
                 f"run URL {url!r} cannot be opened: {error}. Use a folder or an installed fsspec scheme."
@@ -151,7 +152,8 @@ class RunStore:
     def check_writable(self) -> None:
         """Raises ValueError when the run cannot be written here; leaves nothing behind."""
         existing = self.root
-        while existing and not self.fs.exists(existing) and posixpath.dirname(existing) != existing:
+        # Object stores have no folders that would be left behind.
+        while self.is_local and not self.fs.exists(existing) and posixpath.dirname(existing) != existing:
             existing = posixpath.dirname(existing)
         probe = posixpath.join(existing, f".datadream-{uuid.uuid4().hex}.tmp")
         try:
@@ -166,9 +168,16 @@ class RunStore:
     def saved_config(self) -> ExperimentConfig | None:
         """The config that this folder was made with, if it is a run.
 
-        Raises ValueError when the saved config does not fit this version.
+        Raises ValueError when the saved config does not fit this version, or the URL cannot be reached.
         """
-        if not self.exists(CONFIG):
+        try:
+            there = self.exists(CONFIG)
+        except Exception as error:  # every file system has its own
+            raise ValueError(
+                f"run URL {self.url!r} cannot be read: {str(error) or type(error).__name__}. Check it, and the endpoint "
+                "and credentials of its file system."
+            ) from None
+        if not there:
             return None
         return ExperimentConfig.model_validate(self.read_json(CONFIG)["config"])
 

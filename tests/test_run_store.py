@@ -1,13 +1,25 @@
 """Writes are whole or absent; a folder belongs to one config."""
 
+import subprocess
+import sys
+
 import pytest
 
 from datadream import recipes
-from datadream.run_store import RunStore
+from datadream.run_store import SCRATCH, RunStore
+from tests.object_store import s3_server
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(scope="module")
+def bucket():
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request, tmp_path) -> RunStore:
+    if request.param == "s3":
+        return RunStore(f"{request.getfixturevalue('bucket')}/{tmp_path.name}/run")
     return RunStore(str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}/run")
 
 
@@ -19,6 +31,30 @@ def test_write_read_and_markers(store):
     assert store.markers("a") == {"b"}
     assert store.markers("nothing") == set()
     assert store.child("a").exists("b.bin")
+    store.move("a/b.bin", "a/c.bin")
+    assert not store.exists("a/b.bin")
+    assert store.read_bytes("a/c.bin") == b"12"
+
+
+def test_what_another_process_writes_is_seen(bucket):
+    """The client of an object store keeps listings, unless it is told not to."""
+    store = RunStore(f"{bucket}/shared")
+    store.write_json("chunks/0.json", {})
+    assert (store.markers("chunks"), store.exists("chunks/1.json")) == ({"0"}, False)
+    code = "from datadream.run_store import RunStore; RunStore('s3://bucket/shared').write_json('chunks/1.json', {})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (store.markers("chunks"), store.exists("chunks/1.json")) == ({"0", "1"}, True)
+    store.write_bytes(f"{SCRATCH}1/half", b"")
+    store.sweep_temporary()
+    assert {path.rpartition("/")[2] for path in store.fs.find(store.root)} == {"0.json", "1.json"}
+
+
+def test_object_stores_that_cannot_be_used_are_told(bucket):
+    store = RunStore(f"{bucket}/new/run")
+    store.check_writable()
+    assert store.fs.find(store.root) == []
+    with pytest.raises(ValueError, match="'s3://elsewhere/run' cannot be written: The specified bucket does not exist"):
+        RunStore("s3://elsewhere/run").check_writable()
 
 
 def test_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch):
