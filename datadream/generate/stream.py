@@ -73,11 +73,12 @@ def draw_chunks(
     drawn = rows.map(
         _ChunkDrawer,
         fn_constructor_args=(config, workers, store.url),
-        compute=ray.data.ActorPoolStrategy(size=workers.at_most(len(todo)).count),
+        compute=_pool(workers, len(todo)),
         num_cpus=0 if workers.use_gpu else workers.threads,
         num_gpus=1 if workers.use_gpu else 0,
     )
-    commits = drawn.map(_commit_chunk, fn_kwargs={"config": config})
+    # Samplers on CPUs may fill all of them when nodes are lost; beside these, encoding takes next to nothing.
+    commits = drawn.map(_commit_chunk, fn_kwargs={"config": config}, num_cpus=1 if workers.use_gpu else 0)
     tally = _Tally(len(todo), workers.at_most(len(todo)).count)
     with Progress("generate", total, "image", store, done=total - to_do) as progress, plain_errors("drawing"):
         for row in commits.iter_rows():
@@ -85,6 +86,15 @@ def draw_chunks(
             progress.update(progress.done + row["n_images"], **tally.facts(), **(facts or {}))
     what = f"drawing {len(tally.failures)} of {len(todo)} chunks of images"
     check_none_failed(store, FAILED_CHUNKS, tally.failures, what)
+
+
+def _pool(workers: Workers, n_chunks: int) -> ray.data.ActorPoolStrategy:
+    """As many samplers as were asked for; where nobody asked, those that fit now, and more or fewer as nodes join and
+    leave."""
+    count = workers.at_most(n_chunks).count
+    if not workers.grows:
+        return ray.data.ActorPoolStrategy(size=count)
+    return ray.data.ActorPoolStrategy(min_size=1, initial_size=count, max_size=n_chunks)
 
 
 class _Tally:
