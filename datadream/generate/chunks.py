@@ -1,13 +1,19 @@
-"""Cut a plan's images into chunks: the unit of work, retry and commit of generation."""
+"""Cut a plan's images into chunks: the unit of work, retry and commit of generation; and know them again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
+from operator import attrgetter
 
+from datadream.config import ExperimentConfig
 from datadream.methods.base import ImageRequest
-from datadream.run_store import CHUNKS
+from datadream.run_store import CHUNKS, DATASET, RunStore, spec_hash
+
+DRAWN_PLAN = "stages/generate-plan.json"
+"""Which plan a run's chunks belong to."""
+_request_values = attrgetter(*(field.name for field in fields(ImageRequest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +61,28 @@ def first_chunks(chunks: Iterable[Chunk], wanted: Sequence[int]) -> list[Chunk]:
 def n_images(chunks: Iterable[Chunk]) -> int:
     """Images of all chunks."""
     return sum(len(chunk.requests) for chunk in chunks)
+
+
+def plan_hash(chunks: Iterable[Chunk], config: ExperimentConfig) -> str:
+    """Hash of what makes the images: every request, how they are cut, and the settings of the generator."""
+    cut = [(chunk.chunk_id, spec_hash([_request_values(request) for request in chunk.requests])) for chunk in chunks]
+    settings = config.model_dump(mode="json", include={"diffusion", "generate"})
+    settings["generate"].pop("batch_size")  # changes no image
+    return spec_hash([settings, cut])
+
+
+def claim_run(store: RunStore, chunks: Iterable[Chunk], config: ExperimentConfig) -> None:
+    """Record that the run's chunks and dataset are of this plan.
+
+    Raises ValueError when those that are there are of another.
+    """
+    ours = plan_hash(chunks, config)
+    for name, what in ((DRAWN_PLAN, "chunks"), (DATASET, "dataset")):
+        theirs = store.read_json(name).get("plan", ours) if store.exists(name) else ours
+        if theirs != ours:
+            raise ValueError(
+                f"run {store.url!r} holds a {what} folder of other images (plan {theirs[:8]} there, {ours[:8]} now). "
+                f"Use another --run, or move {CHUNKS}/, dataset/ and {DRAWN_PLAN} away."
+            )
+    if not store.exists(DRAWN_PLAN):
+        store.write_json(DRAWN_PLAN, {"plan": ours})

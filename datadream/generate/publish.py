@@ -20,7 +20,7 @@ from datadream.config import ExperimentConfig
 from datadream.data.card import dataset_card
 from datadream.data.few_shot import FewShotSet
 from datadream.data.shards import ImageRecord, from_parquet, shard_name, to_parquet, to_webdataset
-from datadream.generate.chunks import Chunk
+from datadream.generate.chunks import Chunk, plan_hash
 from datadream.generate.ray_data import plain_errors, quiet_ray_data
 from datadream.generate.selection import Selection
 from datadream.run_store import DATASET, RunStore, sha256
@@ -72,6 +72,7 @@ def publish_dataset(store: RunStore, chunks: Sequence[Chunk], few_shot: FewShotS
     totals = selection.totals if selection else None
     store.write_bytes("dataset/README.md", dataset_card(few_shot, config, published, n_bytes, totals).encode())
     marker = {
+        "plan": plan_hash(chunks, config),
         "format": config.generate.dataset_format,
         "image_format": config.generate.image_format,
         "n_images": published,
