@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": "classify photos with what a run has learnt",
     "export": "write a run's classifier as a checkpoint that plain open_clip loads",
     "status": "how far a run is",
+    "push": "upload the dataset to the Hugging Face Hub: `datadream push RUN OWNER/NAME`, private unless --public",
     "recipes": "the named configs",
 }
 CLASSIFIER_COMMANDS = ("predict", "export")
@@ -42,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "recipes":
             print("\n".join(f"{name:<14}{recipe.__doc__.splitlines()[0]}" for name, recipe in recipes.RECIPES.items()))
             return 0
-        if arguments.command in CLASSIFIER_COMMANDS:
+        if arguments.command in (*CLASSIFIER_COMMANDS, "push"):
             if overrides:
                 raise ValueError(f"unexpected {overrides[0]!r}: {arguments.command} takes no knobs. See its --help.")
-            return _use_classifier(arguments)
+            return _push(arguments) if arguments.command == "push" else _use_classifier(arguments)
         return _run_command(arguments.command, _config(arguments, overrides), arguments.run)
     except (ValueError, FileNotFoundError) as error:
         print(f"datadream: {error}", file=sys.stderr)
@@ -62,6 +63,13 @@ def _run_named(words: Sequence[str]) -> list[str]:
     """`status runs/demo` as `status --run runs/demo`."""
     short = len(words) > 1 and words[0] in COMMANDS and not words[1].startswith("-") and "=" not in words[1]
     return [words[0], "--run", *words[1:]] if short else list(words)
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from datadream.hub import push_dataset
+
+    print(push_dataset(RunStore(arguments.run), arguments.repository, private=not arguments.public))
+    return 0
 
 
 def _run_command(command: str, config: ExperimentConfig, run: str) -> int:
@@ -168,6 +176,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--run", required=True, metavar="URL", help=RUN_HELP)
         if name in CLASSIFIER_COMMANDS:
             _add_classifier_options(command)
+            continue
+        if name == "push":
+            command.add_argument("repository", metavar="OWNER/NAME", help="the dataset's name on the Hub")
+            command.add_argument("--public", action="store_true", help="a new repository is for everybody to see")
             continue
         command.add_argument("--recipe", metavar="NAME", help=f"a named config: {', '.join(recipes.RECIPES)}")
         command.add_argument("--config", metavar="FILE", help="YAML file of knobs, over the recipe's")

@@ -174,8 +174,8 @@ class RunStore:
             there = self.exists(CONFIG)
         except Exception as error:  # every file system has its own
             raise ValueError(
-                f"run URL {self.url!r} cannot be read: {str(error) or type(error).__name__}. Check it, and the endpoint "
-                "and credentials of its file system."
+                f"run URL {self.url!r} cannot be read: {str(error) or type(error).__name__}. Check it, and the "
+                "endpoint and credentials of its file system."
             ) from None
         if not there:
             return None

@@ -1,0 +1,44 @@
+"""Push a run's published dataset to the Hugging Face Hub: one shard in memory at a time, one commit at the end."""
+
+from __future__ import annotations
+
+import posixpath
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+
+from datadream.run_store import DATASET, RunStore
+
+
+def push_dataset(store: RunStore, repository: str, private: bool = True) -> str:
+    """Upload shards and card to the dataset repository OWNER/NAME, made if it is not there; returns its URL.
+
+    `private` decides for a new repository only. A push that was cut short is made again: what the Hub has it is not
+    sent twice. Raises ValueError when nothing has been published, or the Hub
+    refuses; RuntimeError when it cannot be reached.
+    """
+    if not store.exists(DATASET):
+        raise ValueError(f"run {store.url!r} has no dataset to push: {DATASET} is missing. Run generate first.")
+    folder = posixpath.dirname(DATASET)
+    api, commit = HfApi(), []
+    try:
+        url = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        for name in ("README.md", *store.read_json(DATASET)["shards"]):
+            addition = CommitOperationAdd(name, store.read_bytes(posixpath.join(folder, name)))
+            api.preupload_lfs_files(url.repo_id, [addition], repo_type="dataset")
+            commit.append(addition)
+        api.create_commit(url.repo_id, commit, commit_message="Publish the dataset", repo_type="dataset")
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
+        raise ValueError(
+            f"the Hub refuses {repository!r}: {_reason(error)} Give OWNER/NAME, and a token that may write there: "
+            "`hf auth login`, or HF_TOKEN."
+        ) from None
+    except HTTPError as error:  # of which the Hub's refusals are a kind
+        raise RuntimeError(f"the Hub cannot be reached: {error}") from None
+    return str(url)
+
+
+def _reason(error: Exception) -> str:
+    """The Hub's own words, or its first line."""
+    said = getattr(error, "server_message", None) or str(error).strip().splitlines()[0]
+    return said.strip().rstrip(".") + "."

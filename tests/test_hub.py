@@ -1,0 +1,105 @@
+"""A published dataset reaches a server that speaks the Hub's protocol, whole and in one commit."""
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub
+import pytest
+
+from datadream.cli import main
+from datadream.run_store import DATASET, RunStore
+
+FILES = {
+    "README.md": b"---\ntags: [synthetic]\n---\n",
+    "data/train-00000-of-00002.parquet": b"PAR1 one",
+    "data/train-00001-of-00002.parquet": b"PAR1 two",
+}
+
+
+class Hub(ThreadingHTTPServer):
+    """Keeps what it is sent; a token other than `good` is refused."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.made: list[dict] = []
+        self.commits: list[dict[str, bytes]] = []
+
+
+class Answers(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Authorization"] != "Bearer good":
+            return self._answer(401, {"error": "Invalid username or password."})
+        if self.path == "/api/repos/create":
+            self.server.made.append(json.loads(body))
+            return self._answer(200, {"url": f"{huggingface_hub.constants.ENDPOINT}/datasets/me/digits"})
+        if self.path == "/api/datasets/me/digits/preupload/main":
+            files = json.loads(body)["files"]
+            modes = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
+            return self._answer(200, {"files": modes})
+        if self.path == "/api/validate-yaml":
+            return self._answer(200, {"errors": [], "warnings": []})
+        assert self.path == "/api/datasets/me/digits/commit/main"
+        lines = [json.loads(line) for line in body.splitlines()]
+        files = [line["value"] for line in lines if line["key"] == "file"]
+        self.server.commits.append({file["path"]: base64.b64decode(file["content"]) for file in files})
+        return self._answer(
+            200, {"commitUrl": f"{huggingface_hub.constants.ENDPOINT}/datasets/me/digits/commit/1", "commitOid": "1"}
+        )
+
+    def _answer(self, status: int, value: dict) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = Hub()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "good")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(params=["local", "memory"])
+def run(request, tmp_path) -> str:
+    store = RunStore(str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}/run")
+    for name, data in FILES.items():
+        store.write_bytes(f"dataset/{name}", data)
+    store.write_json(DATASET, {"shards": [name for name in FILES if name.endswith(".parquet")]})
+    return store.url
+
+
+def test_shards_and_card_arrive_in_one_commit(hub, run, capsys):
+    assert main(["push", run, "me/digits"]) == 0
+    assert hub.commits == [FILES]
+    assert (hub.made[0]["name"], hub.made[0]["type"], hub.made[0]["visibility"]) == ("digits", "dataset", "private")
+    assert capsys.readouterr().out.strip().endswith("/datasets/me/digits")
+    assert main(["push", run, "me/digits", "--public"]) == 0
+    assert hub.made[1]["visibility"] == "public"
+
+
+def test_what_the_hub_refuses_is_told_in_one_line(hub, run, tmp_path, capsys, monkeypatch):
+    assert main(["push", run, "not/a/name"]) == 2
+    assert "the Hub refuses 'not/a/name': Repo id must be" in capsys.readouterr().err
+    monkeypatch.setenv("HF_TOKEN", "bad")
+    assert main(["push", run, "me/digits"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "the Hub refuses 'me/digits': Invalid username or password. Give OWNER/NAME, and a token" in line
+    assert main(["push", str(tmp_path / "nothing"), "me/digits"]) == 2
+    assert "has no dataset to push" in capsys.readouterr().err
+    assert hub.commits == []
+    hub.server_close()
+    assert main(["push", run, "me/digits"]) == 1
+    assert "the Hub cannot be reached: " in capsys.readouterr().err
