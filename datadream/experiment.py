@@ -211,7 +211,7 @@ class Experiment:
         ended.result()
 
     def _generate(self, gate: ActorHandle | None = None) -> None:
-        from datadream.generate.chunks import split_into_chunks
+        from datadream.generate.chunks import claim_run, split_into_chunks
         from datadream.generate.publish import publish_dataset
         from datadream.generate.rounds import Candidates, draw_and_select
         from datadream.generate.stream import draw_chunks
@@ -220,6 +220,8 @@ class Experiment:
             self._check_adapters()
         size = self.config.generate.chunk_size
         chunks = {id(cell): split_into_chunks(cell.store.url, cell.plan.images, size) for cell in self.cells}
+        for cell in self.cells:
+            claim_run(cell.store, chunks[id(cell)], cell.config)
         with self._watched("generate"):
             if self.config.generate.select.on:
                 runs = [Candidates(cell.store, cell.few_shot, cell.config, chunks[id(cell)]) for cell in self.cells]

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import psutil
 
 from datadream.run_store import RunStore
 
 
+def ray_workers(kind: str) -> list[psutil.Process]:
+    """Those that work on what `kind` names, of our own descendants only: others may use Ray on this machine."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if f"ray::{kind}" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 def train_workers() -> list[psutil.Process]:
-    """Ray Train's, of our own descendants only: others may train on this machine."""
-    processes = psutil.Process().children(recursive=True)
-    return [process for process in processes if "RayTrainWorker" in " ".join(process.cmdline())]
+    """Ray Train's."""
+    return ray_workers("RayTrainWorker")
 
 
 def kill_a_worker_after(store: RunStore, *names: str) -> float:

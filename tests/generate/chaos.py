@@ -1,0 +1,153 @@
+"""Draw and publish on a cluster of nodes that come and go: python -m tests.generate.chaos PIPELINE RUN SEED.
+
+A process of its own, for the tests' process has joined another Ray. It starts the drivers, which it also kills, and
+prints one JSON line of what happened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+from datadream import recipes
+from datadream.cluster import connected
+from datadream.config import ExperimentConfig
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import FewShotSet, draw
+from datadream.generate.chunks import Chunk, split_into_chunks
+from datadream.generate.publish import publish_dataset
+from datadream.generate.stream import draw_chunks
+from datadream.methods import METHODS
+from datadream.run_store import CHUNKS, DATASET, RunStore
+from tests.processes import ray_workers
+
+FORMATS = ("parquet", "webdataset")
+N_CLASSES, IMAGES_PER_CLASS, CHUNK_SIZE, STEPS = 3, 40, 2, 8
+# What dies, in this order, each at a number of committed chunks that the seed says. Workers are samplers and the tasks
+# that encode.
+KILLS = ("worker", "replaced node", "worker", "worker", "driver", "worker", "worker", "worker", "worker", "node")
+
+SAMPLER = "MapWorker(Map(_ChunkDrawer))"
+
+
+def config(pipeline: str, dataset_format: str) -> ExperimentConfig:
+    changes = {
+        "diffusion.model": pipeline,
+        "data.n_shots": 2,
+        "generate.images_per_class": IMAGES_PER_CLASS,
+        "generate.steps": STEPS,
+        "generate.chunk_size": CHUNK_SIZE,
+        "generate.images_per_shard": 7,
+        "generate.dataset_format": dataset_format,
+        "cluster.device": "cpu",
+    }
+    return recipes.digits(**changes)
+
+
+def plan(store: RunStore, settings: ExperimentConfig) -> tuple[FewShotSet, list[Chunk]]:
+    """The images of a few classes' adapters."""
+    few_shot = draw(open_source("digits").dataset(), 2, 0, settings.data.prompt)
+    images = METHODS["datadream-cls"](few_shot, settings).images[: N_CLASSES * IMAGES_PER_CLASS]
+    return few_shot, split_into_chunks(store.url, images, CHUNK_SIZE)
+
+
+def drive(pipeline: str, run: str) -> None:
+    """Draw what is missing, then publish it in each format."""
+    store, settings = RunStore(run), config(pipeline, FORMATS[0])
+    few_shot, chunks = plan(store, settings)
+    with connected(settings.cluster) as workers:
+        draw_chunks(store, chunks, settings, workers)
+        for dataset_format in FORMATS:
+            own = store if dataset_format == FORMATS[0] else copied(store, chunks, dataset_format)
+            publish_dataset(own, plan(own, settings)[1], few_shot, config(pipeline, dataset_format))
+
+
+def copied(store: RunStore, chunks: list[Chunk], name: str) -> RunStore:
+    """A run of its own with these chunks."""
+    own = store.child(name)
+    for chunk in chunks:
+        for file in (chunk.file, chunk.marker):
+            if not own.exists(file):
+                own.write_bytes(file, store.read_bytes(file))
+    return own
+
+
+class Chaos:
+    """A cluster of two nodes, one driver at a time, and their deaths."""
+
+    def __init__(self, pipeline: str, run: str, seed: int) -> None:
+        self._rng, self._store = random.Random(seed), RunStore(run)
+        self._command = [sys.executable, "-m", "tests.generate.chaos", "drive", pipeline, run]
+        self._n_chunks = len(plan(self._store, config(pipeline, FORMATS[0]))[1])
+        # Nodes are added and removed on the main thread: they install signal handlers.
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self._nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
+        self._kill = {
+            "worker": self._kill_worker,
+            "driver": self._kill_driver,
+            "node": self._kill_node,
+            "replaced node": self._replace_node,
+        }
+        self._joined: int | None = None
+        self._joined_node_drew = False
+        self._start_driver()
+
+    def run(self) -> dict[str, Any]:
+        """What was killed, whether a node that joined was used, and the last driver's exit code."""
+        killed: Counter[str] = Counter()
+        moments = sorted(self._rng.sample(range(1, self._n_chunks), len(KILLS)))
+        for moment, what in zip(moments, KILLS, strict=True):
+            self._wait_for(lambda moment=moment: len(self._store.markers(CHUNKS)) >= moment and ray_workers("Map"))
+            print(time.monotonic(), moment, what, len(self._store.markers(CHUNKS)), len(ray_workers("Map")), self._joined_node_drew, file=sys.stderr)
+            if self._driver.poll() is None:
+                self._kill[what]()
+                killed[what] += 1
+        self._wait_for(lambda: self._store.exists("dataset/data"))
+        print(time.monotonic(), file=sys.stderr)
+        self._kill_driver()
+        killed["driver"] += 1
+        code = self._driver.wait()
+        print(time.monotonic(), file=sys.stderr)
+        self._cluster.shutdown()
+        return {"killed": killed, "joined_node_drew": self._joined_node_drew, "exit_code": code}
+
+    def _wait_for(self, reached: Callable[[], Any]) -> None:
+        while self._driver.poll() is None and not reached():
+            self._joined_node_drew |= self._joined in {process.ppid() for process in ray_workers(f"{SAMPLER}.submit")}
+            time.sleep(0.02)
+
+    def _start_driver(self) -> None:
+        environment = os.environ | {"RAY_ADDRESS": self._cluster.address}
+        self._driver = subprocess.Popen(self._command, env=environment, stdout=subprocess.DEVNULL)
+
+    def _kill_worker(self) -> None:
+        self._rng.choice(ray_workers("Map")).kill()
+
+    def _kill_driver(self) -> None:
+        self._driver.kill()
+        self._driver.wait()
+        self._start_driver()
+
+    def _kill_node(self) -> None:
+        self._cluster.remove_node(self._nodes.pop(self._rng.randrange(len(self._nodes))), allow_graceful=False)
+
+    def _replace_node(self) -> None:
+        self._kill_node()
+        self._nodes.append(self._cluster.add_node(num_cpus=1))
+        self._joined = self._nodes[-1].all_processes["raylet"][0].process.pid
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "drive":
+        drive(*sys.argv[2:])
+    else:
+        print(json.dumps(Chaos(sys.argv[1], sys.argv[2], int(sys.argv[3])).run()))
