@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
 
 from datadream.run_store import DATASET, RunStore
 

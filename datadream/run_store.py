@@ -205,9 +205,14 @@ def read_adapter(store: RunStore, adapter_id: str) -> bytes:
     if not store.exists(adapter_marker(adapter_id)):
         raise ValueError(f"adapter {adapter_id!r} is not trained. Run adapt first.")
     weights = store.read_bytes(adapter_weights(adapter_id))
-    if sha256(weights) != store.read_json(adapter_marker(adapter_id))["weights_sha256"]:
+    if sha256(weights) != adapter_sha256(store, adapter_id):
         raise ValueError(f"adapter {adapter_id!r} is not what was written. Run adapt, which trains it again.")
     return weights
+
+
+def adapter_sha256(store: RunStore, adapter_id: str) -> str:
+    """Hash of a trained adapter's weights file."""
+    return store.read_json(adapter_marker(adapter_id))["weights_sha256"]
 
 
 def library_versions() -> dict[str, str]:

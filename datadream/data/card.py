@@ -9,6 +9,8 @@ import yaml
 from datadream.config import ExperimentConfig
 from datadream.data.few_shot import FewShotSet
 
+_WHERE = {"parquet": "`provenance`", "webdataset": "The `.json` beside each image"}
+
 
 def dataset_card(
     few_shot: FewShotSet,
@@ -25,6 +27,9 @@ def dataset_card(
         {"name": "provenance", "dtype": "string"},
     ]
     header = {
+        "license": "other",
+        "license_name": "licence-of-the-base-model",
+        "annotations_creators": ["machine-generated"],
         "task_categories": ["image-classification"],
         "tags": ["synthetic", "datadream"],
         "size_categories": [_size_category(n_images)],
@@ -46,13 +51,20 @@ Drawn by DataDream from {few_shot.n_shots} real photos per class of `{config.dat
 | | |
 |---|---|
 | method | {config.method} |
-| base model | {config.diffusion.model} (its licence also covers these images) |
+| base model | `{config.diffusion.model}`, whose licence covers these images |
 | images per class | {settings.images_per_class} |
-| denoising steps, guidance | {settings.steps}, {settings.guidance_scale} |
+| denoising steps, guidance, scheduler | {settings.steps}, {settings.guidance_scale}, {settings.scheduler or "the base model's"} |
 | prompt | {config.data.prompt} |
 | seed | {config.seed} |
 {_selection_rows(config, selection) if selection else ""}
-`provenance` holds each image's prompt, seed, adapter and source photo as JSON.
+{_WHERE[settings.dataset_format]} says how each image was made, as JSON: prompt, seed, adapters with their weights and
+SHA-256, base model, scheduler, steps, guidance, and the real photo that it started from, if any.
+
+```python
+from datasets import load_dataset
+
+images = load_dataset("OWNER/NAME", split="train")  # or the path of this folder
+```
 """
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n{body}"
 

@@ -30,7 +30,7 @@ from datadream.generate.gate import await_adapters
 from datadream.generate.ray_data import plain_errors, quiet_ray_data
 from datadream.methods.base import ImageRequest
 from datadream.progress import Facts, Progress
-from datadream.run_store import CHUNKS, RunStore, read_adapter, sha256
+from datadream.run_store import CHUNKS, RunStore, adapter_sha256, read_adapter, sha256
 
 if TYPE_CHECKING:
     from datadream.generate.sampler import Sampler
@@ -149,6 +149,7 @@ class _ChunkDrawer:
         self._sampler = Sampler(pipeline, config.generate, config.diffusion.resolution)
         if device.type == "cuda" and config.generate.batch_size is None:
             self._sampler.batch_size = _noted_batch(RunStore(run_url), self._sampler)
+        self._scheduler = type(pipeline.scheduler).__name__
         self._source = open_source(config.data.source)
         self._images = Counter("datadream_images_drawn", "Images that samplers drew.")
         self._seconds = Counter("datadream_drawing_seconds", "Seconds that samplers spent drawing.")
@@ -169,7 +170,8 @@ class _ChunkDrawer:
         for counter, value in ((self._images, len(pixels)), (self._seconds, seconds), (self._retries, retries)):
             if value:  # a counter does not take 0
                 counter.inc(value)
-        return {**row, "pixels": pixels, "error": error, "retries": retries, "seconds": seconds}
+        told = {"error": error, "retries": retries, "seconds": seconds}
+        return {**row, "pixels": pixels, "scheduler": self._scheduler, **told}
 
 
 def _noted_batch(store: RunStore, sampler: Sampler) -> int:
@@ -185,7 +187,7 @@ def _commit_chunk(row: dict[str, Any], config: ExperimentConfig) -> dict[str, An
     told = {"retries": row["retries"], "seconds": row["seconds"]}
     if row["error"]:
         return {"n_images": 0, "error": row["error"], **told}
-    written, error, retries = _tried(chunk, lambda: _write_chunk(chunk, row["pixels"], config))
+    written, error, retries = _tried(chunk, lambda: _write_chunk(chunk, row["pixels"], row["scheduler"], config))
     return {"n_images": written or 0, "error": error, **told, "retries": row["retries"] + retries}
 
 
@@ -200,30 +202,33 @@ def _tried(chunk: Chunk, work: Callable[[], T]) -> tuple[T | None, str, int]:
     return None, reason, ATTEMPTS - 1
 
 
-def _write_chunk(chunk: Chunk, images: np.ndarray, config: ExperimentConfig) -> int:
+def _write_chunk(chunk: Chunk, images: np.ndarray, scheduler: str, config: ExperimentConfig) -> int:
+    store, settings = RunStore(chunk.run_url), config.generate
+    made_by = {
+        "adapter_sha256": {name: adapter_sha256(store, name) for name, _ in chunk.requests[0].adapters},
+        "model": config.diffusion.model,
+        "revision": config.diffusion.revision,
+        "scheduler": scheduler,
+        "steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "guidance_interval": settings.guidance_interval,
+        "cache_interval": settings.cache_interval,
+    }
     records = [
         ImageRecord(
             key=f"{request.label:05d}_{request.index:06d}",
-            image=encode_image(pixels, config.generate.image_format),
+            image=encode_image(pixels, settings.image_format),
             label=request.label,
-            provenance=_provenance(request, config),
+            provenance=_of_request(request) | made_by,
         )
         for request, pixels in zip(chunk.requests, images, strict=True)
     ]
-    data = to_parquet(records, config.generate.image_format, ())
-    store = RunStore(chunk.run_url)
+    data = to_parquet(records, settings.image_format, ())
     store.write_bytes(chunk.file, data)
     store.write_json(chunk.marker, {"n_images": len(records), "sha256": sha256(data)})
     return len(records)
 
 
-def _provenance(request: ImageRequest, config: ExperimentConfig) -> dict[str, Any]:
-    settings = config.generate
-    return {
-        **{
-            key: value for key, value in asdict(request).items() if key not in ("label", "index") and value is not None
-        },
-        "model": config.diffusion.model,
-        "steps": settings.steps,
-        "guidance_scale": settings.guidance_scale,
-    }
+def _of_request(request: ImageRequest) -> dict[str, Any]:
+    """What of its provenance is an image's own: prompt, seed, adapters and weights, photo and strength."""
+    return {key: value for key, value in asdict(request).items() if key not in ("label", "index")}

@@ -19,7 +19,7 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from datadream import recipes
-from datadream.cluster import connected
+from datadream.cluster import Workers, connected
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet, draw
@@ -27,7 +27,7 @@ from datadream.generate.chunks import Chunk, split_into_chunks
 from datadream.generate.publish import publish_dataset
 from datadream.generate.stream import draw_chunks
 from datadream.methods import METHODS
-from datadream.run_store import CHUNKS, DATASET, RunStore
+from datadream.run_store import CHUNKS, RunStore
 from tests.processes import ray_workers
 
 FORMATS = ("parquet", "webdataset")
@@ -61,24 +61,34 @@ def plan(store: RunStore, settings: ExperimentConfig) -> tuple[FewShotSet, list[
 
 
 def drive(pipeline: str, run: str) -> None:
-    """Draw what is missing, then publish it in each format."""
+    """A driver."""
     store, settings = RunStore(run), config(pipeline, FORMATS[0])
-    few_shot, chunks = plan(store, settings)
+    store.sweep_temporary()
     with connected(settings.cluster) as workers:
-        draw_chunks(store, chunks, settings, workers)
-        for dataset_format in FORMATS:
-            own = store if dataset_format == FORMATS[0] else copied(store, chunks, dataset_format)
-            publish_dataset(own, plan(own, settings)[1], few_shot, config(pipeline, dataset_format))
+        draw_and_publish(store, pipeline, workers)
 
 
-def copied(store: RunStore, chunks: list[Chunk], name: str) -> RunStore:
-    """A run of its own with these chunks."""
-    own = store.child(name)
+def draw_and_publish(store: RunStore, pipeline: str, workers: Workers) -> None:
+    """Draw what is missing, and publish it in each format."""
+    settings = config(pipeline, FORMATS[0])
+    few_shot, chunks = plan(store, settings)
+    draw_chunks(store, chunks, settings, workers)
+    for name in FORMATS:
+        own = run_of(store, name)
+        copy_chunks(store, own, chunks)
+        publish_dataset(own, plan(own, settings)[1], few_shot, config(pipeline, name))
+
+
+def run_of(store: RunStore, dataset_format: str) -> RunStore:
+    """A run holds one dataset: the first format is published in the run itself, others in sub-folders."""
+    return store if dataset_format == FORMATS[0] else store.child(dataset_format)
+
+
+def copy_chunks(store: RunStore, other: RunStore, chunks: list[Chunk]) -> None:
     for chunk in chunks:
-        for file in (chunk.file, chunk.marker):
-            if not own.exists(file):
-                own.write_bytes(file, store.read_bytes(file))
-    return own
+        for name in (chunk.file, chunk.marker):
+            if not other.exists(name):
+                other.write_bytes(name, store.read_bytes(name))
 
 
 class Chaos:
@@ -107,7 +117,15 @@ class Chaos:
         moments = sorted(self._rng.sample(range(1, self._n_chunks), len(KILLS)))
         for moment, what in zip(moments, KILLS, strict=True):
             self._wait_for(lambda moment=moment: len(self._store.markers(CHUNKS)) >= moment and ray_workers("Map"))
-            print(time.monotonic(), moment, what, len(self._store.markers(CHUNKS)), len(ray_workers("Map")), self._joined_node_drew, file=sys.stderr)
+            print(
+                time.monotonic(),
+                moment,
+                what,
+                len(self._store.markers(CHUNKS)),
+                len(ray_workers("Map")),
+                self._joined_node_drew,
+                file=sys.stderr,
+            )
             if self._driver.poll() is None:
                 self._kill[what]()
                 killed[what] += 1

@@ -1,38 +1,20 @@
-"""Generation on real Ray: what is committed is never drawn again, and the published bytes depend on the plan alone."""
+"""Drawing on real Ray: chunks that fail stop no others, and wait for adapters that are still to come."""
 
-import io
-import os
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from datadream import recipes
 from datadream.cluster import Workers
-from datadream.data.datasets import open_source
-from datadream.data.few_shot import draw
-from datadream.generate import publish as publishing
+from datadream.data.shards import from_parquet
 from datadream.generate.chunks import split_into_chunks
 from datadream.generate.gate import open_gate
-from datadream.generate.publish import publish_dataset
 from datadream.generate.stream import FAILED_CHUNKS, draw_chunks
 from datadream.methods import METHODS
-from datadream.run_store import DATASET, RunStore, adapter_marker, adapter_weights, progress_file, sha256
+from datadream.run_store import RunStore, adapter_marker, adapter_weights, progress_file, sha256
 from tests.models.adapters import random_adapter
 
-ONE, TWO = Workers(1, 1, False), Workers(2, 1, False)
-
-
-@pytest.fixture(scope="module")
-def config(pipeline_folder):
-    changes = {"diffusion.model": str(pipeline_folder), "generate.images_per_class": 4, "generate.steps": 2}
-    return recipes.digits(method="is-synth", **changes | {"generate.chunk_size": 3, "generate.images_per_shard": 15})
-
-
-@pytest.fixture(scope="module")
-def few_shot(config):
-    return draw(open_source("digits").dataset(), 2, 0, config.data.prompt)
+ONE = Workers(1, 1, False)
 
 
 def test_chunks_that_fail_stop_no_others_and_are_drawn_by_the_next_start(
@@ -55,6 +37,8 @@ def test_chunks_that_fail_stop_no_others_and_are_drawn_by_the_next_start(
     assert 0 < said["numbers"]["busy_percent"] <= 100
     assert ", chunks 3/3, busy percent " in said["text"]
     assert store.markers("chunks") == {"00000-000000"}
+    told = from_parquet(store.read_bytes(chunks[0].file))[0].provenance
+    assert (told["adapters"], told["adapter_sha256"]) == ([["class-00000", 1.0]], {"class-00000": sha256(weights)})
     for adapter_id in ("class-00001", "class-00002"):
         store.write_bytes(adapter_weights(adapter_id), weights)
         store.write_json(adapter_marker(adapter_id), {"weights_sha256": sha256(weights)})

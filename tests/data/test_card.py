@@ -1,0 +1,26 @@
+"""The card's header is what the Hub reads."""
+
+import pytest
+from huggingface_hub import DatasetCard
+
+from datadream import recipes
+from datadream.data.card import dataset_card
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import draw
+
+
+@pytest.mark.parametrize("dataset_format", ["parquet", "webdataset"])
+def test_the_hub_reads_the_card(dataset_format):
+    config = recipes.digits(**{"generate.dataset_format": dataset_format})
+    few_shot = draw(open_source("digits").dataset(), 4, 0, config.data.prompt)
+    card = DatasetCard(dataset_card(few_shot, config, 2000, 123))
+    assert card.data.license == "other"
+    assert card.data.size_categories == ["1K<n<10K"]
+    path = {"parquet": "data/train-*", "webdataset": "data/*.tar"}[dataset_format]
+    assert card.data.configs[0]["data_files"] == [{"split": "train", "path": path}]
+    assert f"| base model | `{config.diffusion.model}`, whose licence covers these images |" in card.text
+    assert ("`provenance` says how" in card.text) == (dataset_format == "parquet")
+    if dataset_format == "parquet":
+        info = card.data.dataset_info
+        assert info["splits"] == [{"name": "train", "num_bytes": 123, "num_examples": 2000}]
+        assert info["features"][1]["dtype"]["class_label"]["names"]["7"] == "digit seven"

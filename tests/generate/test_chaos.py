@@ -1,0 +1,71 @@
+"""Workers, drivers and nodes die: what is published is what an undisturbed run publishes, byte by byte."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from datadream.cluster import Workers
+from datadream.run_store import RunStore, adapter_marker, adapter_weights, sha256
+from tests.generate import chaos
+from tests.models.adapters import random_adapter
+from tests.object_store import s3_server
+
+WATCHDOG_SECONDS = 200
+
+
+def write_adapters(store: RunStore, adapters: list[bytes]) -> None:
+    for label, weights in enumerate(adapters):
+        store.write_bytes(adapter_weights(f"class-{label:05d}"), weights)
+        store.write_json(adapter_marker(f"class-{label:05d}"), {"weights_sha256": sha256(weights)})
+
+
+def files(store: RunStore, folder: str) -> dict[str, bytes]:
+    """All that a listing shows there."""
+    root = store.path(folder)
+    return {path[len(root) + 1 :]: store.fs.cat_file(path) for path in store.fs.find(root)}
+
+
+@pytest.fixture(scope="module")
+def adapters(pipeline_folder):
+    return [random_adapter(pipeline_folder, seed=label) for label in range(chaos.N_CLASSES)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray, pipeline_folder, adapters, tmp_path_factory):
+    """The published folder in each format."""
+    store = RunStore(str(tmp_path_factory.mktemp("undisturbed")))
+    write_adapters(store, adapters)
+    chaos.draw_and_publish(store, str(pipeline_folder), Workers(2, 1, False))
+    return {name: files(chaos.run_of(store, name), "dataset") for name in chaos.FORMATS}
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path):
+    if request.param == "local":
+        yield RunStore(str(tmp_path / "run"))
+        return
+    with s3_server() as url:
+        yield RunStore(f"{url}/run")
+
+
+@pytest.mark.timeout(WATCHDOG_SECONDS + 60)
+def test_whatever_dies_the_published_bytes_are_those_of_an_undisturbed_run(
+    undisturbed, store, adapters, pipeline_folder
+):
+    write_adapters(store, adapters)
+    command = [sys.executable, "-m", "tests.generate.chaos", str(pipeline_folder), store.url, "0"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=WATCHDOG_SECONDS, check=True)
+    # Ray may print after it.
+    told = json.loads(next(line for line in process.stdout.splitlines() if line.startswith('{"killed"')))
+    assert told["exit_code"] == 0
+    assert sum(told["killed"].values()) >= 10
+    assert {"worker", "driver", "node", "replaced node"} <= set(told["killed"])
+    assert told["joined_node_drew"]
+    for name in chaos.FORMATS:
+        assert files(chaos.run_of(store, name), "dataset") == undisturbed[name]
+    chunks = chaos.plan(store, chaos.config(str(pipeline_folder), "parquet"))[1]
+    named = {f"{chunk.chunk_id}.{suffix}" for chunk in chunks for suffix in ("json", "parquet")}
+    assert set(files(store, "chunks")) == named
+    assert not [path for path in store.fs.find(store.root) if path.endswith(".tmp")]

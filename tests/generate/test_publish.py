@@ -1,0 +1,136 @@
+"""The published bytes depend on the plan alone, and other people's readers read them."""
+
+import io
+import os
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray.data
+from PIL import Image
+
+from datadream.cluster import Workers
+from datadream.generate import publish as publishing
+from datadream.generate.chunks import split_into_chunks
+from datadream.generate.publish import publish_dataset
+from datadream.generate.stream import draw_chunks
+from datadream.methods import METHODS
+from datadream.run_store import DATASET, RunStore
+
+datasets = pytest.importorskip("datasets")
+webdataset = pytest.importorskip("webdataset")
+ONE, TWO = Workers(1, 1, False), Workers(2, 1, False)
+
+
+def plan_chunks(store, few_shot, config):
+    return split_into_chunks(store.url, METHODS[config.method](few_shot, config).images, config.generate.chunk_size)
+
+
+def publish(store, few_shot, config, workers):
+    chunks = plan_chunks(store, few_shot, config)
+    draw_chunks(store, chunks, config, workers)
+    publish_dataset(store, chunks, few_shot, config)
+    return {name: store.read_bytes(f"dataset/{name}") for name in store.read_json(DATASET)["shards"]}
+
+
+@pytest.fixture(scope="module")
+def published(local_ray, config, few_shot, tmp_path_factory):
+    store = RunStore(str(tmp_path_factory.mktemp("run")))
+    return store, publish(store, few_shot, config, ONE)
+
+
+def test_shards_are_even_and_hold_every_image_once(published):
+    _, files = published
+    tables = [pq.read_table(io.BytesIO(data)).to_pylist() for data in files.values()]
+    assert [len(rows) for rows in tables] == [14, 13, 13]
+    rows = [row for rows in tables for row in rows]
+    assert Counter(row["label"] for row in rows) == dict.fromkeys(range(10), 4)
+    assert len({row["image"]["path"] for row in rows}) == 40
+    assert len({row["label"] for row in tables[0]}) > 5
+
+
+def test_many_images_are_published_without_reading_every_chunk_for_every_shard(config, few_shot, monkeypatch):
+    """400 images in 140 chunks and 27 shards; windows of 60 images, so of 4 shards."""
+    monkeypatch.setattr(publishing, "WINDOW_IMAGES", 60)
+    config = config.updated({"generate.images_per_class": 40})
+    chunks = split_into_chunks("run", METHODS[config.method](few_shot, config).images, 3)
+    windows = publishing._plan_windows(chunks, config)
+    assert windows == publishing._plan_windows(chunks, config)
+    shards = [shard for window in windows for shard in window.shards]
+    members = [member for shard in shards for member in shard.members]
+    assert sorted(members) == sorted((chunk.file, row) for chunk in chunks for row in range(len(chunk.requests)))
+    assert {len(shard.members) for shard in shards} == {14, 15}
+    reads = Counter(file for window in windows for file in window.files)
+    assert max(reads.values()) <= 2
+    assert sum(reads.values()) < 1.1 * len(chunks)
+    classes = [len({file.split("/")[1][:5] for file in window.files}) for window in windows]
+    assert min(classes[:-1]) >= 7
+
+
+def copy_chunks(source: RunStore, store: RunStore, chunks) -> None:
+    for chunk in chunks:
+        for name in (chunk.file, chunk.marker):
+            store.write_bytes(name, source.read_bytes(name))
+
+
+def test_two_workers_and_an_interrupted_start_give_the_same_bytes(published, config, few_shot, tmp_path):
+    source, expected = published
+    store = RunStore(str(tmp_path))
+    copy_chunks(source, store, plan_chunks(store, few_shot, config)[::3])
+    before = {name: os.stat(store.path(f"chunks/{name}.json")).st_mtime_ns for name in store.markers("chunks")}
+    assert publish(store, few_shot, config, TWO) == expected
+    assert all(os.stat(store.path(f"chunks/{name}.json")).st_mtime_ns == time for name, time in before.items())
+
+
+def decoded(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def images(published):
+    """Pixels and label of every image, by its name, as pyarrow reads them."""
+    rows = [row for data in published[1].values() for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+    return {row["image"]["path"]: (decoded(row["image"]["bytes"]), row["label"]) for row in rows}
+
+
+def check_same(found, images) -> None:
+    """`found`: name, pixels and label of every image, in any order."""
+    found = list(found)
+    assert len(found) == len(images) == 40
+    for name, pixels, label in found:
+        np.testing.assert_array_equal(pixels, images[name][0])
+        assert label == images[name][1] == int(name[:5])
+
+
+def test_others_read_the_parquet_folder(published, images, tmp_path):
+    store, _ = published
+    folder = store.path("dataset")
+    for source in ({"path": folder}, {"path": "parquet", "data_dir": folder}):
+        loaded = datasets.load_dataset(**source, split="train", cache_dir=str(tmp_path))
+        assert loaded.features["label"].names[7] == "digit seven"
+        encoded = loaded.cast_column("image", datasets.Image(decode=False))
+        names = [row["image"]["path"] for row in encoded]
+        check_same(zip(names, (np.asarray(row["image"]) for row in loaded), loaded["label"], strict=True), images)
+    rows = ray.data.read_parquet(folder + "/data").take_all()
+    check_same(((r["image"]["path"], decoded(r["image"]["bytes"]), r["label"]) for r in rows), images)
+
+
+def test_others_read_the_webdataset_folder(published, images, config, few_shot, tmp_path):
+    store = RunStore(str(tmp_path / "run"))
+    copy_chunks(published[0], store, plan_chunks(store, few_shot, config))
+    files = publish(store, few_shot, config.updated({"generate.dataset_format": "webdataset"}), TWO)
+    assert list(files) == ["data/000000.tar", "data/000001.tar", "data/000002.tar"]
+    folder = store.path("dataset")
+    paths = [f"{folder}/{name}" for name in files]
+    samples = list(webdataset.WebDataset(paths, shardshuffle=False).decode("rgb8"))
+    check_same(((f"{s['__key__']}.webp", s["webp"], s["cls"]) for s in samples), images)
+    for source in ({"path": folder}, {"path": "webdataset", "data_dir": folder}):
+        loaded = datasets.load_dataset(**source, split="train", cache_dir=str(tmp_path / "cache"))
+        check_same(((f"{r['__key__']}.webp", np.asarray(r["webp"]), r["cls"]) for r in loaded), images)
+    rows = ray.data.read_webdataset(paths).take_all()
+    check_same(((f"{r['__key__']}.webp", r["webp"], r["cls"]) for r in rows), images)
+    told = samples[0]["json"]
+    assert (told["model"], told["scheduler"], told["steps"]) == (config.diffusion.model, "DDIMScheduler", 2)
+    assert (told["class_name"], told["prompt"]) == (few_shot.class_names[samples[0]["cls"]], few_shot.prompts[0])
+    assert told["source_key"] in few_shot.shots[samples[0]["cls"]]
