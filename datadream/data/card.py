@@ -53,12 +53,13 @@ Drawn by DataDream from {few_shot.n_shots} real photos per class of `{config.dat
 | method | {config.method} |
 | base model | `{config.diffusion.model}`, whose licence covers these images |
 | images per class | {settings.images_per_class} |
-| denoising steps, guidance, scheduler | {settings.steps}, {settings.guidance_scale}, {settings.scheduler or "the base model's"} |
+| scheduler | {settings.scheduler or "the base model's"} |
+| denoising steps, guidance | {settings.steps}, {settings.guidance_scale} |
 | prompt | {config.data.prompt} |
 | seed | {config.seed} |
 {_selection_rows(config, selection) if selection else ""}
 {_WHERE[settings.dataset_format]} says how each image was made, as JSON: prompt, seed, adapters with their weights and
-SHA-256, base model, scheduler, steps, guidance, and the real photo that it started from, if any.
+hashes, base model, scheduler, steps, guidance, and the real photo that it started from, if any.
 
 ```python
 from datasets import load_dataset

@@ -12,10 +12,11 @@ import random
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
+import psutil
 from ray.cluster_utils import Cluster
 
 from datadream import recipes
@@ -107,36 +108,34 @@ class Chaos:
             "node": self._kill_node,
             "replaced node": self._replace_node,
         }
+        self._killed: list[tuple[str, int, float]] = []
         self._joined: int | None = None
         self._joined_node_drew = False
         self._start_driver()
 
     def run(self) -> dict[str, Any]:
-        """What was killed, whether a node that joined was used, and the last driver's exit code."""
-        killed: Counter[str] = Counter()
-        moments = sorted(self._rng.sample(range(1, self._n_chunks), len(KILLS)))
-        for moment, what in zip(moments, KILLS, strict=True):
-            self._wait_for(lambda moment=moment: len(self._store.markers(CHUNKS)) >= moment and ray_workers("Map"))
-            print(
-                time.monotonic(),
-                moment,
-                what,
-                len(self._store.markers(CHUNKS)),
-                len(ray_workers("Map")),
-                self._joined_node_drew,
-                file=sys.stderr,
-            )
+        """What was killed, at how many chunks and seconds; whether a node that joined was used; how it ended."""
+        began = time.monotonic()
+        for moment, what in self._moments():
+            self._wait_for(moment)
             if self._driver.poll() is None:
+                self._killed.append((what, self._n_committed(), round(time.monotonic() - began, 1)))
                 self._kill[what]()
-                killed[what] += 1
-        self._wait_for(lambda: self._store.exists("dataset/data"))
-        print(time.monotonic(), file=sys.stderr)
-        self._kill_driver()
-        killed["driver"] += 1
         code = self._driver.wait()
-        print(time.monotonic(), file=sys.stderr)
         self._cluster.shutdown()
-        return {"killed": killed, "joined_node_drew": self._joined_node_drew, "exit_code": code}
+        seconds = round(time.monotonic() - began, 1)
+        told = {"killed": self._killed, "joined_node_drew": self._joined_node_drew}
+        return told | {"exit_code": code, "seconds": seconds}
+
+    def _moments(self) -> Iterator[tuple[Callable[[], Any], str]]:
+        """When to kill what: at so many chunks, and once while shards are written."""
+        counts = sorted(self._rng.sample(range(1, self._n_chunks - 5), len(KILLS)))
+        for count, what in zip(counts, KILLS, strict=True):
+            yield lambda count=count: self._n_committed() >= count and ray_workers("Map"), what
+        yield lambda: self._store.exists("dataset/data"), "driver"
+
+    def _n_committed(self) -> int:
+        return len(self._store.markers(CHUNKS))
 
     def _wait_for(self, reached: Callable[[], Any]) -> None:
         while self._driver.poll() is None and not reached():
@@ -148,7 +147,8 @@ class Chaos:
         self._driver = subprocess.Popen(self._command, env=environment, stdout=subprocess.DEVNULL)
 
     def _kill_worker(self) -> None:
-        self._rng.choice(ray_workers("Map")).kill()
+        with suppress(psutil.NoSuchProcess, IndexError):  # a task may end meanwhile
+            self._rng.choice(ray_workers("Map")).kill()
 
     def _kill_driver(self) -> None:
         self._driver.kill()

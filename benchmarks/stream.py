@@ -1,0 +1,128 @@
+"""Does memory stay flat while 100,000 images stream through, from the samplers to published shards?
+
+    python -m benchmarks.stream --images 100000
+
+The last line is one JSON object. A random pipeline of 32-pixel images and one step draws them, so that the stream and
+not the model is what is busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from benchmarks.compare import machine
+from datadream import recipes
+from datadream.cluster import connected
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import draw
+from datadream.generate.chunks import split_into_chunks
+from datadream.generate.publish import publish_dataset
+from datadream.generate.stream import draw_chunks
+from datadream.methods import METHODS
+from datadream.run_store import DATASET, RunStore, progress_file
+from tests.tiny_models import save_pipeline
+
+SHOWN = 10
+
+
+class Memory:
+    """Samples, once a second, what the driver, the largest worker and the object store hold, in MiB."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.samples: list[dict[str, Any]] = []
+        self._store, self._began = store, time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def _sample(self) -> None:
+        while not self._ended.wait(1.0):
+            there = self._store.exists(progress_file("generate"))
+            self.samples.append(
+                {
+                    "seconds": round(time.monotonic() - self._began),
+                    "drawn": self._store.read_json(progress_file("generate"))["done"] if there else 0,
+                    "driver": _mib(psutil.Process().memory_info().rss),
+                    "largest_worker": _mib(max(map(_resident, psutil.Process().children(recursive=True)))),
+                    "object_store": _mib(_stored()),
+                }
+            )
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def _mib(n_bytes: float) -> int:
+    return round(n_bytes / 2**20)
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss if "ray::Map" in " ".join(process.cmdline()) else 0
+    except psutil.Error:  # it ended meanwhile
+        return 0
+
+
+def _stored() -> float:
+    """Bytes in the object store."""
+    return ray.cluster_resources()["object_store_memory"] - ray.available_resources().get("object_store_memory", 0)
+
+
+def measure(n_images: int, folder: Path) -> dict[str, Any]:
+    """Draw and publish so many images in ten classes."""
+    changes = {
+        "diffusion.model": str(save_pipeline(folder / "pipeline")),
+        "diffusion.resolution": 32,
+        "generate.images_per_class": n_images // 10,
+        "generate.steps": 1,
+        "generate.guidance_scale": 1.0,
+        "generate.chunk_size": 100,
+        "cluster.device": "cpu",
+    }
+    config, store = recipes.digits(method="zero-shot", **changes), RunStore(str(folder / "run"))
+    few_shot = draw(open_source("digits").dataset(), 1, 0, config.data.prompt)
+    chunks = split_into_chunks(store.url, METHODS["zero-shot"](few_shot, config).images, config.generate.chunk_size)
+    with connected(config.cluster) as workers, Memory(store) as memory:
+        started = time.monotonic()
+        draw_chunks(store, chunks, config, workers)
+        drawn = time.monotonic()
+        publish_dataset(store, chunks, few_shot, config)
+        published = time.monotonic()
+    every = max(1, len(memory.samples) // SHOWN)
+    return {
+        "images": store.read_json(DATASET)["n_images"],
+        "drawing_seconds": round(drawn - started, 1),
+        "publishing_seconds": round(published - drawn, 1),
+        "most_mib": {
+            name: max(sample[name] for sample in memory.samples)
+            for name in ("driver", "largest_worker", "object_store")
+        },
+        "samples": memory.samples[::every],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=100_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measured = measure(arguments.images, Path(folder))
+    about = {"benchmark": "stream", "date": time.strftime("%Y-%m-%d"), "machine": machine()}
+    print(json.dumps(about | measured))
+
+
+if __name__ == "__main__":
+    main()
