@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from datadream.config import ExperimentConfig
+from datadream.config import ExperimentConfig, nearest
 from datadream.data.few_shot import FewShotSet
 from datadream.seeds import derive_seed
 
@@ -52,6 +52,17 @@ class Plan:
 
     adapters: tuple[AdapterSpec, ...] = ()
     images: tuple[ImageRequest, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when an image asks for an adapter that the plan does not train."""
+        known = {spec.adapter_id for spec in self.adapters}
+        for request in self.images:
+            for name, _ in request.adapters:
+                if name not in known:
+                    raise ValueError(
+                        f"image {request.index} of class {request.label} asks for adapter {name!r}, which the plan "
+                        f"does not train. {nearest(name, sorted(known))}".strip()
+                    )
 
 
 Method = Callable[[FewShotSet, ExperimentConfig], Plan]

@@ -8,6 +8,7 @@ from datadream import recipes
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.methods import METHODS, Plan
+from datadream.methods.base import AdapterSpec, ImageRequest
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,9 @@ def test_zero_shot_and_none(few_shot):
 def test_another_run_seed_changes_every_image(few_shot):
     first, second = (plan(few_shot, "datadream-cls", seed=seed) for seed in (0, 1))
     assert {image.seed for image in first.images}.isdisjoint(image.seed for image in second.images)
+
+
+def test_an_image_of_an_adapter_that_is_not_trained_is_refused():
+    spec = AdapterSpec("class-00000", (), 1, 0)
+    with pytest.raises(ValueError, match="class 3 asks for adapter 'clas-00000'.*Did you mean 'class-00000'?"):
+        Plan((spec,), (ImageRequest(3, 2, "a cat", 0, (("clas-00000", 1.0),)),))
