@@ -10,8 +10,7 @@ import logging
 import math
 import pickle
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -204,22 +203,13 @@ def _tried(chunk: Chunk, work: Callable[[], T]) -> tuple[T | None, str, int]:
 
 def _write_chunk(chunk: Chunk, images: np.ndarray, scheduler: str, config: ExperimentConfig) -> int:
     store, settings = RunStore(chunk.run_url), config.generate
-    made_by = {
-        "adapter_sha256": {name: adapter_sha256(store, name) for name, _ in chunk.requests[0].adapters},
-        "model": config.diffusion.model,
-        "revision": config.diffusion.revision,
-        "scheduler": scheduler,
-        "steps": settings.steps,
-        "guidance_scale": settings.guidance_scale,
-        "guidance_interval": settings.guidance_interval,
-        "cache_interval": settings.cache_interval,
-    }
+    hashes = {name: adapter_sha256(store, name) for name, _ in chunk.requests[0].adapters}
     records = [
         ImageRecord(
             key=f"{request.label:05d}_{request.index:06d}",
             image=encode_image(pixels, settings.image_format),
             label=request.label,
-            provenance=_of_request(request) | made_by,
+            provenance=_provenance(request, hashes, scheduler, config),
         )
         for request, pixels in zip(chunk.requests, images, strict=True)
     ]
@@ -229,6 +219,25 @@ def _write_chunk(chunk: Chunk, images: np.ndarray, scheduler: str, config: Exper
     return len(records)
 
 
-def _of_request(request: ImageRequest) -> dict[str, Any]:
-    """What of its provenance is an image's own: prompt, seed, adapters and weights, photo and strength."""
-    return {key: value for key, value in asdict(request).items() if key not in ("label", "index")}
+def _provenance(
+    request: ImageRequest, adapter_hashes: Mapping[str, str], scheduler: str, config: ExperimentConfig
+) -> dict[str, Any]:
+    """How an image was made. Lists hold values of one type, or `datasets` cannot read them from a WebDataset."""
+    settings = config.generate
+    made_by = {
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "adapters": [
+            {"name": name, "weight": weight, "sha256": adapter_hashes[name]} for name, weight in request.adapters
+        ],
+        "source_key": request.source_key,
+        "strength": request.strength,
+        "model": config.diffusion.model,
+        "revision": config.diffusion.revision,
+        "scheduler": scheduler,
+        "steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "guidance_interval": settings.guidance_interval,
+        "cache_interval": settings.cache_interval,
+    }
+    return {name: value for name, value in made_by.items() if value is not None}

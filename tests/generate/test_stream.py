@@ -38,7 +38,7 @@ def test_chunks_that_fail_stop_no_others_and_are_drawn_by_the_next_start(
     assert ", chunks 3/3, busy percent " in said["text"]
     assert store.markers("chunks") == {"00000-000000"}
     told = from_parquet(store.read_bytes(chunks[0].file))[0].provenance
-    assert (told["adapters"], told["adapter_sha256"]) == ([["class-00000", 1.0]], {"class-00000": sha256(weights)})
+    assert told["adapters"] == [{"name": "class-00000", "weight": 1.0, "sha256": sha256(weights)}]
     for adapter_id in ("class-00001", "class-00002"):
         store.write_bytes(adapter_weights(adapter_id), weights)
         store.write_json(adapter_marker(adapter_id), {"weights_sha256": sha256(weights)})
