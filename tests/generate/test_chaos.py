@@ -59,7 +59,6 @@ def test_whatever_dies_the_published_bytes_are_those_of_an_undisturbed_run(
     process = subprocess.run(command, capture_output=True, text=True, timeout=WATCHDOG_SECONDS, check=True)
     # Ray may print after it.
     told = json.loads(next(line for line in process.stdout.splitlines() if line.startswith('{"killed"')))
-    print(told)
     assert told["exit_code"] == 0
     assert len(told["killed"]) >= 10, told
     assert {what for what, *_ in told["killed"]} == {"worker", "driver", "node", "replaced node"}
