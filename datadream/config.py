@@ -7,18 +7,25 @@ A config is frozen and complete: the same config gives the same result on any cl
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 MethodName = Literal["none", "zero-shot", "is-synth", "datadream-dset", "datadream-cls"]
-Setting = Literal["zero-shot", "real", "synthetic", "real+synthetic"]
+Setting = Literal[
+    "zero-shot", "gda-real", "real", "gda-synthetic", "synthetic", "gda-real+synthetic", "real+synthetic"
+]
 ImageTower = Literal["auto", "lora", "full"]
 Preset = Literal["exact", "fast", "turbo"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
-SETTINGS_WITHOUT_IMAGES: tuple[Setting, ...] = ("zero-shot", "real")
+SETTINGS_WITHOUT_IMAGES: tuple[Setting, ...] = ("zero-shot", "gda-real", "real")
 """Settings that use no drawn images, so that all methods of a table share them."""
+TRAINED_SETTINGS: tuple[Setting, ...] = ("real", "synthetic", "real+synthetic")
+"""Settings that take steps of an optimiser."""
+GAUSSIAN_SETTINGS: tuple[Setting, ...] = ("gda-real", "gda-synthetic", "gda-real+synthetic")
+"""Settings that adapt CLIP without training; what follows gda- says to which images."""
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {
@@ -218,6 +225,39 @@ class AugmentConfig(Section):
     """Their strength, torchvision's bins 0 to 30 (authors' code: 9)."""
 
 
+class SearchConfig(Section):
+    """Knobs of training that are chosen for each setting by accuracy on validation photos, among all combinations of
+    what is listed (paper, appendix B); nothing listed: no search."""
+
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Learning rates to choose from (paper: 1e-4, 1e-5, 1e-6, 1e-7); empty: classify.learning_rate."""
+    weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Weight decays to choose from (paper: 5e-4, 1e-4); empty: classify.weight_decay."""
+    grace: float = Field(0.1, gt=0, le=1)
+    """Share of classify.steps that every combination is trained for, at least, before any is given up; 1: all train
+    to the end (paper)."""
+    reduction: int = Field(3, ge=2)
+    """The best of so many combinations goes on, with so many times the steps."""
+
+    @property
+    def combinations(self) -> list[dict[str, float]]:
+        """Knobs of `ClassifyConfig` and their values, one dict for each combination, in the order of the lists."""
+        listed = {"learning_rate": self.learning_rates, "weight_decay": self.weight_decays}
+        listed = {knob: values for knob, values in listed.items() if values}
+        return [dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())] * bool(
+            listed
+        )
+
+    @model_validator(mode="after")
+    def _has_a_choice(self) -> SearchConfig:
+        combinations = self.combinations
+        if len(combinations) == 1:
+            raise ValueError("one combination is no choice; list more values, or set the knob itself")
+        if any(combination in combinations[:place] for place, combination in enumerate(combinations)):
+            raise ValueError("a value is listed twice")
+        return self
+
+
 class ClassifyConfig(Section):
     """CLIP with LoRA on both towers, trained on the real and the synthetic images (paper, section 3)."""
 
@@ -226,7 +266,8 @@ class ClassifyConfig(Section):
     pretrained: str | None = "openai"
     """open_clip's tag or file of pretrained weights; unset when `model` is a checkpoint folder."""
     settings: tuple[Setting, ...] = ("zero-shot", "real", "synthetic", "real+synthetic")
-    """What to train on. zero-shot trains nothing; each setting is one row of the accuracy table."""
+    """What to train on. zero-shot trains nothing; gda-real, gda-synthetic and gda-real+synthetic adapt CLIP without
+    training, by Gaussian discriminant analysis. Each setting is one row of the accuracy table."""
     real_weight: float = Field(0.8, ge=0, le=1)
     """Lambda of lambda*CE(real) + (1-lambda)*CE(synthetic) in real+synthetic (paper: 0.8)."""
     rank: int = Field(16, ge=1)
@@ -275,6 +316,8 @@ class ClassifyConfig(Section):
     """Share of a label that is spread over all classes (Szegedy et al., 2016); 0 turns it off."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes to the training images."""
+    search: SearchConfig = SearchConfig()
+    """Choosing knobs of training on validation photos."""
 
 
 class TrackingConfig(Section):
@@ -315,6 +358,9 @@ class GridConfig(Section):
     """Seeds of shots, generator and classifier together; empty: the run's own seed."""
     n_shots: tuple[int, ...] = ()
     """Shots per class; empty: the run's own."""
+    images_per_class: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Drawn images per class to train on; empty: the run's own. The largest number is drawn once, and a smaller one
+    is the first images of each class."""
 
 
 class ExperimentConfig(Section):

@@ -40,10 +40,14 @@ SMALL_POOL = 5_000
 class Experiment:
     """One run in one folder, or with `config.grid` a table of runs in its sub-folders."""
 
-    def __init__(self, config: ExperimentConfig, run: str) -> None:
-        """`run` is a folder or any fsspec URL. Nothing is read or written yet."""
+    def __init__(self, config: ExperimentConfig, run: str, drawn_by: Experiment | None = None) -> None:
+        """`run` is a folder or any fsspec URL; nothing is read or written yet.
+
+        With `drawn_by`, this run trains on the first images of each class of another that draws the same and more.
+        """
         self.config = config
         self.store = RunStore(run)
+        self._drawn_by = drawn_by
         self._workers: Workers
         self._tracking: Tracking
 
@@ -101,13 +105,13 @@ class Experiment:
     def cells(self) -> list[Experiment]:
         """The single runs: this one, or the table's."""
         grid = self.config.grid
-        if not (grid.methods or grid.seeds or grid.n_shots):
+        if not (grid.methods or grid.seeds or grid.n_shots or grid.images_per_class):
             return [self]
         draws = list(itertools.product(grid.n_shots or (self.config.data.n_shots,), grid.seeds or (self.config.seed,)))
         methods = grid.methods or (self.config.method,)
         # The baselines need no images, so one run without a method serves every method of the same draw.
-        cells = [self._cell(method, *draw) for draw in draws for method in dict.fromkeys(("none", *methods))]
-        return [cell for cell in cells if cell.config.classify.settings]
+        tables = [self._curve(method, *draw) for draw in draws for method in dict.fromkeys(("none", *methods))]
+        return [cell for cells in tables for cell in cells if cell.config.classify.settings]
 
     @cached_property
     def few_shot(self) -> FewShotSet:
@@ -119,8 +123,8 @@ class Experiment:
 
     @cached_property
     def plan(self) -> Plan:
-        """What the method asks for."""
-        return METHODS[self.config.method](self.few_shot, self.config)
+        """What the method asks for, and is not done by another run."""
+        return Plan() if self._drawn_by else METHODS[self.config.method](self.few_shot, self.config)
 
     def is_finished(self) -> bool:
         """Whether every adapter, image and classifier is committed."""
@@ -130,12 +134,25 @@ class Experiment:
         """How far each stage is, from the run's files alone."""
         return stage_status(self.store, [(cell.store, cell.config, cell.plan) for cell in self.cells])
 
-    def _cell(self, method: str, n_shots: int, seed: int) -> Experiment:
+    def _curve(self, method: str, n_shots: int, seed: int) -> list[Experiment]:
+        """The cells of one method and draw: the one that draws the most images, then those that use a part of them."""
+        most, *fewer = sorted(set(self.config.grid.images_per_class), reverse=True) or [
+            self.config.generate.images_per_class
+        ]
+        whole = self._cell(method, n_shots, seed, most)
+        if method == "none":
+            return [whole]
+        return [whole, *(self._cell(method, n_shots, seed, n, drawn_by=whole) for n in fewer)]
+
+    def _cell(
+        self, method: str, n_shots: int, seed: int, n_images: int, drawn_by: Experiment | None = None
+    ) -> Experiment:
         wanted = self.config.classify.settings
         settings = [name for name in wanted if (name in SETTINGS_WITHOUT_IMAGES) == (method == "none")]
         own = {"method": method, "seed": seed, "data.n_shots": n_shots, "classify.settings": settings}
-        config = self.config.updated(own | {"grid": GridConfig().model_dump()})
-        return Experiment(config, self.store.child(f"cells/{method}-k{n_shots}-seed{seed}").url)
+        own |= {"generate.images_per_class": n_images, "grid": GridConfig().model_dump()}
+        name = f"{method}-k{n_shots}-seed{seed}" + (f"-images{n_images}" if drawn_by else "")
+        return Experiment(self.config.updated(own), self.store.child(f"cells/{name}").url, drawn_by)
 
     def _check_settings(self) -> None:
         needy = [name for name in self.config.classify.settings if name not in SETTINGS_WITHOUT_IMAGES]
@@ -233,10 +250,15 @@ class Experiment:
                 publish_dataset(cell.store, chunks[id(cell)], cell.few_shot, cell.config)
 
     def _classify(self) -> None:
+        from datadream.classify.sweep import choose_knobs
         from datadream.classify.trainer import ClassifierJob, train_classifiers
 
-        jobs = [ClassifierJob(cell.store, cell.few_shot, cell.config) for cell in self.cells]
+        jobs = [
+            ClassifierJob(cell.store, cell.few_shot, cell.config, (cell._drawn_by or cell).store)
+            for cell in self.cells
+        ]
         with self._watched("classify"):
+            choose_knobs(self.store, jobs, self._workers)
             train_classifiers(self.store, jobs, self._workers)
         self._tracking.table("classifiers", [row for cell in self.cells for row in cell._classifier_rows()])
 

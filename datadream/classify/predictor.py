@@ -42,7 +42,7 @@ class Classifier:
             load_trainable_state(self._clip.model, saved.state)
             merge_lora(self._clip.model)
         self._clip.model.requires_grad_(False)
-        self._head = (saved.logit_scale * saved.text_features).to(device)
+        self._weight, self._bias = (saved.logit_scale * saved.text_features).to(device), saved.bias.to(device)
 
     def predict(self, images: Photo | Sequence[Photo]) -> list[dict[str, float]]:
         """Probability of each class for each photo, the most probable class first.
@@ -63,7 +63,7 @@ class Classifier:
     @torch.inference_mode()
     def _probabilities(self, photos: Sequence[Photo]) -> Tensor:
         pixels = torch.stack([self._clip.preprocess(_open(photo)) for photo in photos]).to(self._device)
-        return (self._clip.encode_image(pixels) @ self._head.T).softmax(dim=1).cpu()
+        return (self._clip.encode_image(pixels) @ self._weight.T + self._bias).softmax(dim=1).cpu()
 
     def _named(self, probabilities: Tensor) -> dict[str, float]:
         order = probabilities.argsort(descending=True, stable=True).tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import posixpath
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ MARKER = f"{FOLDER}/dataset.json"
 ENCODINGS = ("webp", "png", "jpg")
 """Names under which a WebDataset sample holds its image."""
 ROWS_PER_DECODE = 256
+_INDEX = re.compile(r"(\d+)(?:\.\w+)?$")
 REMEDY = "Remove the run's dataset folder and run generate again."
 
 
@@ -136,8 +138,9 @@ def _named(shard: str) -> Iterator[None]:
         raise ValueError(f"shard {shard!r} cannot be read: {str(error) or type(error).__name__}. {REMEDY}") from error
 
 
-def open_published(store: RunStore, size: int) -> Published:
-    """The run's dataset, to be decoded to squares of `size` pixels; nothing is read yet."""
+def open_published(store: RunStore, size: int, images_per_class: int | None = None) -> Published:
+    """The run's dataset, or the first `images_per_class` of each class, to be decoded to squares of `size` pixels;
+    nothing is read yet."""
     marker = store.read_json(MARKER)
     paths = [store.path(posixpath.join(FOLDER, shard)) for shard in marker["shards"]]
     if marker["format"] == "parquet":
@@ -151,25 +154,45 @@ def open_published(store: RunStore, size: int) -> Published:
             ray.data.read_webdataset(paths, filesystem=store.fs, decoder=None, suffixes=suffixes),
             _decode_webdataset,
         )
-    rows = encoded.map_batches(decode, fn_kwargs={"size": size}, batch_size=ROWS_PER_DECODE, batch_format="pyarrow")
-    return Published(rows, marker["n_images"], size)
+    n_wanted = marker["n_images"] if images_per_class is None else images_per_class * len(marker["class_names"])
+    is_part = n_wanted < marker["n_images"]
+    rows = encoded.map_batches(
+        decode,
+        fn_kwargs={"size": size, "images_per_class": images_per_class if is_part else None},
+        batch_size=ROWS_PER_DECODE,
+        batch_format="pyarrow",
+    )
+    return Published(rows, n_wanted if is_part else marker["n_images"], size)
 
 
-def _decode_parquet(table: pa.Table, size: int) -> dict[str, np.ndarray]:
+def _first_of_each_class(table: pa.Table, keys: list[str], images_per_class: int | None) -> pa.Table:
+    """The rows whose key ends in an index below `images_per_class`: a key names class and index."""
+    if images_per_class is None:
+        return table
+    return table.filter(pa.array([int(_INDEX.search(key)[1]) < images_per_class for key in keys], pa.bool_()))
+
+
+def _decode_parquet(table: pa.Table, size: int, images_per_class: int | None) -> dict[str, np.ndarray]:
+    table = _first_of_each_class(table, _paths(table), images_per_class)
     image = table["image"].combine_chunks()
-    keys = image.field("path").to_pylist()
+    keys = _paths(table)
     return {
         "image": decode_squares(image.field("bytes").to_pylist(), keys, size),
         "label": table["label"].to_numpy().astype(np.int64),
-        "key": np.array(keys),
+        "key": np.array(keys, dtype=str),
     }
 
 
-def _decode_webdataset(table: pa.Table, size: int) -> dict[str, Any]:
+def _paths(table: pa.Table) -> list[str]:
+    return table["image"].combine_chunks().field("path").to_pylist()
+
+
+def _decode_webdataset(table: pa.Table, size: int, images_per_class: int | None) -> dict[str, Any]:
     encoding = next(name for name in ENCODINGS if name in table.column_names)
+    table = _first_of_each_class(table, table["__key__"].to_pylist(), images_per_class)
     keys = table["__key__"].to_pylist()
     return {
         "image": decode_squares(table[encoding].to_pylist(), keys, size),
-        "label": np.array([int(label) for label in table["cls"].to_pylist()]),
-        "key": np.array(keys),
+        "label": np.array([int(label) for label in table["cls"].to_pylist()], np.int64),
+        "key": np.array(keys, dtype=str),
     }

@@ -12,12 +12,16 @@ from torch import Tensor
 from datadream.models.clip_training import is_lora
 from datadream.run_store import CLASSIFIERS, RunStore
 
+HEAD_TENSORS = ("text_features", "logit_scale", "bias")
 LORA, IMAGE_TOWER, HEAD, LABELS = "lora.safetensors", "image_tower.safetensors", "head.safetensors", "labels.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedClassifier:
-    """All that it takes to classify photos as in training."""
+    """All that it takes to classify photos as in training.
+
+    The logits of unit image features are logit_scale * features @ text_features.T + bias.
+    """
 
     classes: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -30,9 +34,11 @@ class SavedClassifier:
     state: dict[str, Tensor]
     """The trained weights of `trainable_state`."""
     text_features: Tensor
-    """Unit features of the prompts, fp32 [n_classes, D]."""
+    """Unit features of the prompts, or a Gaussian head's weights; fp32 [n_classes, D]."""
     logit_scale: Tensor
-    """Factor of the cosine similarities, a scalar."""
+    """Factor of the cosine similarities, a scalar; 1 for a Gaussian head."""
+    bias: Tensor
+    """fp32 [n_classes]; zeros but for a Gaussian head."""
 
     def to_files(self) -> dict[str, bytes]:
         """Content by file name. LoRA is apart from the weights of a fully trained image tower, which are large."""
@@ -44,7 +50,7 @@ class SavedClassifier:
             "trained": self.learning,
         }
         files = {
-            HEAD: save({"text_features": self.text_features, "logit_scale": self.logit_scale}),
+            HEAD: save({name: getattr(self, name) for name in HEAD_TENSORS}),
             LABELS: (json.dumps(labels, indent=1, ensure_ascii=False) + "\n").encode(),
         }
         for name, lora in ((LORA, True), (IMAGE_TOWER, False)):
@@ -68,6 +74,5 @@ class SavedClassifier:
             pretrained=labels["pretrained"],
             learning=labels["trained"],
             state=state,
-            text_features=head["text_features"],
-            logit_scale=head["logit_scale"],
+            **{name: head[name] for name in HEAD_TENSORS},
         )

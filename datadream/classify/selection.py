@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from datadream.config import ClassifyConfig, Setting
+from datadream.config import GAUSSIAN_SETTINGS, TRAINED_SETTINGS, ClassifyConfig, Setting
 from datadream.data.datasets import Photo
 from datadream.data.few_shot import FewShotSet
 
@@ -39,7 +39,7 @@ def selection_of(setting: Setting, few_shot: FewShotSet, config: ClassifyConfig)
         return Selection("test", few_shot.test)
     if few_shot.val:
         return Selection("val" if trains else None, few_shot.val)
-    if config.folds < 2:
+    if config.folds < 2 or setting in GAUSSIAN_SETTINGS:
         return Selection(None)
     if not uses_shots:
         return Selection("shots" if trains else None, few_shot.photos)
@@ -48,6 +48,12 @@ def selection_of(setting: Setting, few_shot: FewShotSet, config: ClassifyConfig)
 
 
 def check_selection(few_shot: FewShotSet, config: ClassifyConfig) -> None:
-    """Raises ValueError when test photos are to choose and there are none."""
+    """Raises ValueError when test photos are to choose and there are none, or a search has nothing to choose by."""
     if config.select_on == "test" and not few_shot.test:
         raise ValueError("classify.select_on is 'test', but there are no test photos. Use classify.select_on=val.")
+    for setting in TRAINED_SETTINGS if config.search.combinations else ():
+        if setting in config.settings and selection_of(setting, few_shot, config).chosen_by in (None, "test"):
+            raise ValueError(
+                f"classify.search chooses knobs on validation photos, but {setting} has none. "
+                "Add a val folder or set classify.folds, with classify.select_on=val; or do not search."
+            )

@@ -10,15 +10,18 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from datadream.classify import gaussian
 from datadream.classify.evaluate import PhotoBatches, Scores, count_correct, score
+from datadream.classify.gaussian import Adapted, LinearHead, Moments
 from datadream.classify.images import LabelledImages, read_photos, shuffled_batches
 from datadream.classify.loop import Checkpoints, Reading, Report, Trained, mean_curve, train
 from datadream.classify.metrics import logits_parquet, measure
 from datadream.classify.saved import SavedClassifier
 from datadream.classify.selection import Selection, selection_of
 from datadream.classify.training import Part, Training, autocast_of
-from datadream.config import ExperimentConfig, Setting
+from datadream.config import GAUSSIAN_SETTINGS, TRAINED_SETTINGS, ExperimentConfig, Setting
 from datadream.data.augment import Augment
 from datadream.data.datasets import Photo, open_source
 from datadream.data.few_shot import FewShotSet
@@ -89,16 +92,19 @@ class SettingTrainer:
         """
         start = time.monotonic()
         selection = selection_of(setting, self._few_shot, self._config.classify)
-        trained, val_top1 = None, None
+        trained, adapted, val_top1 = None, None, None
         try:
-            if setting != "zero-shot":
+            if setting in TRAINED_SETTINGS:
                 trained = self._choose(setting, selection, synthetic, report, checkpoints_of)
                 val_top1 = trained.val_top1
                 load_trainable_state(self.clip.model, trained.state)
+            elif setting in GAUSSIAN_SETTINGS:
+                adapted = self._adapt(setting, selection, synthetic)
+                val_top1 = adapted.val_top1
             elif selection.photos:
                 val_top1 = self._top1(selection.photos)
-            test = self._test()
-            saved = self._saved(trained)
+            test = self._test(adapted)
+            saved = self._saved(trained, adapted)
         finally:
             restore(self.clip.model)
         uses_test = selection.chosen_by == "test"
@@ -115,6 +121,7 @@ class SettingTrainer:
             "n_synthetic": synthetic.n if synthetic and "synthetic" in setting else 0,
             "n_real": len(self._few_shot.photos) if "real" in setting else 0,
         }
+        metrics |= {"gaussian_weight": adapted.weight} if adapted else {}
         return Outcome(saved.to_files() | self._logits(test), metrics)
 
     def _choose(
@@ -161,12 +168,11 @@ class SettingTrainer:
         config = self._config.classify
         seed = partial(self._seed, setting) if name == "all" else partial(self._seed, setting, name)
         make_trainable(self.clip.model, **self._learning(), seed=seed("lora"), name=config.model)
-        flip = self._few_shot.flippable if config.augment.flip is None else config.augment.flip
         training = Training(
             self.clip,
             self._tokens,
             self._parts(setting, few_shot, synthetic, seed),
-            Augment(config.augment, flip, self.clip.size, self.clip.mean, self.clip.std),
+            self._augment(),
             config,
             seed=seed("augment"),
             ranks=self._ranks,
@@ -179,6 +185,31 @@ class SettingTrainer:
             report=report,
             checkpoints=checkpoints,
         )
+
+    def _adapt(self, setting: Setting, selection: Selection, synthetic: SyntheticImages | None) -> Adapted:
+        """Adapt to the setting's images without training; every rank gets the same."""
+        zero_shot = LinearHead.of_prompts(*self._prompts_and_scale())
+        fitted = gaussian.fit(self._moments(setting, zero_shot, synthetic))
+        val = gaussian.features_of(self.clip, self._photo_batches(selection.photos), self._autocast, zero_shot)
+        return gaussian.blend(zero_shot, fitted, *val, self._ranks)
+
+    def _moments(self, setting: Setting, zero_shot: LinearHead, synthetic: SyntheticImages | None) -> Moments:
+        """Of the images that the setting adapts to; real and drawn ones weigh what they do in the loss of training."""
+        origins, config = setting.removeprefix("gda-"), self._config.classify
+        rng = torch.Generator().manual_seed(self._seed(setting, "augment"))
+        parts = self._parts(origins, self._few_shot, synthetic, partial(self._seed, setting))
+        found = []
+        for (origin, *_), part in zip(batch_plan(origins, config.batch_size, config.real_weight), parts, strict=True):
+            n = gaussian.VIEWS[origin] * (len(self._few_shot.photos) if origin == "real" else synthetic.n)
+            found.append(
+                gaussian.measure(self.clip, part, n, self._augment(), self._autocast, zero_shot, self._ranks, rng)
+            )
+        return sum(found[1:], found[0]).over(self._ranks)
+
+    def _augment(self) -> Augment:
+        config = self._config.classify.augment
+        flip = self._few_shot.flippable if config.flip is None else config.flip
+        return Augment(config, flip, self.clip.size, self.clip.mean, self.clip.std)
 
     def _parts(
         self, setting: Setting, few_shot: FewShotSet, synthetic: SyntheticImages | None, seed: Callable[[str], int]
@@ -217,10 +248,15 @@ class SettingTrainer:
         correct, total = counts.tolist()
         return 100 * correct / total
 
-    def _test(self) -> Scores:
+    def _test(self, adapted: Adapted | None) -> Scores:
         """Logits of all test photos, on the CPU."""
         photos = self._few_shot.test
-        ours = score(self.clip, self._tokens, self._photo_batches(photos), self._autocast)
+        batches = self._photo_batches(photos)
+        if adapted is None:
+            ours = score(self.clip, self._tokens, batches, self._autocast)
+        else:
+            features, labels = gaussian.features_of(self.clip, batches, self._autocast, adapted.head)
+            ours = Scores(adapted.head(features), labels)
         logits, labels = (self._ranks.gather(tensor, len(photos)).cpu() for tensor in (ours.logits, ours.labels))
         return Scores(logits, labels)
 
@@ -229,8 +265,7 @@ class SettingTrainer:
         knobs = self._config.classify.model_dump(mode="json")
         return {name: knobs[name] for name in ("rank", "alpha", "projections", "image_tower")}
 
-    @torch.no_grad()
-    def _saved(self, trained: Trained | None) -> SavedClassifier:
+    def _saved(self, trained: Trained | None, adapted: Adapted | None) -> SavedClassifier:
         config = self._config.classify
         return SavedClassifier(
             classes=self._few_shot.class_names,
@@ -239,9 +274,19 @@ class SettingTrainer:
             pretrained=config.pretrained,
             learning=self._learning() if trained else None,
             state=trained.state if trained else {},
-            text_features=self.clip.encode_text(self._tokens).cpu(),
-            logit_scale=self.clip.model.logit_scale.exp().cpu(),
+            **(self._prompt_head() if adapted is None else adapted.to_tensors()),
         )
+
+    def _prompt_head(self) -> dict[str, Tensor]:
+        """As `SavedClassifier` takes it."""
+        text_features, logit_scale = self._prompts_and_scale()
+        bias = torch.zeros(len(text_features))
+        return {"text_features": text_features.cpu(), "logit_scale": logit_scale.cpu(), "bias": bias}
+
+    @torch.no_grad()
+    def _prompts_and_scale(self) -> tuple[Tensor, Tensor]:
+        """Unit features of the prompts [n_classes, D], and the factor of the cosine similarities."""
+        return self.clip.encode_text(self._tokens), self.clip.model.logit_scale.exp()
 
     def _logits(self, test: Scores) -> dict[str, bytes]:
         """The file of the test photos' logits, if there are any."""

@@ -19,10 +19,12 @@ import ray
 import ray.train
 import torch
 from ray.actor import ActorHandle
+from ray.data import DataIterator
 from ray.exceptions import RayTaskError
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from datadream.classify.halving import Record, found_knobs
 from datadream.classify.images import LabelledImages, buffered_batches, rows_per_read, shuffled_batches
 from datadream.classify.published import (
     REMEDY,
@@ -42,7 +44,7 @@ from datadream.cluster import (
     shared_worker_device,
     train_storage,
 )
-from datadream.config import ExperimentConfig, Setting
+from datadream.config import TRAINED_SETTINGS, ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet
 from datadream.device import use_threads
 from datadream.monitor import show, start_monitor
@@ -73,6 +75,13 @@ class ClassifierJob:
     store: RunStore
     few_shot: FewShotSet
     config: ExperimentConfig
+    drawn_by: RunStore | None = None
+    """The run whose published images are used, the first `generate.images_per_class` of each class; None: its own."""
+
+    @property
+    def images(self) -> RunStore:
+        """Where its synthetic images are published."""
+        return self.drawn_by or self.store
 
     @property
     def missing(self) -> tuple[Setting, ...]:
@@ -106,7 +115,7 @@ def train_classifiers(store: RunStore, jobs: Sequence[ClassifierJob], workers: W
             "classify.batch_size is 1, but real+synthetic draws half of a batch from each. Use 2 or more."
         )
     for job in jobs:
-        _check(job)
+        check_job(job)
     workers = workers.at_most(smallest // 2)
     fruitless = 0
     while missing := [job for job in jobs if job.missing]:
@@ -122,11 +131,11 @@ def train_classifiers(store: RunStore, jobs: Sequence[ClassifierJob], workers: W
             log.warning("classify: a worker was lost; going on from the last checkpoint")
 
 
-def _check(job: ClassifierJob) -> None:
+def check_job(job: ClassifierJob) -> None:
     """Find what would fail later. Raises ValueError or FileNotFoundError."""
     check_selection(job.few_shot, job.config.classify)
     if _needs_synthetic(job):
-        check_published(job.store, job.few_shot.class_names)
+        check_published(job.images, job.few_shot.class_names)
 
 
 def _needs_synthetic(job: ClassifierJob) -> bool:
@@ -147,8 +156,8 @@ def _train(store: RunStore, jobs: Sequence[ClassifierJob], workers: Workers) -> 
     with quiet_ordered_data():
         tasks, datasets = [], {}
         for number, job in enumerate(jobs):
-            published = _published(job)
-            n_synthetic, buffer = (published.n, _shuffle_buffer(published, workers)) if published else (0, 0)
+            published = published_images(job)
+            n_synthetic, buffer = (published.n, shuffle_buffer(published, workers.count)) if published else (0, 0)
             tasks.append(_Task(job, job.missing, f"synthetic-{number}", n_synthetic, buffer))
             if published:
                 # Materialised: decoded once for all workers and settings, into memory that a node's workers share.
@@ -167,26 +176,27 @@ def _steps(task: _Task) -> int:
 
 
 def _steps_of(job: ClassifierJob, setting: Setting) -> int:
-    if setting == "zero-shot":
+    if setting not in TRAINED_SETTINGS:
         return 0
     config = job.config.classify
     return config.steps * selection_of(setting, job.few_shot, config).n_trainings
 
 
-def _published(job: ClassifierJob) -> Published | None:
-    """The synthetic images of a job, if a setting needs any."""
+def published_images(job: ClassifierJob) -> Published | None:
+    """The synthetic images of a job, if a setting that is missing needs any."""
     if not _needs_synthetic(job):
         return None
     from datadream.models.clip import input_size
 
-    return open_published(job.store, input_size(job.config.classify.model))
+    size = input_size(job.config.classify.model)
+    return open_published(job.images, size, job.config.generate.images_per_class)
 
 
-def _shuffle_buffer(published: Published, workers: Workers) -> int:
-    """Images of a worker's shuffle buffer, at most the worker's split; 0 when the set fits in memory."""
+def shuffle_buffer(published: Published, n_readers: int) -> int:
+    """Images of a reader's shuffle buffer, at most the reader's split; 0 when the set fits in memory."""
     if published.n_bytes <= MEMORY_LIMIT:
         return 0
-    return max(1, min(SHUFFLE_BYTES // (3 * published.size**2), published.n // workers.count))
+    return max(1, min(SHUFFLE_BYTES // (3 * published.size**2), published.n // n_readers))
 
 
 def _trainer(
@@ -220,13 +230,16 @@ def _train_on_worker(loop: dict[str, Any]) -> None:
     steps_before = 0
     for task in tasks:
         trainer = SettingTrainer(task.job.config, task.job.few_shot, device, ranks)
-        synthetic = _synthetic(task, device, ranks)
+        shard = ray.train.get_dataset_shard(task.dataset) if task.n_synthetic else None
+        synthetic = synthetic_images(task.job, shard, task.n_synthetic, task.buffer, device, ranks)
         for setting in task.settings:
+            found = found_knobs(task.job.store, setting)
             report = _reporter(loop["monitor"], steps_before, setting, ranks)
-            outcome = trainer.run(setting, synthetic, report, partial(_checkpoints, task.job, setting, ranks))
+            tuned = trainer.with_knobs(found["knobs"]) if found else trainer
+            outcome = tuned.run(setting, synthetic, report, partial(_checkpoints, task.job, setting, ranks))
             steps_before += _steps_of(task.job, setting)
             if ranks.rank == 0:
-                _commit(task.job.store, setting, outcome)
+                _commit(task.job.store, setting, outcome, found)
 
 
 def _checkpoints(job: ClassifierJob, setting: Setting, ranks: Ranks, training: str) -> Checkpoints:
@@ -240,45 +253,48 @@ def _checkpoints(job: ClassifierJob, setting: Setting, ranks: Ranks, training: s
     )
 
 
-def _commit(store: RunStore, setting: Setting, outcome: Outcome) -> None:
+def _commit(store: RunStore, setting: Setting, outcome: Outcome, found: Record | None) -> None:
     marker = classifier_marker(setting)
     folder = marker.rpartition("/")[0]
     for name, data in outcome.files.items():
         store.write_bytes(f"{folder}/{name}", data)
-    store.write_json(marker, outcome.metrics)
+    store.write_json(marker, outcome.metrics | ({"search": found} if found else {}))
     checkpoints = store.path(classifier_checkpoint(setting, "")).rpartition("/")[0]
     if store.fs.exists(checkpoints):
         store.fs.rm(checkpoints, recursive=True)
 
 
-def _synthetic(task: _Task, device: torch.device, ranks: Ranks) -> SyntheticImages | None:
-    """The synthetic images as this worker draws them; None when no setting needs any."""
+def synthetic_images(
+    job: ClassifierJob, shard: DataIterator | None, n: int, buffer: int, device: torch.device, ranks: Ranks
+) -> SyntheticImages | None:
+    """The `n` synthetic images of a job as this worker draws them: kept in memory, or streamed through a buffer of
+    `buffer` images where that is not 0. None without images."""
     from datadream.classify.setting import SyntheticImages
 
-    if not task.n_synthetic:
+    if shard is None:
         return None
-    shard, n_classes = ray.train.get_dataset_shard(task.dataset), len(task.job.few_shot.class_names)
-    if task.buffer:
+    class_names = job.few_shot.class_names
+    if buffer:
 
         def batches(batch_size: int, seed: int) -> Iterator[LabelledImages]:
             return buffered_batches(
-                _reads(shard, rows_per_read(batch_size, ranks), n_classes), batch_size, ranks, task.buffer, seed
+                _reads(shard, rows_per_read(batch_size, ranks), len(class_names)), batch_size, ranks, buffer, seed
             )
 
     else:
         pool = _collect(shard)
-        if len(pool) != task.n_synthetic:
-            raise ValueError(f"the dataset holds {len(pool)} images, its marker says {task.n_synthetic}. {REMEDY}")
-        check_labels(pool.labels.numpy(), task.job.few_shot.class_names)
+        if len(pool) != n:
+            raise ValueError(f"the dataset holds {len(pool)} images, its marker says {n}. {REMEDY}")
+        check_labels(pool.labels.numpy(), class_names)
         pool = pool.to(device)
 
         def batches(batch_size: int, seed: int) -> Iterator[LabelledImages]:
             return shuffled_batches(pool, batch_size, ranks, seed)
 
-    return SyntheticImages(task.n_synthetic, batches)
+    return SyntheticImages(n, batches)
 
 
-def _collect(shard: ray.data.DataIterator) -> LabelledImages:
+def _collect(shard: DataIterator) -> LabelledImages:
     """All rows, ordered by their keys: blocks may come in any order."""
     blocks = list(shard.iter_batches(batch_size=None, batch_format="numpy"))
     images, labels, keys = (
@@ -288,7 +304,7 @@ def _collect(shard: ray.data.DataIterator) -> LabelledImages:
     return LabelledImages(torch.from_numpy(images[order]), torch.from_numpy(labels[order]))
 
 
-def _reads(shard: ray.data.DataIterator, rows: int, n_classes: int) -> Iterator[LabelledImages]:
+def _reads(shard: DataIterator, rows: int, n_classes: int) -> Iterator[LabelledImages]:
     """This worker's split, epoch after epoch, `rows` images at a time."""
     while True:
         batch = None

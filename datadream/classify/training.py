@@ -28,6 +28,10 @@ from datadream.ranks import ALONE, Ranks
 from datadream.seeds import derive_seed
 
 
+class DivergedError(ValueError):
+    """The loss is no longer a number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One origin of the images of every batch."""
@@ -127,13 +131,13 @@ class Training:
     def mean_loss(self) -> float:
         """Of the steps since this was last asked, over all ranks, which must all ask.
 
-        Raises ValueError when the loss is no longer a number.
+        Raises DivergedError when the loss is no longer a number.
         """
         loss = self._loss_of_all_ranks() / self._losses
         self._loss_sum.zero_()
         self._losses = 0
         if not math.isfinite(loss):
-            raise ValueError(
+            raise DivergedError(
                 f"the classifier's loss became {loss}. Lower classify.learning_rate, or use classify.precision=fp32."
             )
         return loss
