@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ class SettingTrainer:
         self._autocast = autocast_of(config.classify.precision, device)
         self._source = open_source(config.data.source)
         self._batches: dict[tuple[Photo, ...], PhotoBatches] = {}
+        self._decoded: list[LabelledImages] = []
 
     def with_knobs(self, changes: dict[str, Any]) -> SettingTrainer:
         """A trainer with other knobs of `classify`, by their names, on the same loaded CLIP and photos.
@@ -229,10 +230,13 @@ class SettingTrainer:
         rows = [row for row, photo in enumerate(self._few_shot.photos) if photo in kept]
         return self._shots[torch.tensor(rows, device=self._device)]
 
-    @cached_property
+    @property
     def _shots(self) -> LabelledImages:
-        shots = read_photos(self._source, self._few_shot.photos, self.clip.size)
-        return shots.to(self._device)
+        """Decoded once for this trainer and those with other knobs."""
+        if not self._decoded:
+            shots = read_photos(self._source, self._few_shot.photos, self.clip.size)
+            self._decoded.append(shots.to(self._device))
+        return self._decoded[0]
 
     def _photo_batches(self, photos: tuple[Photo, ...]) -> PhotoBatches:
         """This rank's share of photos; what is kept of them is kept for all settings."""

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from datadream.classify.gaussian import WEIGHTS, LinearHead, Moments, choose_weight, fit
+from datadream.classify.gaussian import WEIGHTS, LinearHead, Moments, blend, fit
 from datadream.classify.images import LabelledImages, shuffled_batches
 from datadream.classify.setting import SettingTrainer, SyntheticImages
 from datadream.models.clip import load_clip
@@ -75,9 +75,12 @@ def test_one_image_of_each_class_is_a_nearest_mean_and_none_is_refused():
 def test_validation_photos_choose_the_smallest_weight_that_is_best():
     features, labels = torch.eye(2), torch.tensor([0, 1])
     wrong, right = LinearHead(-torch.eye(2), torch.zeros(2)), LinearHead(torch.eye(2), torch.zeros(2))
-    assert choose_weight(wrong, right, features, labels, ALONE) == 10.0
-    assert choose_weight(right, right, features, labels, ALONE) == WEIGHTS[0]
-    assert choose_weight(right, right, features[:0], labels[:0], ALONE) == 1.0
+    chosen = blend(wrong, right, features, labels, ALONE)
+    assert (chosen.weight, chosen.val_top1) == (10.0, 100.0)
+    assert chosen.head(features).argmax(dim=1).tolist() == [0, 1]
+    assert blend(right, right, features, labels, ALONE).weight == WEIGHTS[0]
+    blind = blend(right, right, features[:0], labels[:0], ALONE)
+    assert (blind.weight, blind.val_top1) == (1.0, None)
 
 
 def test_it_learns_colours_without_training(config, few_shot):
@@ -102,7 +105,7 @@ def test_it_learns_colours_without_training(config, few_shot):
 def test_its_head_is_all_that_a_reader_needs(config, few_shot):
     trainer = SettingTrainer(config, few_shot, torch.device("cpu"), ALONE)
     outcome = trainer.run("gda-real", None, lambda step, reading: None)
-    assert set(outcome.files) == {"head.safetensors", "labels.json"}
+    assert set(outcome.files) == {"head.safetensors", "labels.json", "logits.parquet"}
     head, clip = load(outcome.files["head.safetensors"]), load_clip(config.classify.model, None, "cpu")
     hits = 0
     for photo in few_shot.test:
