@@ -18,6 +18,7 @@ Setting = Literal[
     "zero-shot", "gda-real", "real", "gda-synthetic", "synthetic", "gda-real+synthetic", "real+synthetic"
 ]
 ImageTower = Literal["auto", "lora", "full"]
+Mix = Literal["none", "mixup", "cutmix", "both"]
 Preset = Literal["exact", "fast", "turbo"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 SETTINGS_WITHOUT_IMAGES: tuple[Setting, ...] = ("zero-shot", "gda-real", "real")
@@ -28,6 +29,13 @@ GAUSSIAN_SETTINGS: tuple[Setting, ...] = ("gda-real", "gda-synthetic", "gda-real
 """Settings that adapt CLIP without training; what follows gda- says to which images."""
 
 
+MIXES: dict[Mix, dict[str, float]] = {
+    "none": {"mixup": 0.0, "cutmix": 0.0},
+    "mixup": {"mixup": 1.0, "cutmix": 0.0},
+    "cutmix": {"mixup": 0.0, "cutmix": 1.0},
+    "both": {"mixup": 1.0, "cutmix": 1.0},
+}
+"""What classify.search.mixes names."""
 PRESETS: dict[Preset, dict[str, Any]] = {
     "exact": {},
     "fast": {"scheduler": "DPMSolverMultistepScheduler", "steps": 15},
@@ -233,6 +241,9 @@ class SearchConfig(Section):
     """Learning rates to choose from (paper: 1e-4, 1e-5, 1e-6, 1e-7); empty: classify.learning_rate."""
     weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = ()
     """Weight decays to choose from (paper: 5e-4, 1e-4); empty: classify.weight_decay."""
+    mixes: tuple[Mix, ...] = ()
+    """Mixing of images to choose from, with the authors' Beta parameter 1 (paper: with and without mixup and CutMix);
+    empty: classify.mixup and classify.cutmix."""
     grace: float = Field(0.1, gt=0, le=1)
     """Share of classify.steps that every combination is trained for, at least, before any is given up; 1: all train
     to the end (paper)."""
@@ -242,11 +253,13 @@ class SearchConfig(Section):
     @property
     def combinations(self) -> list[dict[str, float]]:
         """Knobs of `ClassifyConfig` and their values, one dict for each combination, in the order of the lists."""
-        listed = {"learning_rate": self.learning_rates, "weight_decay": self.weight_decays}
-        listed = {knob: values for knob, values in listed.items() if values}
-        return [dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())] * bool(
-            listed
-        )
+        listed = [
+            [{"learning_rate": rate} for rate in self.learning_rates],
+            [{"weight_decay": decay} for decay in self.weight_decays],
+            [MIXES[mix] for mix in self.mixes],
+        ]
+        products = itertools.product(*filter(None, listed))
+        return [dict(itertools.chain.from_iterable(map(dict.items, parts))) for parts in products if parts]
 
     @model_validator(mode="after")
     def _has_a_choice(self) -> SearchConfig:

@@ -62,6 +62,19 @@ def digits_table(**changes: Any) -> ExperimentConfig:
     return digits(**table).updated(changes)
 
 
+def digits_curve(**changes: Any) -> ExperimentConfig:
+    """Accuracy over the number of drawn images, as the paper's figure 5 (left): drawn once, three seeds.
+
+    The figure's right half is over shots: grid.n_shots=[1,2,4,8,16] grid.images_per_class=[].
+    """
+    curve = {
+        "classify.steps": 600,
+        "grid.seeds": [0, 1, 2],
+        "grid.images_per_class": [10, 25, 50, 100, 200],
+    }
+    return digits(**curve | changes)
+
+
 def paper(**changes: Any) -> ExperimentConfig:
     """The paper's settings, Stable Diffusion 2.1 and CLIP ViT-B/16, for your own photos: set data.source."""
     return ExperimentConfig().updated({"data.n_shots": 16, "generate.images_per_class": 500}).updated(changes)
@@ -70,6 +83,7 @@ def paper(**changes: Any) -> ExperimentConfig:
 RECIPES: dict[str, Callable[..., ExperimentConfig]] = {
     "digits": digits,
     "digits-table": digits_table,
+    "digits-curve": digits_curve,
     "paper": paper,
 }
 

@@ -130,27 +130,39 @@ def test_a_table_of_a_folder_without_a_test_part_shares_its_baselines(local_ray,
     source = {"data.source": str(photo_folder), "data.n_shots": 6}
     settings = {"classify.settings": ["zero-shot", "synthetic"], "generate.images_per_class": 3}
     settings |= {"generate.select.coverage": 1.5}
-    grid = {"grid.methods": ["zero-shot", "is-synth"], "grid.seeds": [3]}
+    grid = {"grid.methods": ["zero-shot", "is-synth"], "grid.seeds": [3], "grid.images_per_class": [2, 3]}
     experiment = Experiment(config.updated(source | settings | grid), str(tmp_path / "run"))
     names = [cell.store.root.rsplit("/", 1)[1] for cell in experiment.cells]
-    assert names == ["none-k6-seed3", "zero-shot-k6-seed3", "is-synth-k6-seed3"]
+    assert names == [
+        "none-k6-seed3",
+        "zero-shot-k6-seed3",
+        "zero-shot-k6-seed3-images2",
+        "is-synth-k6-seed3",
+        "is-synth-k6-seed3-images2",
+    ]
     records = experiment.run()
-    assert [(r["setting"], r["method"], r["seed"], r["top1"]) for r in records] == [
-        ("zero-shot", "none", 3, None),
-        ("synthetic", "zero-shot", 3, None),
-        ("synthetic", "is-synth", 3, None),
+    assert [(r["setting"], r["method"], r["n_synthetic"], r["seed"], r["top1"]) for r in records] == [
+        ("zero-shot", "none", 0, 3, None),
+        ("synthetic", "zero-shot", 6, 3, None),
+        ("synthetic", "zero-shot", 9, 3, None),
+        ("synthetic", "is-synth", 6, 3, None),
+        ("synthetic", "is-synth", 9, 3, None),
     ]
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert len(page) > 10_000
     assert "is-synth" in page
-    assert experiment.cells[1].store.exists("classifier/synthetic/lora.safetensors")
+    weights = [cell.store.read_bytes("classifier/synthetic/lora.safetensors") for cell in experiment.cells[1:]]
+    assert len(set(weights)) == 4
+    # The images of a curve are drawn once.
+    drawing = [cell for cell in experiment.cells if cell.store.exists("dataset") or cell.store.exists("chunks")]
+    assert drawing == [experiment.cells[1], experiment.cells[3]]
     assert experiment.is_finished()
-    selected = [entry for cell in experiment.cells[1:] for entry in cell.store.read_json(SELECTION)["classes"]]
+    selected = [entry for cell in drawing for entry in cell.store.read_json(SELECTION)["classes"]]
     assert [(entry["candidates"], entry["n_images"], entry["rejected"]["redundant"]) for entry in selected] == [
         (5, 3, 2)
     ] * 6
     assert max(index for entry in selected for index in entry["images"]) > 2
-    assert experiment.cells[1].store.read_json(DATASET)["n_images"] == 9
+    assert [cell.store.read_json(DATASET)["n_images"] for cell in drawing] == [9, 9]
 
 
 def test_generate_without_adapters_says_so(local_ray, config, tmp_path):

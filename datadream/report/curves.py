@@ -11,13 +11,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from datadream.config import ExperimentConfig
+from datadream.config import TRAINED_SETTINGS, ExperimentConfig
 from datadream.report.metrics import METHODS, NO_METHOD, Row, Summary, classifiers
-from datadream.report.plots import MAX_LINES, Line, Points, adapters_chart, line_chart, shots_chart
+from datadream.report.plots import MAX_LINES, Line, Points, adapters_chart, counts_chart, line_chart
 from datadream.report.tables import column_name, run_name
 from datadream.run_store import ADAPTERS, RunStore, adapter_marker
 
 SETTING_COLORS = {"zero-shot": "muted", "real": "series-1", "synthetic": "series-2", "real+synthetic": "series-0"}
+SETTING_COLORS |= {f"gda-{setting}": color for setting, color in SETTING_COLORS.items()}
 METHOD_COLORS = dict(zip(METHODS[::-1], itertools.cycle(f"series-{i}" for i in (0, 2, 3, 4, 5, 6, 7)), strict=False))
 
 
@@ -63,7 +64,38 @@ def accuracy_by_shots(summary: Summary) -> Chart | None:
         points = [(row.shots, row.mean) for row in rows]
         lines.append(Line(points, color, dashed=setting == "zero-shot", errors=errors))
         legend.append((column_name(setting, method), color))
-    return Chart("Test accuracy by photos per class, %", Markup(shots_chart(lines, summary.shots)), legend)
+    svg = counts_chart(lines, summary.shots, "photos per class")
+    return Chart("Test accuracy by photos per class, %", Markup(svg), legend)
+
+
+def accuracy_by_images(summary: Summary) -> Chart | None:
+    """Test accuracy over the number of drawn images at the most shots (paper, figure 5 left); None for one number.
+
+    Of several methods only the setting with most data is shown.
+    """
+    rows = [row for row in summary.by_images if row.shots == summary.shots[-1] and row.mean is not None]
+    if not rows:
+        return None
+    is_one_method = len({row.method for row in rows}) == 1
+    numbers = sorted({row.images_per_class for row in rows})
+    curves: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.setting in TRAINED_SETTINGS and (is_one_method or row.setting == rows[-1].setting):
+            curves[row.setting, row.method].append(row)
+    lines, legend = [], []
+    for setting in ("zero-shot", "real"):
+        baseline = summary.find(NO_METHOD, setting, summary.shots[-1])
+        if baseline and baseline.mean is not None:
+            ends = [(numbers[0], baseline.mean), (numbers[-1], baseline.mean)]
+            lines.append(Line(ends, SETTING_COLORS[setting], dashed=True))
+            legend.append((setting, SETTING_COLORS[setting]))
+    for (setting, method), members in curves.items():
+        color = SETTING_COLORS[setting] if is_one_method else METHOD_COLORS[method]
+        points = [(row.images_per_class, row.mean) for row in members]
+        lines.append(Line(points, color, errors=[row.sd or 0.0 for row in members]))
+        legend.append((column_name(setting, method), color))
+    svg = counts_chart(lines, numbers, "drawn images per class")
+    return Chart("Test accuracy by drawn images per class, %", Markup(svg), legend)
 
 
 def _adapters(store: RunStore) -> Chart | None:

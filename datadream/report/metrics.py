@@ -12,6 +12,8 @@ from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, MethodNa
 from datadream.run_store import RunStore, classifier_marker
 
 Record = dict[str, Any]
+Group = tuple[str, str, int, int]
+"""Method, setting, shots and drawn images per class."""
 
 SETTINGS: tuple[str, ...] = get_args(Setting)
 """In the order of the paper's tables."""
@@ -20,6 +22,9 @@ METHODS: tuple[str, ...] = get_args(MethodName)
 NO_METHOD = "none"
 FURTHER = ("top5", "macro", "ece", "top1_interval", "chosen_by")
 """What a record says beside top-1."""
+
+
+COUNTS = ("n_test", "n_val", "n_synthetic", "images_per_class")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class Row:
     n_test: int
     n_val: int
     n_synthetic: int
+    images_per_class: int
+    """Drawn images per class to train on; 0 where none are used."""
     top5: float | None = None
     """None with five classes or fewer."""
     macro: float | None = None
@@ -68,6 +75,8 @@ class Summary:
 
     rows: tuple[Row, ...]
     gains: tuple[Gain, ...]
+    by_images: tuple[Row, ...] = ()
+    """Where several numbers of drawn images were trained on: a row for each. `rows` has the largest alone."""
 
     @property
     def shots(self) -> list[int]:
@@ -110,6 +119,7 @@ def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
             "val_top1": measured["val_top1"],
             "n_val": measured["n_val"],
             "n_synthetic": measured["n_synthetic"],
+            "images_per_class": 0 if setting in SETTINGS_WITHOUT_IMAGES else config.generate.images_per_class,
             "dataset": config.data.source,
             # Runs of older versions lack them.
             **{name: measured.get(name) for name in FURTHER},
@@ -128,12 +138,18 @@ def unique(found: Iterable[Record]) -> list[Record]:
 
 def summarise(found: Iterable[Record]) -> Summary:
     """Means and spreads over seeds, in the paper's order: zero-shot, real, synthetic and real+synthetic by method."""
-    groups: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
+    points: dict[Group, list[Record]] = defaultdict(list)
     for record in unique(found):
-        groups[_group(record)].append(record)
+        points[_group(record)].append(record)
+    order = sorted(points, key=lambda group: (_paper_order(group), group))
+    # Ascending, so that of several numbers of images the largest stays.
+    groups = {group[:3]: points[group] for group in order}
     return Summary(
-        rows=tuple(_row(*group, groups[group]) for group in sorted(groups, key=_paper_order)),
+        rows=tuple(_row(*group, members) for group, members in groups.items()),
         gains=tuple(_gains(groups)),
+        by_images=tuple(_row(*group[:3], points[group]) for group in order if group[3])
+        if len(points) > len(groups)
+        else (),
     )
 
 
@@ -143,8 +159,8 @@ def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | N
     return (statistics.fmean(known) if known else None), (statistics.stdev(known) if len(known) > 1 else None)
 
 
-def _group(record: Record) -> tuple[str, str, int]:
-    return record["method"], record["setting"], record["shots"]
+def _group(record: Record) -> Group:
+    return record["method"], record["setting"], record["shots"], record["images_per_class"]
 
 
 def _paper_order(group: tuple) -> tuple[int, int, int]:
@@ -155,7 +171,7 @@ def _paper_order(group: tuple) -> tuple[int, int, int]:
 def _row(method: str, setting: str, shots: int, members: list[Record]) -> Row:
     mean, sd = mean_and_sd(record["top1"] for record in members)
     val_mean, val_sd = mean_and_sd(record["val_top1"] for record in members)
-    counts = {name: max(record[name] for record in members) for name in ("n_test", "n_val", "n_synthetic")}
+    counts = {name: max(record[name] for record in members) for name in COUNTS}
     further = {name: mean_and_sd(record.get(name) for record in members)[0] for name in ("top5", "macro", "ece")}
     interval = members[0].get("top1_interval") if len(members) == 1 else None
     return Row(

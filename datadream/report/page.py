@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from datadream.config import ExperimentConfig
 from datadream.report import metrics, text
-from datadream.report.curves import accuracy_by_shots, run_curves
+from datadream.report.curves import accuracy_by_images, accuracy_by_shots, run_curves
 from datadream.report.metrics import METHODS, NO_METHOD, SETTINGS, Summary
 from datadream.report.pictures import MAX_CLASSES, class_pictures
 from datadream.report.tables import (
@@ -62,7 +62,7 @@ def _context(store: RunStore, cells: Cells, config: ExperimentConfig, summary: S
         "confusion": confusion(*shown[0]) if shown else None,
         "validation_note": text.validation_note(summary),
         "chosen_on_test": text.CHOSEN_ON_TEST if summary.chosen_on_test else "",
-        "shots_chart": accuracy_by_shots(summary),
+        "charts": [chart for chart in (accuracy_by_shots(summary), accuracy_by_images(summary)) if chart],
         "setting_notes": _known_notes(text.SETTING_NOTES, SETTINGS, {row.setting for row in summary.rows}),
         "method_notes": _known_notes(text.METHOD_NOTES, METHODS, {config.method for _, config in cells}),
         "pictures": pictures,

@@ -49,12 +49,12 @@ def line_chart(lines: Iterable[Line]) -> str:
     return _svg(figure)
 
 
-def shots_chart(lines: Iterable[Line], shots: Sequence[int]) -> str:
-    """Accuracy by shots; the axis doubles from tick to tick, as shots do."""
-    figure, axes = _chart("photos per class")
+def counts_chart(lines: Iterable[Line], counts: Sequence[int], what: str) -> str:
+    """Accuracy by a number of photos or images; the axis is logarithmic, as such numbers mostly double."""
+    figure, axes = _chart(what)
     axes.set_xscale("log", base=2)
     axes.margins(x=0.05)
-    axes.xaxis.set_major_locator(FixedLocator(shots))
+    axes.xaxis.set_major_locator(FixedLocator(counts))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     axes.xaxis.set_minor_locator(FixedLocator([]))
     for line in lines:

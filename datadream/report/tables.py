@@ -239,7 +239,7 @@ def _trained_on(row: Row, many_shots: bool) -> str:
     photos = "K photos per class" if many_shots else f"{count(row.shots, 'photo')} per class"
     images = count(row.n_synthetic, "drawn image")
     return {"zero-shot": "nothing", "real": photos, "synthetic": images, "real+synthetic": f"{photos} and {images}"}[
-        row.setting
+        row.setting.removeprefix("gda-")
     ]
 
 

@@ -19,6 +19,9 @@ HOW_TO_ADD_TEST = (
 SETTING_NOTES = {
     "zero-shot": "CLIP as it ships, told only the names of the classes; nothing is trained.",
     "real": "CLIP fine-tuned on the few real photos alone: what drawn images have to beat.",
+    "gda-real": "CLIP untrained, with a Gaussian discriminant of the features of the few real photos added.",
+    "gda-synthetic": "The same with the features of drawn images.",
+    "gda-real+synthetic": "The same with the features of both.",
     "synthetic": "CLIP fine-tuned on drawn images alone.",
     "real+synthetic": "CLIP fine-tuned on the real photos and the drawn images together.",
 }
@@ -89,7 +92,7 @@ def _sentence(summary: Summary, shots: int) -> str:
     drawn = [row for row in rows if row.setting == "real+synthetic"] or [
         row for row in rows if row.setting == "synthetic"
     ]
-    shown = [row for row in rows if row.method == NO_METHOD]
+    shown = [row for row in rows if row.setting in ("zero-shot", "real")]
     shown += [max(drawn, key=lambda row: row.mean)] if drawn else []
     parts = [f"{number(row.mean)} % {_trained_how(row, best_of=len(drawn))}" for row in shown]
     return f"{count(shots, 'photo')} per class: {', '.join(parts)}." if parts else ""
@@ -131,7 +134,20 @@ def text_table(found: Iterable[Record]) -> str:
         found_gains = {gain.shots: gain for gain in summary.gains if gain.method == method}
         figures = [gain_text(found_gains[shots]) if shots in found_gains else "" for shots in summary.shots]
         lines.append(["gain over real", method, *figures])
-    return "\n".join([_text_title(summary), "", *_aligned(lines)])
+    return "\n".join([_text_title(summary), "", *_aligned(lines), *_by_images(summary)])
+
+
+def _by_images(summary: Summary) -> list[str]:
+    """A line for each setting and method and a column for each number of drawn images, at the most shots."""
+    rows = [row for row in summary.by_images if row.shots == summary.shots[-1]]
+    if not rows:
+        return []
+    numbers = sorted({row.images_per_class for row in rows})
+    lines = [["setting", "method", *(count(number, "image") for number in numbers)]]
+    for setting, method in dict.fromkeys((row.setting, row.method) for row in rows):
+        found = {row.images_per_class: row for row in rows if (row.setting, row.method) == (setting, method)}
+        lines.append([setting, method, *(_text_figure(summary, found.get(number)) for number in numbers)])
+    return ["", f"by drawn images per class, {count(summary.shots[-1], 'shot')}", "", *_aligned(lines)]
 
 
 def _text_title(summary: Summary) -> str:

@@ -104,3 +104,5 @@ def test_combinations_are_all_products_of_what_is_listed():
     knobs = [tuple(combination.values()) for combination in config().search.combinations]
     assert knobs == list(itertools.product(RATES, (0.0, 0.1)))
     assert ClassifyConfig().search.combinations == []
+    mixes = ClassifyConfig(search={"mixes": ["none", "both"], "weight_decays": [0.5]}).search.combinations
+    assert mixes == [{"weight_decay": 0.5, "mixup": beta, "cutmix": beta} for beta in (0.0, 1.0)]

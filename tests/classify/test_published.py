@@ -23,10 +23,14 @@ def test_rows_are_decoded_squares(tmp_path, form):
     with quiet_ordered_data():
         published = open_published(store, size=8)
         rows = published.rows.take_all()
+        part = open_published(store, size=8, images_per_class=7)
+        first = part.rows.take_all()
     assert (published.n, published.n_bytes) == (60, 60 * 3 * 8 * 8)
     assert len({row["key"] for row in rows}) == 60
     assert {row["image"].shape for row in rows} == {(3, 8, 8)}
     assert {row["image"].dtype for row in rows} == {np.dtype(np.uint8)}
+    assert {row["key"] for row in first} == {row["key"] for row in rows if int(row["key"].partition(".")[0][-3:]) < 7}
+    assert part.n == len(first) == 21
     # The classes are blue, green and red.
     assert all(row["image"].mean((1, 2)).argmax() == 2 - row["label"] for row in rows)
 

@@ -82,6 +82,8 @@ def test_a_folder_without_weights_or_config_is_refused(tmp_path: Path):
 def test_known_ids_pass(folder):
     check_clip("ViT-B-16-quickgelu", "openai")
     check_clip("ViT-B/32", "laion2b_s34b_b79k")
+    check_clip("ViT-L-14", "openai")
+    check_clip("RN50", "openai")
     check_clip(folder, None)
 
 

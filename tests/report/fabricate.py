@@ -21,7 +21,14 @@ IMAGES_PER_CLASS = 10
 PIXELS = 16
 
 
-def record(setting: str, top1: float | None, seed: int = 0, method: str = "none", shots: int = 4) -> dict[str, Any]:
+def record(
+    setting: str,
+    top1: float | None,
+    seed: int = 0,
+    method: str = "none",
+    shots: int = 4,
+    images_per_class: int = 10,
+) -> dict[str, Any]:
     """One record of metrics.json."""
     return {
         "method": method,
@@ -32,7 +39,8 @@ def record(setting: str, top1: float | None, seed: int = 0, method: str = "none"
         "n_test": 300 if top1 is not None else 0,
         "val_top1": 80.0,
         "n_val": 120,
-        "n_synthetic": 30 if method != "none" else 0,
+        "n_synthetic": 3 * images_per_class if method != "none" else 0,
+        "images_per_class": images_per_class if method != "none" else 0,
         "dataset": "digits",
         "top5": None if top1 is None else 99.0,
         "macro": top1,

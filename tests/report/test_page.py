@@ -167,6 +167,20 @@ def test_a_table_has_means_spreads_and_gains(table):
     assert len(store.read_json("metrics.json")) == 2 * 3 * (2 + 2)
 
 
+def test_a_curve_over_drawn_images_has_a_chart_and_the_table_has_its_end(make_run, tmp_path):
+    cells = [make_run("base", {"zero-shot": 50.0, "real": 80.0}, method="none")]
+    for n, top1 in {10: 70.0, 20: 75.0, 40: 81.0}.items():
+        changes = {"generate__images_per_class": n, "method": "datadream-cls"}
+        cells.append(make_run(f"images-{n}", {"synthetic": top1}, **changes))
+    store = RunStore(str(tmp_path / "curve"))
+    write_report(store, cells, cells[-1][1].updated({"grid.images_per_class": [10, 20, 40]}))
+    _, page = read_page(store)
+    assert "Test accuracy by drawn images per class, %" in page.text
+    assert "Test accuracy by photos per class, %" not in page.text
+    assert "80.0 % on the photos alone, 81.0 % on 30 drawn images alone." in page.text
+    assert [r["images_per_class"] for r in store.read_json("metrics.json")] == [0, 0, 10, 20, 40]
+
+
 def test_a_table_shows_one_run_of_each_method(table):
     store, cells, config = table
     write_report(store, cells, config)

@@ -87,3 +87,29 @@ def test_the_validation_note_says_whose_figure_it_is():
 
 def test_no_records_are_said_to_be_none():
     assert text_table([]) == "no results yet"
+
+
+def test_a_curve_over_drawn_images_is_a_table_of_its_own():
+    found = [
+        record("synthetic", top1 + seed, seed, "datadream-cls", images_per_class=n)
+        for n, top1 in {10: 70.0, 100: 80.0}.items()
+        for seed in (0, 2)
+    ]
+    lines = text_table([*found, record("real", 75.0)]).splitlines()
+    assert lines[2:5] == [
+        "setting    method         4 shots",
+        "real                      75.0",
+        "synthetic  datadream-cls  81.0 ± 1.4",
+    ]
+    assert lines[-4:] == [
+        "by drawn images per class, 4 shots",
+        "",
+        "setting    method         10 images   100 images",
+        "synthetic  datadream-cls  71.0 ± 1.4  81.0 ± 1.4",
+    ]
+
+
+def test_what_adapts_without_training_is_a_row():
+    found = [record("gda-real", 77.0), record("real", 75.0)]
+    assert "gda-real          77.0" in text_table(found)
+    assert result_sentences(summarise(found)) == ["4 photos per class: 75.0 % on the photos alone."]
