@@ -53,7 +53,13 @@ def stage_status(store: RunStore, cells: Sequence[tuple[RunStore, ExperimentConf
         StageStatus("generate", *_images(cells), "images", _said(store, "generate")),
         *([select] if selections else []),
         StageStatus("publish", sum(datasets), len(datasets), "datasets"),
-        StageStatus("classify", sum(classifiers), len(classifiers), "classifiers", _said(store, "classify")),
+        StageStatus(
+            "classify",
+            sum(classifiers),
+            len(classifiers),
+            "classifiers",
+            _said(store, "classify") or _said(store, "search"),
+        ),
     ]
 
 
