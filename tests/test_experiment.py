@@ -165,6 +165,13 @@ def test_a_table_of_a_folder_without_a_test_part_shares_its_baselines(local_ray,
     assert [cell.store.read_json(DATASET)["n_images"] for cell in drawing] == [9, 9]
 
 
+def test_a_search_without_photos_to_choose_on_is_refused(config, photo_folder, tmp_path):
+    changes = {"data.source": str(photo_folder), "data.n_shots": 6, "classify.folds": 0, "classify.settings": ["real"]}
+    search = {"classify.search.learning_rates": [1e-3, 1e-4]}
+    with pytest.raises(ValueError, match="classify.search chooses knobs on validation photos, but real has none"):
+        Experiment(config.updated(changes | search | {"method": "none"}), str(tmp_path / "run")).check()
+
+
 def test_generate_without_adapters_says_so(local_ray, config, tmp_path):
     with pytest.raises(ValueError, match=r"10 adapters are not trained yet, such as 'class-00000'. Run adapt first"):
         Experiment(config, str(tmp_path)).generate()

@@ -128,7 +128,7 @@ def measure(
 
 
 def fit(moments: Moments) -> LinearHead:
-    """The Gaussian logits, up to a constant (paper, equations 4 to 6; classes are equally likely).
+    """The Gaussian logits, up to a constant (paper, section 3; classes are equally likely).
 
     The covariance is shrunk for few images as there: precision = D ((n - 1) cov + tr(cov) I)^-1, where n is the
     number of images, or with unequal weights Kish's effective number. Where nothing spreads, the nearest mean wins.
