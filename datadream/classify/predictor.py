@@ -56,8 +56,13 @@ class Classifier:
     def save_checkpoint(self, folder: str | Path) -> Path:
         """Write a checkpoint folder that plain open_clip loads as local-dir:<folder>, with LoRA merged into it.
 
-        Raises ValueError when the folder is not empty.
+        Raises ValueError when the folder is not empty, or when a Gaussian head decides, which no text tower holds.
         """
+        if self._bias.any():
+            raise ValueError(
+                "a gda- classifier is no CLIP checkpoint: its head is not made of prompts. "
+                "Export another setting with --setting, or use load_classifier."
+            )
         return save_checkpoint(self._clip, self._model_id, folder)
 
     @torch.inference_mode()

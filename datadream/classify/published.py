@@ -20,7 +20,7 @@ import ray.data
 from ray.data import DataContext
 
 from datadream.classify.squares import decode_squares
-from datadream.run_store import RunStore
+from datadream.run_store import SELECTION, RunStore
 
 FOLDER = "dataset"
 MARKER = f"{FOLDER}/dataset.json"
@@ -154,26 +154,40 @@ def open_published(store: RunStore, size: int, images_per_class: int | None = No
             ray.data.read_webdataset(paths, filesystem=store.fs, decoder=None, suffixes=suffixes),
             _decode_webdataset,
         )
-    n_wanted = marker["n_images"] if images_per_class is None else images_per_class * len(marker["class_names"])
-    is_part = n_wanted < marker["n_images"]
+    ends, n = _ends(store, marker, images_per_class)
     rows = encoded.map_batches(
-        decode,
-        fn_kwargs={"size": size, "images_per_class": images_per_class if is_part else None},
-        batch_size=ROWS_PER_DECODE,
-        batch_format="pyarrow",
+        decode, fn_kwargs={"size": size, "ends": ends}, batch_size=ROWS_PER_DECODE, batch_format="pyarrow"
     )
-    return Published(rows, n_wanted if is_part else marker["n_images"], size)
+    return Published(rows, n, size)
 
 
-def _first_of_each_class(table: pa.Table, keys: list[str], images_per_class: int | None) -> pa.Table:
-    """The rows whose key ends in an index below `images_per_class`: a key names class and index."""
+def _ends(store: RunStore, marker: dict[str, Any], images_per_class: int | None) -> tuple[list[int] | None, int]:
+    """Below which index the first `images_per_class` published images of each class lie, and how many these are.
+
+    None where all images are wanted. A selection leaves gaps between the indices.
+    """
     if images_per_class is None:
+        return None, marker["n_images"]
+    if store.exists(SELECTION):
+        published = [entry["images"] for entry in store.read_json(SELECTION)["classes"]]
+        first = [images[:images_per_class] for images in published]
+        ends, n = [max(images, default=-1) + 1 for images in first], sum(map(len, first))
+    else:
+        ends = [images_per_class] * len(marker["class_names"])
+        n = sum(ends)
+    return (ends, n) if n < marker["n_images"] else (None, marker["n_images"])
+
+
+def _first_of_each_class(table: pa.Table, keys: list[str], labels: list[int], ends: list[int] | None) -> pa.Table:
+    """The rows whose key ends in an index below the end of their class."""
+    if ends is None:
         return table
-    return table.filter(pa.array([int(_INDEX.search(key)[1]) < images_per_class for key in keys], pa.bool_()))
+    kept = [int(_INDEX.search(key)[1]) < ends[label] for key, label in zip(keys, labels, strict=True)]
+    return table.filter(pa.array(kept, pa.bool_()))
 
 
-def _decode_parquet(table: pa.Table, size: int, images_per_class: int | None) -> dict[str, np.ndarray]:
-    table = _first_of_each_class(table, _paths(table), images_per_class)
+def _decode_parquet(table: pa.Table, size: int, ends: list[int] | None) -> dict[str, np.ndarray]:
+    table = _first_of_each_class(table, _paths(table), table["label"].to_pylist(), ends)
     image = table["image"].combine_chunks()
     keys = _paths(table)
     return {
@@ -187,9 +201,10 @@ def _paths(table: pa.Table) -> list[str]:
     return table["image"].combine_chunks().field("path").to_pylist()
 
 
-def _decode_webdataset(table: pa.Table, size: int, images_per_class: int | None) -> dict[str, Any]:
+def _decode_webdataset(table: pa.Table, size: int, ends: list[int] | None) -> dict[str, Any]:
     encoding = next(name for name in ENCODINGS if name in table.column_names)
-    table = _first_of_each_class(table, table["__key__"].to_pylist(), images_per_class)
+    labels = [int(label) for label in table["cls"].to_pylist()]
+    table = _first_of_each_class(table, table["__key__"].to_pylist(), labels, ends)
     keys = table["__key__"].to_pylist()
     return {
         "image": decode_squares(table[encoding].to_pylist(), keys, size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import open_clip
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -18,10 +19,10 @@ from datadream.run_store import RunStore, classifier_marker
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, few_shot, config) -> str:
-    """A run of two settings, of which `real` is the better one."""
+    """A run of three settings, of which `real` is the best one."""
     store = RunStore(str(tmp_path_factory.mktemp("run")))
     trainer = SettingTrainer(config, few_shot, torch.device("cpu"), ALONE)
-    for setting in ("zero-shot", "real"):
+    for setting in ("zero-shot", "gda-real", "real"):
         outcome = trainer.run(setting, None, lambda step, reading: None)
         for name, data in outcome.files.items():
             store.write_bytes(f"classifier/{setting}/{name}", data)
@@ -82,6 +83,16 @@ def test_zero_shot_is_plain_open_clip(run, clip_id, few_shot, photo_folder):
         assert named == pytest.approx(dict(zip(few_shot.class_names, row, strict=True)), abs=1e-5)
 
 
+def test_a_gaussian_head_predicts_what_was_measured_and_is_no_checkpoint(run, few_shot, photo_folder, tmp_path):
+    classifier = datadream.load_classifier(run, "gda-real")
+    table = pq.read_table(f"{run}/classifier/gda-real/logits.parquet").to_pydict()
+    expected = torch.tensor(table["logits"]).softmax(dim=1).tolist()
+    for named, row in zip(classifier.predict(photos(few_shot, photo_folder)), expected, strict=True):
+        assert named == pytest.approx(dict(zip(few_shot.class_names, row, strict=True)), abs=1e-5)
+    with pytest.raises(ValueError, match="a gda- classifier is no CLIP checkpoint"):
+        classifier.save_checkpoint(tmp_path / "clip")
+
+
 def test_the_command_prints_a_line_per_photo(run, photo_folder, capsys):
     paths = [str(photo_folder / "test" / name / "0.png") for name in ("red", "blue")]
     assert main(["predict", run, *paths, "--top", "2"]) == 0
@@ -100,7 +111,7 @@ def test_bad_input_is_one_clear_error(run, tmp_path, capsys):
 
     (tmp_path / "notes.jpg").write_text("no photo")
     assert "holds no classifier. Train one" in error(str(tmp_path), "photo.jpg")
-    assert "no classifier 'reel'. It holds: zero-shot, real." in error(run, "photo.jpg", "--setting", "reel")
+    assert "no classifier 'reel'. It holds: zero-shot, gda-real, real." in error(run, "photo.jpg", "--setting", "reel")
     assert "photo 'nowhere.jpg' does not exist" in error(run, "nowhere.jpg")
     assert "notes.jpg' cannot be decoded" in error(run, str(tmp_path / "notes.jpg"))
     assert "unexpected '--rank=3'" in error(run, "photo.jpg", "--rank=3")

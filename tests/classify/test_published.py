@@ -10,7 +10,7 @@ import pytest
 from ray.data import DataContext, DataIterator
 
 from datadream.classify.published import check_labels, check_published, open_published, quiet_ordered_data
-from datadream.run_store import RunStore
+from datadream.run_store import SELECTION, RunStore
 from tests.classify.colors import COLORS, publish
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -31,6 +31,13 @@ def test_rows_are_decoded_squares(tmp_path, form):
     assert {row["image"].dtype for row in rows} == {np.dtype(np.uint8)}
     assert {row["key"] for row in first} == {row["key"] for row in rows if int(row["key"].partition(".")[0][-3:]) < 7}
     assert part.n == len(first) == 21
+    # Of images that were selected, the first that were published: a class may have fewer.
+    store.write_json(SELECTION, {"classes": [{"images": images} for images in ([1, 4, 9], [0, 2, 5], [19])]})
+    with quiet_ordered_data():
+        selected = open_published(store, size=8, images_per_class=1).rows.take_all()
+    indices = {(row["label"], int(row["key"].partition(".")[0][-3:])) for row in selected}
+    assert indices >= {(0, 1), (1, 0), (2, 19)}
+    assert {(label, index) for label, index in indices if label < 2} == {(0, 0), (0, 1), (1, 0)}
     # The classes are blue, green and red.
     assert all(row["image"].mean((1, 2)).argmax() == 2 - row["label"] for row in rows)
 

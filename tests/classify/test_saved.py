@@ -30,6 +30,7 @@ def test_what_is_written_is_read(tmp_path, state, weights):
         state=state,
         text_features=torch.eye(2),
         logit_scale=torch.tensor(100.0),
+        bias=torch.zeros(2),
     )
     store, files = RunStore(str(tmp_path)), saved.to_files()
     assert files.keys() == weights | {"head.safetensors", "labels.json"}
