@@ -100,7 +100,7 @@ class Chaos:
         self._command = [sys.executable, "-m", "tests.generate.chaos", "drive", pipeline, run]
         self._n_chunks = len(plan(self._store, config(pipeline, FORMATS[0]))[1])
         # Nodes are added and removed on the main thread: they install signal handlers.
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         self._nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
         self._kill = {
             "worker": self._kill_worker,
