@@ -97,10 +97,10 @@ class Plain:
                 image.save(output / f"{folder.name}-{seed:03d}.png")
 
 
-def draw_ours(folders: list[Path], output: Path, images: int, steps: int, preset: str = "exact") -> None:
+def draw_ours(folders: list[Path], output: Path, images: int, steps: int, preset: str | None = None) -> None:
     """One sampler for all classes; lossless WebP."""
     pipeline = load_pipeline(MODEL, None, torch.device("cpu"), torch.float32)
-    sampler = Sampler(pipeline, GenerateConfig(**{"steps": steps} | PRESETS[preset]), RESOLUTION)
+    sampler = Sampler(pipeline, GenerateConfig(**{"steps": steps} | PRESETS.get(preset, {})), RESOLUTION)
     adapters = {folder.name: folder for folder in folders}
     for label, name in enumerate(adapters):
         requests = [ImageRequest(label, seed, PROMPT, seed, ((name, 1.0),)) for seed in range(images)]

@@ -31,14 +31,13 @@ from datadream.models.clip import ClipModel, load_clip
 from datadream.report.fid import frechet_distance
 from datadream.run_store import DATASET
 
-PAPER = {"generate.steps": 50, "generate.scheduler": None}
 SETTINGS = ("synthetic", "real+synthetic")
 BATCH = 256
 
 
 def experiment_of(runs: Path, preset: str, seed: int, images: int) -> Experiment:
     changes = {"generate.images_per_class": images, "classify.settings": list(SETTINGS)}
-    config = recipes.digits(seed=seed).updated(PAPER | changes).updated({"generate.preset": preset})
+    config = recipes.digits(seed=seed).updated(changes | {"generate.preset": preset})
     return Experiment(config, str(runs / f"{preset}-seed{seed}"))
 
 

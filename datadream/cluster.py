@@ -83,9 +83,9 @@ def workers_to_add(workers: Workers, there: Mapping[str, int], n_tasks: int) -> 
     """Workers to add, by node id, to those that are `there`, for a stage that has `n_tasks` tasks left.
 
     As many as were asked for; where nobody asked, as many as the cluster can hold, which grows when nodes join. A node
-    gets workers when it has none, as many as fit beside what else uses it now.
+    gets workers when it has none, as many as fit it.
     """
-    rooms = _node_rooms(workers, _free_resources())
+    rooms = _node_rooms(workers)
     wanted = min(_wanted(workers), n_tasks) - sum(there.values())
     added: dict[str, Workers] = {}
     for node, room in rooms.items():
@@ -98,7 +98,7 @@ def workers_to_add(workers: Workers, there: Mapping[str, int], n_tasks: int) -> 
 
 def workers_now(workers: Workers) -> Workers:
     """As many of these workers as were asked for, or as the living nodes can hold."""
-    return replace(workers, count=max(1, min(_wanted(workers), sum(_node_rooms(workers, _all_resources()).values()))))
+    return replace(workers, count=max(1, min(_wanted(workers), sum(_node_rooms(workers).values()))))
 
 
 def beside_driver() -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _wanted(workers: Workers) -> int:
 
 def _check_nodes(config: ClusterConfig, workers: Workers) -> None:
     """A worker lives on one node, so that the cluster's sum of CPUs is not enough."""
-    room = sum(_node_rooms(workers, _all_resources()).values())
+    room = sum(_node_rooms(workers).values())
     if room < (config.workers or 1):
         raise ValueError(
             f"cluster.threads_per_worker is {workers.threads}, but the nodes can hold {room} workers of that size. "
@@ -254,26 +254,14 @@ def living_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def _node_rooms(workers: Workers, nodes: Mapping[str, Mapping[str, float]]) -> dict[str, int]:
-    """How many workers of this size each node can hold with its resources, the roomiest first."""
-    resource, size = ("GPU", 1) if workers.use_gpu else ("CPU", workers.threads)
-    rooms = {node: int(resources.get(resource, 0)) // size for node, resources in nodes.items()}
-    return dict(sorted(rooms.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _all_resources() -> dict[str, Mapping[str, float]]:
-    """Resources of each living node."""
+def _node_rooms(workers: Workers) -> dict[str, int]:
+    """How many workers of this size each living node can hold, the roomiest first."""
     import ray
 
-    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-
-
-def _free_resources() -> dict[str, Mapping[str, float]]:
-    """Resources of each living node that nobody uses now."""
-    from ray._private.state import available_resources_per_node
-
-    free = available_resources_per_node()
-    return {node: free.get(node, {}) for node in living_nodes()}
+    resource, size = ("GPU", 1) if workers.use_gpu else ("CPU", workers.threads)
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    rooms = {node: int(resources.get(resource, 0)) // size for node, resources in nodes.items()}
+    return dict(sorted(rooms.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _address(config: ClusterConfig) -> str | None:

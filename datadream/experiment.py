@@ -12,27 +12,27 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datadream.classify.selection import check_selection
 from datadream.cluster import Workers, check_workers, connected
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, GridConfig
 from datadream.data.datasets import check_photos, open_source
 from datadream.data.few_shot import FewShotSet, check_held_out, draw
-from datadream.methods import METHODS, Plan
+from datadream.generate.chunks import Chunk, claim_run, first_chunks, split_into_chunks
+from datadream.methods import METHODS, AdapterSpec, Plan
 from datadream.models.source import check_pipeline
 from datadream.run_store import ADAPTER_INDEX, FEW_SHOT, METRICS, RunStore, adapter_marker, classifier_marker
 from datadream.status import StageStatus, stage_status
 from datadream.tracking import Tracking, check_trackers, tracked
 
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
-
 log = logging.getLogger(__name__)
 
+SECONDS_BETWEEN_LOOKS = 1.0
 SMALL_POOL = 5_000
 """Photos that are all decoded before the work starts, drawn or not."""
 
@@ -201,53 +201,84 @@ class Experiment:
         self._tracking.table("adapters", [row for cell in self.cells for row in cell._adapter_rows()])
 
     def _adapt_and_generate(self) -> None:
-        """Where there is room beside the training, classes are drawn as soon as their adapters are there."""
-        if self._workers.shares_cores or self._workers.slots == 1 or not self._missing_adapters():
+        """Where there are more workers than adapters to train, the others draw with those that are there."""
+        self._claim()
+        spare = self._spare_workers()
+        if spare:
+            self._adapt_beside_drawing(replace(self._workers, count=spare, grows=False))
+        else:
             self._adapt()
-            self._generate()
-            return
-        from datadream.generate.gate import open_gate
+        self._generate()
 
-        gate, ended = open_gate(), Future()
+    def _spare_workers(self) -> int:
+        """Workers that training will never ask for, so that neither stage can wait for the other's."""
+        missing = [spec for _, spec in self._missing_adapters()]
+        # An adapter of several classes is trained by all workers.
+        if not missing or self._workers.shares_cores or any(spec.n_classes > 1 for spec in missing):
+            return 0
+        return self._workers.slots - min(self._workers.count, len(missing))
+
+    def _adapt_beside_drawing(self, drawers: Workers) -> None:
+        ended: Future[None] = Future()
 
         def adapt() -> None:
             try:
                 ended.set_result(self._adapt())
-            except Exception as error:
+            except BaseException as error:
                 ended.set_exception(error)
-            finally:
-                gate.close.remote()
 
         # A daemon: what interrupts the drawing must not wait for the training.
         threading.Thread(target=adapt, daemon=True).start()
-        try:
-            self._generate(gate)
-        except RuntimeError:
-            ended.result()  # an adapter that failed is why its images did
-            raise
+        while not wait([ended], timeout=SECONDS_BETWEEN_LOOKS).done:
+            try:
+                self._draw_ready(drawers)
+            except RuntimeError as error:
+                log.warning("%s\nThese are drawn again after the training.", error)
+                break
         ended.result()
 
-    def _generate(self, gate: ActorHandle | None = None) -> None:
-        from datadream.generate.chunks import claim_run, split_into_chunks
+    def _draw_ready(self, drawers: Workers) -> None:
+        """Draw what will be asked for in any case and needs no adapter that is missing."""
+        from datadream.generate.stream import draw_chunks
+
+        missing = {(cell.store.url, spec.adapter_id) for cell, spec in self._missing_adapters()}
+        ready = [
+            chunk
+            for cell in self.cells
+            for chunk in first_chunks(
+                cell.chunks, [cell.config.generate.accepted_per_class] * len(cell.few_shot.class_names)
+            )
+            if not any((cell.store.url, adapter_id) in missing for adapter_id in chunk.adapter_ids)
+        ]
+        draw_chunks(self.store, ready, self.config, drawers)
+
+    @cached_property
+    def chunks(self) -> list[Chunk]:
+        """All that may be drawn, cut into units of work."""
+        return split_into_chunks(self.store.url, self.plan.images, self.config.generate.chunk_size)
+
+    def _claim(self) -> None:
+        """Raises ValueError when a folder holds images of another plan, before any work."""
+        for cell in self.cells:
+            claim_run(cell.store, cell.chunks, cell.config)
+
+    def _generate(self) -> None:
         from datadream.generate.publish import publish_dataset
         from datadream.generate.rounds import Candidates, draw_and_select
         from datadream.generate.stream import draw_chunks
 
-        if gate is None:
-            self._check_adapters()
-        size = self.config.generate.chunk_size
-        chunks = {id(cell): split_into_chunks(cell.store.url, cell.plan.images, size) for cell in self.cells}
-        for cell in self.cells:
-            claim_run(cell.store, chunks[id(cell)], cell.config)
+        self._check_adapters()
+        self._claim()
         with self._watched("generate"):
             if self.config.generate.select.on:
-                runs = [Candidates(cell.store, cell.few_shot, cell.config, chunks[id(cell)]) for cell in self.cells]
-                draw_and_select(self.store, runs, self.config, self._workers, gate)
+                runs = [Candidates(cell.store, cell.few_shot, cell.config, cell.chunks) for cell in self.cells]
+                with self._tracking.following(self.store, "select"):
+                    draw_and_select(self.store, runs, self.config, self._workers)
             else:
-                every = [chunk for cell in self.cells for chunk in chunks[id(cell)]]
-                draw_chunks(self.store, every, self.config, self._workers, gate)
+                every = [chunk for cell in self.cells for chunk in cell.chunks]
+                draw_chunks(self.store, every, self.config, self._workers)
             for cell in self.cells:
-                publish_dataset(cell.store, chunks[id(cell)], cell.few_shot, cell.config)
+                publish_dataset(cell.store, cell.chunks, cell.few_shot, cell.config)
 
     def _classify(self) -> None:
         from datadream.classify.sweep import choose_knobs
@@ -258,18 +289,26 @@ class Experiment:
             for cell in self.cells
         ]
         with self._watched("classify"):
-            choose_knobs(self.store, jobs, self._workers)
+            with self._tracking.following(self.store, "search"):
+                choose_knobs(self.store, jobs, self._workers)
             train_classifiers(self.store, jobs, self._workers)
         self._tracking.table("classifiers", [row for cell in self.cells for row in cell._classifier_rows()])
 
-    def _missing_adapters(self) -> list[str]:
-        specs = [(cell, spec.adapter_id) for cell in self.cells for spec in cell.plan.adapters]
-        return [adapter_id for cell, adapter_id in specs if not cell.store.exists(adapter_marker(adapter_id))]
+    def _missing_adapters(self) -> list[tuple[Experiment, AdapterSpec]]:
+        return [
+            (cell, spec)
+            for cell in self.cells
+            for spec in cell.plan.adapters
+            if not cell.store.exists(adapter_marker(spec.adapter_id))
+        ]
 
     def _check_adapters(self) -> None:
         missing = self._missing_adapters()
         if missing:
-            raise ValueError(f"{len(missing)} adapters are not trained yet, such as {missing[0]!r}. Run adapt first.")
+            _, first = missing[0]
+            raise ValueError(
+                f"{len(missing)} adapters are not trained yet, such as {first.adapter_id!r}. Run adapt first."
+            )
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -307,7 +346,11 @@ class Experiment:
         """What trackers show of the classifiers."""
         settings = self.config.classify.settings
         found = {name: self.store.read_json(classifier_marker(name)) for name in settings}
-        return [{"run": self.store.name, "setting": name, "top1": found[name]["top1"]} for name in settings]
+        columns = ("top1", "chosen_by")
+        return [
+            {"run": self.store.name, "setting": name} | {column: found[name][column] for column in columns}
+            for name in settings
+        ]
 
     def _report(self) -> list[dict[str, Any]]:
         from datadream.report.page import write_report

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import posixpath
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
 
 from datadream.run_store import DATASET, RunStore
+
+SHARDS = "data/"
 
 
 def push_dataset(store: RunStore, repository: str, private: bool = True) -> str:
     """Upload shards and card to the dataset repository OWNER/NAME, made if it is not there; returns its URL.
 
-    `private` decides for a new repository only. A push that was cut short is made again: what the Hub has it is not
-    sent twice. Raises ValueError when nothing has been published, or the Hub
-    refuses; RuntimeError when it cannot be reached.
+    `private` decides for a new repository only; shards of another dataset are removed from one that is there. A push
+    that was cut short is made again: what the Hub has is not sent twice. Raises ValueError when nothing has been
+    published, or the Hub refuses; RuntimeError when it cannot be reached.
     """
     if not store.exists(DATASET):
         raise ValueError(f"run {store.url!r} has no dataset to push: {DATASET} is missing. Run generate first.")
@@ -27,6 +29,7 @@ def push_dataset(store: RunStore, repository: str, private: bool = True) -> str:
             addition = CommitOperationAdd(name, store.read_bytes(posixpath.join(folder, name)))
             api.preupload_lfs_files(url.repo_id, [addition], repo_type="dataset")
             commit.append(addition)
+        commit += _removals(api, url.repo_id, {addition.path_in_repo for addition in commit})
         api.create_commit(url.repo_id, commit, commit_message="Publish the dataset", repo_type="dataset")
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
         raise ValueError(
@@ -36,6 +39,12 @@ def push_dataset(store: RunStore, repository: str, private: bool = True) -> str:
     except HTTPError as error:  # of which the Hub's refusals are a kind
         raise RuntimeError(f"the Hub cannot be reached: {error}") from None
     return str(url)
+
+
+def _removals(api: HfApi, repository: str, kept: set[str]) -> list[CommitOperationDelete]:
+    """Shards of an earlier dataset: readers would take them for this one's."""
+    there = api.list_repo_files(repository, repo_type="dataset")
+    return [CommitOperationDelete(name) for name in there if name.startswith(SHARDS) and name not in kept]
 
 
 def _reason(error: Exception) -> str:

@@ -72,7 +72,7 @@ def digits_curve(**changes: Any) -> ExperimentConfig:
         "grid.seeds": [0, 1, 2],
         "grid.images_per_class": [10, 25, 50, 100, 200],
     }
-    return digits(**curve | changes)
+    return digits(**curve).updated(changes)
 
 
 def paper(**changes: Any) -> ExperimentConfig:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import posixpath
 import uuid
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -123,7 +125,21 @@ class RunStore:
             raise
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+        self.write_bytes(name, _encode_json(value))
+
+    def write_json_once(self, name: str, value: Any) -> Any:
+        """Write a file unless it is there; returns what it then holds, whoever came first."""
+        with suppress(FileExistsError):
+            if self.is_local:
+                own = f"{name}.{uuid.uuid4().hex}"
+                self.write_json(own, value)
+                try:
+                    os.link(self.path(own), self.path(name))  # of several, one succeeds
+                finally:
+                    self.remove(own)
+            else:
+                self.fs.pipe_file(self.path(name), _encode_json(value), mode="create")
+        return self.read_json(name)
 
     def remove(self, name: str) -> None:
         self.fs.rm_file(self.path(name))
@@ -213,6 +229,10 @@ def read_adapter(store: RunStore, adapter_id: str) -> bytes:
 def adapter_sha256(store: RunStore, adapter_id: str) -> str:
     """Hash of a trained adapter's weights file."""
     return store.read_json(adapter_marker(adapter_id))["weights_sha256"]
+
+
+def _encode_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def library_versions() -> dict[str, str]:

@@ -59,8 +59,8 @@ class Tracking:
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = trackers
-        self.heard = 0.0
-        """When the stage said what was last passed on."""
+        self.heard: dict[str, float] = {}
+        """When each stage said what was last passed on."""
 
     @contextmanager
     def following(self, store: RunStore, stage: str) -> Iterator[None]:
@@ -91,11 +91,11 @@ class Tracking:
     def _look(self, store: RunStore, stage: str) -> None:
         with suppress(OSError):  # nothing said yet
             said = store.read_json(progress_file(stage))
-            if said["time"] > self.heard:
+            if said["time"] > self.heard.get(stage, 0.0):
                 values = {f"{stage}/{name}": value for name, value in said["numbers"].items()}
                 for tracker in self._trackers:
                     _told(tracker.scalars, values, said["done"])
-                self.heard = said["time"]
+                self.heard[stage] = said["time"]
 
 
 @contextmanager

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import fsspec
 import pytest
-
-BUCKET = "bucket"
 
 
 @contextmanager
@@ -30,8 +29,9 @@ def s3_server() -> Iterator[str]:
             for name, value in environment.items():
                 patch.setenv(name, value)
             fsspec.get_filesystem_class("s3").clear_instance_cache()
-            fsspec.filesystem("s3").mkdir(BUCKET)
-            yield f"s3://{BUCKET}"
+            bucket = f"bucket-{uuid.uuid4().hex[:8]}"  # moto keeps what earlier servers of this process held
+            fsspec.filesystem("s3").mkdir(bucket)
+            yield f"s3://{bucket}"
     finally:
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         server.stop()

@@ -23,6 +23,9 @@ def test_round_trip_through_json():
 def test_a_preset_sets_its_knobs_but_not_those_that_are_given_beside_it():
     fast = recipes.digits(**{"generate.preset": "fast"}).generate
     assert (fast.steps, fast.scheduler, fast.cache_interval) == (15, "DPMSolverMultistepScheduler", 1)
+    assert ExperimentConfig.model_validate({"generate": {"preset": "fast"}}).generate.steps == 15
+    exact = recipes.digits(**{"generate.preset": "turbo"}).updated({"generate.preset": "exact"}).generate
+    assert (exact.steps, exact.scheduler, exact.cache_interval) == (50, None, 1)
     turbo = ExperimentConfig().updated({"generate": {"steps": 9, "preset": "turbo"}}).generate
     assert (turbo.steps, turbo.scheduler, turbo.cache_interval) == (9, "DPMSolverMultistepScheduler", 2)
 

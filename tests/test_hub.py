@@ -25,9 +25,17 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answers)
         self.made: list[dict] = []
         self.commits: list[dict[str, bytes]] = []
+        self.removed: list[str] = []
 
 
 class Answers(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.headers["Authorization"] != "Bearer good":
+            return self._answer(401, {"error": "Invalid username or password."})
+        assert self.path.startswith("/api/datasets/me/digits/tree/main")
+        there = ["README.md", "data/train-00000-of-00001.parquet", "data/train-00000-of-00002.parquet", "other.txt"]
+        return self._answer(200, [{"type": "file", "path": path, "size": 1, "oid": "0"} for path in there])
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers["Authorization"] != "Bearer good":
@@ -44,6 +52,7 @@ class Answers(BaseHTTPRequestHandler):
         assert self.path == "/api/datasets/me/digits/commit/main"
         lines = [json.loads(line) for line in body.splitlines()]
         files = [line["value"] for line in lines if line["key"] == "file"]
+        self.server.removed += [line["value"]["path"] for line in lines if line["key"] == "deletedFile"]
         self.server.commits.append({file["path"]: base64.b64decode(file["content"]) for file in files})
         return self._answer(
             200, {"commitUrl": f"{huggingface_hub.constants.ENDPOINT}/datasets/me/digits/commit/1", "commitOid": "1"}
@@ -84,6 +93,8 @@ def run(request, tmp_path) -> str:
 def test_shards_and_card_arrive_in_one_commit(hub, run, capsys):
     assert main(["push", run, "me/digits"]) == 0
     assert hub.commits == [FILES]
+    # What another dataset left there would be read as part of this one.
+    assert hub.removed == ["data/train-00000-of-00001.parquet"]
     assert (hub.made[0]["name"], hub.made[0]["type"], hub.made[0]["visibility"]) == ("digits", "dataset", "private")
     assert capsys.readouterr().out.strip().endswith("/datasets/me/digits")
     assert main(["push", run, "me/digits", "--public"]) == 0

@@ -36,12 +36,18 @@ def test_write_read_and_markers(store):
     assert store.read_bytes("a/c.bin") == b"12"
 
 
+def test_of_several_writers_the_first_one_counts(store):
+    assert store.write_json_once("a/b.json", {"x": 1}) == {"x": 1}
+    assert store.write_json_once("a/b.json", {"x": 2}) == {"x": 1}
+    assert store.markers("a") == {"b"}
+
+
 def test_what_another_process_writes_is_seen(bucket):
     """The client of an object store keeps listings, unless it is told not to."""
     store = RunStore(f"{bucket}/shared")
     store.write_json("chunks/0.json", {})
     assert (store.markers("chunks"), store.exists("chunks/1.json")) == ({"0"}, False)
-    code = "from datadream.run_store import RunStore; RunStore('s3://bucket/shared').write_json('chunks/1.json', {})"
+    code = f"from datadream.run_store import RunStore; RunStore({store.url!r}).write_json('chunks/1.json', {{}})"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (store.markers("chunks"), store.exists("chunks/1.json")) == ({"0", "1"}, True)
     store.write_bytes(f"{SCRATCH}1/half", b"")

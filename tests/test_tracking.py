@@ -28,7 +28,7 @@ def follow(tracking: Tracking, store: RunStore) -> None:
         for done in (10, 20):
             said = {"text": "", "time": float(done), "done": done, "numbers": {"loss": 1 / done}}
             store.write_json(progress_file("adapt"), said)
-            wait_for(lambda now=float(done): tracking.heard == now)
+            wait_for(lambda now=float(done): tracking.heard.get("adapt") == now)
     tracking.table("adapters", ROWS)
 
 

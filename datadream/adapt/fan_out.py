@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_REPORTS = 0.5
+SECONDS_BETWEEN_QUESTIONS = 1.0
 CPU_GROUP = 5
 """Most adapters side by side on a CPU: that is most of the gain."""
 GROUP_SIZE = "stages/adapt-group.json"
@@ -102,8 +103,7 @@ def _fan_out(
             _show(progress, before, ray.get(queue.progress.remote()), jobs)
 
         def room(there: Mapping[str, int]) -> dict[str, Workers]:
-            waiting = ray.get(queue.n_waiting.remote())
-            return workers_to_add(workers, there, waiting + sum(there.values())) if waiting else {}
+            return workers_to_add(workers, there, ray.get(queue.n_open.remote()))
 
         run_squads(queue, _lease_and_train, settings, room, storage, look)
         look()
@@ -170,10 +170,13 @@ def _lease_and_train(loop: dict[str, Any]) -> None:
     reporter = _Reporter(queue, worker)
     while True:
         group = ray.get(queue.lease.remote(place, worker, size))
-        if group is None:
-            # Others hold the rest. What is lost with them is for new workers: these make room for drawing.
+        if group is not None:
+            _train_and_tell(trainer, group, config, reporter)
+        elif ray.get(queue.is_done.remote()):
             return
-        _train_and_tell(trainer, group, config, reporter)
+        else:
+            # Others hold the rest, and may be lost with it.
+            time.sleep(SECONDS_BETWEEN_QUESTIONS)
 
 
 def _train_and_tell(trainer: AdapterTrainer, group: Group, config: ExperimentConfig, reporter: _Reporter) -> None:

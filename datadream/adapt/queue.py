@@ -103,8 +103,8 @@ class AdapterQueue:
         """The next group of at most `size` adapters for a worker; the first size that anybody names holds for all.
 
         A group holds adapters that take equally many steps, those done already included: trained with other
-        neighbours, an adapter would differ in its last bits. None when nothing waits, though some may come back from a
-        lost worker. `worker` names the process, of which a `place` has one at a time.
+        neighbours, an adapter would differ in its last bits. None when nothing waits; some may come back from a lost
+        worker, so ask again until `is_done`. `worker` names the process, of which a `place` has one at a time.
         """
         self._heard = self._clock()
         self._take_back(place, worker)
@@ -181,9 +181,9 @@ class AdapterQueue:
             named.append(f"{run}{job.spec.adapter_id}: {reason}")
         return named
 
-    def n_waiting(self) -> int:
-        """Adapters that are neither done nor being trained."""
-        return len(self._waiting)
+    def n_open(self) -> int:
+        """Adapters that are not done."""
+        return len(self._open)
 
     def usage(self) -> dict[str, float]:
         """Workers that there were, seconds from the first lease of each to the last sign of any, and how many of these

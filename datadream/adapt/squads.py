@@ -75,8 +75,6 @@ class _Squad:
         queue: ActorHandle,
     ) -> None:
         self.name, self.node, self.size, self.error = name, node, workers.count, None
-        self.is_finished = False
-        """Whether its workers found nothing left to train."""
         self._queue = queue
         self._trainer = DataParallelTrainer(
             work,
@@ -113,7 +111,6 @@ class _Squad:
     def _fit(self) -> None:
         try:
             self._trainer.fit()
-            self.is_finished = True
         except (TrainingFailedError, RayError) as error:
             self.error = error
 
@@ -137,12 +134,13 @@ def run_squads(
     patience = 0.0
     try:
         while not ray.get(queue.is_done.remote()):
-            for squad in _ended(squads):
+            lost = _lost(squads)
+            for squad in lost:
                 squads.remove(squad)
                 squad.end()
                 ray.get(queue.disband.remote(squad.name))
-                if not squad.is_finished:
-                    watch.lost(squad)
+            if lost:
+                watch.lost(lost[0])
             for node, workers in room({squad.node: squad.size for squad in squads}).items():
                 name = f"squad-{next(launches)}"
                 squads.append(_Squad(name, node, work, settings, workers, storage, queue))
@@ -160,7 +158,7 @@ def run_squads(
                 squad.end(max(0, deadline - time.monotonic()))
 
 
-def _ended(squads: Sequence[_Squad]) -> list[_Squad]:
+def _lost(squads: Sequence[_Squad]) -> list[_Squad]:
     """Squads that ended, and those that wait for a node that is gone."""
     living = living_nodes()
     return [squad for squad in squads if not squad.is_alive or squad.node not in living]
@@ -187,7 +185,7 @@ class _Watch:
         steps = ray.get(self._queue.progress.remote()).steps
         self._fruitless = self._fruitless + 1 if steps <= self._steps_before else 0
         self._steps_before = steps
-        reason = failure_text(squad.error) if squad.error else "its node is gone"
+        reason = failure_text(squad.error) if squad.error else "it ended early"
         if self._fruitless >= MAX_FRUITLESS:
             raise RuntimeError(f"adapter training failed: {reason}")
         log.warning("adapt: the workers of a node were lost (%s); the others go on", reason.splitlines()[0])

@@ -67,16 +67,17 @@ def score(
     clip: ClipModel, tokens: Tensor, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast
 ) -> Scores:
     """CLIP's logits of all photos, on the device of `tokens`, the class prompts' ids [n_classes, context]."""
-    logits = [torch.empty(0, len(tokens), device=tokens.device)]
+    features: list[Tensor] = []
     labels = [torch.empty(0, dtype=torch.int64, device=tokens.device)]
     # Cached: LoRA is added to the weights once for all batches.
     with autocast, parametrize.cached():
         classes = clip.encode_text(tokens)
         for images, own in batches:
-            features = clip.encode_image(images.to(tokens.device, non_blocking=True))
-            logits.append(clip.model.logit_scale.exp() * features @ classes.T)
+            features.append(clip.encode_image(images.to(tokens.device, non_blocking=True)))
             labels.append(own.to(tokens.device, non_blocking=True))
-    return Scores(torch.cat(logits), torch.cat(labels))
+    # Not under autocast: with a scale of 100, bf16 logits would tie.
+    features = torch.cat([classes[:0], *features])
+    return Scores(clip.model.logit_scale.exp() * features @ classes.T, torch.cat(labels))
 
 
 def count_correct(

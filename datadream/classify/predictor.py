@@ -79,7 +79,8 @@ class Classifier:
 def load_classifier(run: str | PathLike[str], setting: Setting | None = None) -> Classifier:
     """The classifier of a run, given its folder or fsspec URL, on the GPU if there is one.
 
-    Without a `setting`, the one that is best on validation photos; of equals, the one that trained on more.
+    Without a `setting`, the one that is best on validation photos; of equals, and where a run has none, the one that
+    trained on more.
     Raises ValueError when the run holds no classifier, or none of that setting.
     """
     store = RunStore(fspath(run))
@@ -90,10 +91,19 @@ def load_classifier(run: str | PathLike[str], setting: Setting | None = None) ->
             "give one of the folders in its cells/."
         )
     if setting is None:
-        setting = max(reversed(known), key=lambda name: store.read_json(classifier_marker(name))["val_top1"] or 0.0)
+        setting = max(reversed(known), key=_validated(store, known).__getitem__)
     elif setting not in known:
         raise ValueError(f"run {store.url!r} holds no classifier {setting!r}. It holds: {', '.join(known)}.")
     return Classifier(SavedClassifier.read(store, setting), "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _validated(store: RunStore, settings: Sequence[str]) -> dict[str, float]:
+    """Accuracy on validation photos by setting; all equal where shots or test photos chose, for these figures do not
+    compare."""
+    found = {name: store.read_json(classifier_marker(name)) for name in settings}
+    chosen_by = {metrics["chosen_by"] for metrics in found.values()} - {None}
+    comparable = chosen_by <= {"val"}
+    return {name: (metrics["val_top1"] or 0.0) if comparable else 0.0 for name, metrics in found.items()}
 
 
 def _open(photo: Photo) -> Image.Image:

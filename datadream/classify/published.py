@@ -107,7 +107,8 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str]) -> None:
     missing = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
     if len(missing):
         raise ValueError(
-            f"class {class_names[missing[0]]!r} has no image in the dataset ({len(missing)} such classes). {REMEDY}"
+            f"class {class_names[missing[0]]!r} has no image in the dataset ({len(missing)} such classes): "
+            f"perhaps generate.select left none. {REMEDY}"
         )
 
 

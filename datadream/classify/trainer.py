@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import ray
@@ -43,6 +43,7 @@ from datadream.cluster import (
     lost_a_worker,
     shared_worker_device,
     train_storage,
+    workers_now,
 )
 from datadream.config import TRAINED_SETTINGS, ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet
@@ -110,18 +111,16 @@ def train_classifiers(store: RunStore, jobs: Sequence[ClassifierJob], workers: W
     worker fails.
     """
     smallest = min((job.config.classify.batch_size for job in jobs), default=1)
-    if smallest < 2 and any("real+synthetic" in job.missing for job in jobs):
-        raise ValueError(
-            "classify.batch_size is 1, but real+synthetic draws half of a batch from each. Use 2 or more."
-        )
     for job in jobs:
         check_job(job)
-    workers = workers.at_most(smallest // 2)
+    for job in jobs:
+        _sweep_checkpoints(job)
     fruitless = 0
     while missing := [job for job in jobs if job.missing]:
         before = _reached(missing)
         try:
-            _train(store, missing, workers)
+            # Those that are there now: Ray would wait for a machine that is lost.
+            _train(store, missing, workers_now(workers).at_most(smallest // 2))
         except RayTaskError as error:  # Ray Data's, which appends its advice to the first line
             raise RuntimeError(f"reading the dataset failed: {str(error.cause).splitlines()[0]}") from error
         except TrainingFailedError as error:
@@ -134,6 +133,10 @@ def train_classifiers(store: RunStore, jobs: Sequence[ClassifierJob], workers: W
 def check_job(job: ClassifierJob) -> None:
     """Find what would fail later. Raises ValueError or FileNotFoundError."""
     check_selection(job.few_shot, job.config.classify)
+    if job.config.classify.batch_size < 2 and "real+synthetic" in job.missing:
+        raise ValueError(
+            "classify.batch_size is 1, but real+synthetic draws half of a batch from each. Use 2 or more."
+        )
     if _needs_synthetic(job):
         check_published(job.images, job.few_shot.class_names)
 
@@ -234,7 +237,8 @@ def _train_on_worker(loop: dict[str, Any]) -> None:
         synthetic = synthetic_images(task.job, shard, task.n_synthetic, task.buffer, device, ranks)
         for setting in task.settings:
             found = found_knobs(task.job.store, setting)
-            report = _reporter(loop["monitor"], steps_before, setting, ranks)
+            chosen_on = "test" if task.job.config.classify.select_on == "test" else "val"
+            report = _reporter(loop["monitor"], steps_before, setting, chosen_on, ranks)
             tuned = trainer.with_knobs(found["knobs"]) if found else trainer
             outcome = tuned.run(setting, synthetic, report, partial(_checkpoints, task.job, setting, ranks))
             steps_before += _steps_of(task.job, setting)
@@ -259,6 +263,17 @@ def _commit(store: RunStore, setting: Setting, outcome: Outcome, found: Record |
     for name, data in outcome.files.items():
         store.write_bytes(f"{folder}/{name}", data)
     store.write_json(marker, outcome.metrics | ({"search": found} if found else {}))
+    _remove_checkpoints(store, setting)
+
+
+def _sweep_checkpoints(job: ClassifierJob) -> None:
+    """Remove what a kill left between a commit and the end of its checkpoints."""
+    for setting in job.config.classify.settings:
+        if setting not in job.missing:
+            _remove_checkpoints(job.store, setting)
+
+
+def _remove_checkpoints(store: RunStore, setting: Setting) -> None:
     checkpoints = store.path(classifier_checkpoint(setting, "")).rpartition("/")[0]
     if store.fs.exists(checkpoints):
         store.fs.rm(checkpoints, recursive=True)
@@ -316,7 +331,9 @@ def _reads(shard: DataIterator, rows: int, n_classes: int) -> Iterator[LabelledI
             raise ValueError(f"the synthetic images of a worker do not fill one batch of {rows}. Use fewer workers.")
 
 
-def _reporter(monitor: ActorHandle, steps_before: int, setting: Setting, ranks: Ranks) -> Report:
+def _reporter(
+    monitor: ActorHandle, steps_before: int, setting: Setting, chosen_on: Literal["val", "test"], ranks: Ranks
+) -> Report:
     """Tells the monitor of a setting's steps, now and then; only rank 0 talks."""
     facts: Facts = {"setting": setting}
     last = 0.0
@@ -328,7 +345,7 @@ def _reporter(monitor: ActorHandle, steps_before: int, setting: Setting, ranks: 
         if reading:
             facts["loss"] = reading.loss
             if reading.val_top1 is not None:
-                facts["val_top1"] = reading.val_top1
+                facts[f"{chosen_on}_top1"] = reading.val_top1
         if reading or time.monotonic() - last > SECONDS_BETWEEN_REPORTS:
             last = time.monotonic()
             monitor.put.remote(steps_before + step, facts)

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from datadream.config import ExperimentConfig
+from datadream.config import ExperimentConfig, GenerateConfig
 from datadream.data.few_shot import FewShotSet
 
 _WHERE = {"parquet": "`provenance`", "webdataset": "The `.json` beside each image"}
@@ -55,7 +55,7 @@ Drawn by DataDream from {few_shot.n_shots} real photos per class of `{config.dat
 | images per class | {settings.images_per_class} |
 | scheduler | {settings.scheduler or "the base model's"} |
 | denoising steps, guidance | {settings.steps}, {settings.guidance_scale} |
-| prompt | {config.data.prompt} |
+{_approximations(settings)}| prompt | {config.data.prompt} |
 | seed | {config.seed} |
 {_selection_rows(config, selection) if selection else ""}
 {_WHERE[settings.dataset_format]} says how each image was made, as JSON: prompt, seed, adapters with their weights and
@@ -68,6 +68,16 @@ images = load_dataset("OWNER/NAME", split="train")  # or the path of this folder
 ```
 """
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def _approximations(settings: GenerateConfig) -> str:
+    """Rows of what is not as in the paper, if anything."""
+    rows = []
+    if settings.guidance_interval != (0, 1):
+        rows.append(f"| guided noise levels | {settings.guidance_interval[0]} to {settings.guidance_interval[1]} |")
+    if settings.cache_interval > 1:
+        rows.append(f"| inner blocks of the UNet computed | every {settings.cache_interval} steps |")
+    return "".join(f"{row}\n" for row in rows)
 
 
 def _selection_rows(config: ExperimentConfig, selection: dict[str, Any]) -> str:

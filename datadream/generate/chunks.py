@@ -32,6 +32,11 @@ class Chunk:
     def marker(self) -> str:
         return f"{CHUNKS}/{self.chunk_id}.json"
 
+    @property
+    def adapter_ids(self) -> tuple[str, ...]:
+        """The adapters that its images share."""
+        return tuple(adapter_id for adapter_id, _ in self.requests[0].adapters)
+
 
 def split_into_chunks(run_url: str, images: Sequence[ImageRequest], chunk_size: int) -> list[Chunk]:
     """Chunks of at most `chunk_size` requests that share class, adapters, prompt and strength, in the plan's order."""
@@ -66,8 +71,9 @@ def n_images(chunks: Iterable[Chunk]) -> int:
 def plan_hash(chunks: Iterable[Chunk], config: ExperimentConfig) -> str:
     """Hash of what makes the images: every request, how they are cut, and the settings of the generator."""
     cut = [(chunk.chunk_id, spec_hash([_request_values(request) for request in chunk.requests])) for chunk in chunks]
-    settings = config.model_dump(mode="json", include={"diffusion", "generate"})
-    settings["generate"].pop("batch_size")  # changes no image
+    # Without defaults: a knob that a later version adds must not turn an old run into another.
+    settings = config.model_dump(mode="json", include={"diffusion", "generate"}, exclude_defaults=True)
+    settings.get("generate", {}).pop("batch_size", None)  # changes no image
     return spec_hash([settings, cut])
 
 

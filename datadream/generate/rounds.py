@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 
 from datadream.cluster import Workers
 from datadream.config import ExperimentConfig, GenerateConfig
@@ -57,17 +56,15 @@ def draw_and_select(
     runs: Sequence[Candidates],
     config: ExperimentConfig,
     workers: Workers,
-    gate: ActorHandle | None = None,
 ) -> None:
     """Draw candidates of runs that are alike but for method, seed and shots, and commit which are to be published.
 
-    While a `gate` is open, chunks wait for adapters that are not there.
     Raises RuntimeError naming chunks that fail, or a run of which no candidate is accepted.
     """
     rounds = [_Rounds(run) for run in runs if run.chunks and not run.store.exists(SELECTION)]
     facts: Facts = {}
     while sum(each.ask() for each in rounds):  # not any(): all are to be asked
-        draw_chunks(store, [chunk for each in rounds for chunk in each.asked], config, workers, gate, facts)
+        draw_chunks(store, [chunk for each in rounds for chunk in each.asked], config, workers, facts)
         total = sum(n_images(each.asked) for each in rounds)
         with Progress("select", total, "image", store) as progress:
             jobs = [job for each in rounds for job in feature_jobs(each.run.store.url, each.run.few_shot, each.asked)]

@@ -7,7 +7,6 @@ actor draws it or when, its file name is fixed, and a chunk that is committed is
 from __future__ import annotations
 
 import logging
-import math
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 from ray.util.metrics import Counter, Gauge
 
 from datadream.cluster import Workers
@@ -25,7 +23,6 @@ from datadream.data.datasets import open_source
 from datadream.data.shards import ImageRecord, encode_image, to_parquet
 from datadream.failures import check_none_failed
 from datadream.generate.chunks import Chunk, n_images
-from datadream.generate.gate import await_adapters
 from datadream.generate.ray_data import plain_errors, quiet_ray_data
 from datadream.methods.base import ImageRequest
 from datadream.progress import Facts, Progress
@@ -38,8 +35,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ATTEMPTS = 3
-WAITING_PER_WORKER = 2
-"""Chunks whose adapters are waited for at once: samplers must not run out of those that are ready."""
 FAILED_CHUNKS = "stages/generate-failed.json"
 BATCH_SIZE = "stages/generate-batch.json"
 
@@ -49,12 +44,10 @@ def draw_chunks(
     chunks: Sequence[Chunk],
     config: ExperimentConfig,
     workers: Workers,
-    gate: ActorHandle | None = None,
     facts: Facts | None = None,
 ) -> None:
     """Draw every chunk that is not committed yet; `store` is told how far it is, and `facts` that hold meanwhile.
 
-    While a `gate` is open, chunks wait for adapters that are not there.
     A chunk that fails three times does not stop the others; raises RuntimeError that names those at the end. They are
     drawn when this is called again.
     """
@@ -66,9 +59,6 @@ def draw_chunks(
     log.info("generate: %d of %d images to draw, in %d chunks", to_do, total, len(todo))
     quiet_ray_data()
     rows = ray.data.from_items([{"chunk": pickle.dumps(chunk)} for chunk in todo], override_num_blocks=len(todo))
-    if gate is not None:
-        waiting = WAITING_PER_WORKER * workers.at_most(len(todo)).count
-        rows = rows.map(await_adapters, fn_kwargs={"gate": gate}, num_cpus=0, concurrency=waiting)
     drawn = rows.map(
         _ChunkDrawer,
         fn_constructor_args=(config, workers, store.url),
@@ -78,7 +68,7 @@ def draw_chunks(
     )
     # Samplers on CPUs may fill all of them when nodes are lost; beside these, encoding takes next to nothing.
     commits = drawn.map(_commit_chunk, fn_kwargs={"config": config}, num_cpus=1 if workers.use_gpu else 0)
-    tally = _Tally(len(todo), workers.at_most(len(todo)).count)
+    tally = _Tally(len(todo))
     with Progress("generate", total, "image", store, done=total - to_do) as progress, plain_errors("drawing"):
         for row in commits.iter_rows():
             tally.add(row)
@@ -99,18 +89,18 @@ def _pool(workers: Workers, n_chunks: int) -> ray.data.ActorPoolStrategy:
 class _Tally:
     """What the progress line and Ray's metrics say of chunks."""
 
-    def __init__(self, n_chunks: int, n_workers: int) -> None:
+    def __init__(self, n_chunks: int) -> None:
         self.failures: list[str] = []
-        self._n_chunks, self._n_workers = n_chunks, n_workers
+        self._n_chunks = n_chunks
         self._chunks = self._retries = 0
-        self._busy, self._began = 0.0, math.inf
+        self._busy = self._idle = 0.0
         self._left = Gauge("datadream_chunks_left", "Chunks of images that are neither drawn nor given up.")
         self._busy_share = Gauge("datadream_samplers_busy_percent", "Share of their time that samplers were drawing.")
 
     def add(self, row: dict[str, Any]) -> None:
         """A chunk is committed, or has failed for good."""
-        self._began = min(self._began, time.monotonic() - row["seconds"])
         self._busy += row["seconds"]
+        self._idle += row["idle_seconds"]
         self._chunks += 1
         self._retries += row["retries"]
         if row["error"]:
@@ -120,8 +110,7 @@ class _Tally:
 
     @property
     def _busy_percent(self) -> float:
-        passed = self._n_workers * max(time.monotonic() - self._began, 1e-9)
-        return min(100.0, 100 * self._busy / passed)
+        return 100 * self._busy / max(self._busy + self._idle, 1e-9)
 
     def facts(self) -> Facts:
         """Chunks done, the share of their time that samplers were drawing, chunks retried and failed."""
@@ -149,6 +138,8 @@ class _ChunkDrawer:
         if device.type == "cuda" and config.generate.batch_size is None:
             self._sampler.batch_size = _noted_batch(RunStore(run_url), self._sampler)
         self._scheduler = type(pipeline.scheduler).__name__
+        self._ended: float | None = None
+        """When the last chunk was drawn."""
         self._source = open_source(config.data.source)
         self._images = Counter("datadream_images_drawn", "Images that samplers drew.")
         self._seconds = Counter("datadream_drawing_seconds", "Seconds that samplers spent drawing.")
@@ -163,27 +154,29 @@ class _ChunkDrawer:
             return self._sampler.draw(chunk.requests, read, self._source.read, run=chunk.run_url)
 
         started = time.monotonic()
+        idle_seconds = started - self._ended if self._ended else 0.0
         pixels, error, retries = _tried(chunk, draw)
-        seconds = time.monotonic() - started
+        self._ended = time.monotonic()
+        seconds = self._ended - started
         pixels = np.zeros((0, 1, 1, 3), np.uint8) if pixels is None else pixels
         for counter, value in ((self._images, len(pixels)), (self._seconds, seconds), (self._retries, retries)):
             if value:  # a counter does not take 0
                 counter.inc(value)
-        told = {"error": error, "retries": retries, "seconds": seconds}
+        told = {"error": error, "retries": retries, "seconds": seconds, "idle_seconds": idle_seconds}
         return {**row, "pixels": pixels, "scheduler": self._scheduler, **told}
 
 
 def _noted_batch(store: RunStore, sampler: Sampler) -> int:
     """Other batches would change an image's last bits, so the first measurement of a run holds for all workers."""
-    if not store.exists(BATCH_SIZE):
-        store.write_json(BATCH_SIZE, {"batch_size": sampler.fastest_batch()})
-    return store.read_json(BATCH_SIZE)["batch_size"]
+    if store.exists(BATCH_SIZE):
+        return store.read_json(BATCH_SIZE)["batch_size"]
+    return store.write_json_once(BATCH_SIZE, {"batch_size": sampler.fastest_batch()})["batch_size"]
 
 
 def _commit_chunk(row: dict[str, Any], config: ExperimentConfig) -> dict[str, Any]:
     """Encode a chunk's pixels and commit them; runs on CPUs beside the samplers."""
     chunk: Chunk = pickle.loads(row["chunk"])
-    told = {"retries": row["retries"], "seconds": row["seconds"]}
+    told = {name: row[name] for name in ("retries", "seconds", "idle_seconds")}
     if row["error"]:
         return {"n_images": 0, "error": row["error"], **told}
     written, error, retries = _tried(chunk, lambda: _write_chunk(chunk, row["pixels"], row["scheduler"], config))

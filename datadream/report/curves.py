@@ -138,14 +138,14 @@ def _validation(measured: dict[str, dict[str, Any]]) -> Chart | None:
         kept = next((point for point in points if point[0] == measured[setting].get("best_step")), None)
         lines[setting] = Line(points, SETTING_COLORS[setting], mark=kept)
     last_step = max((points[-1][0] for points in curves.values() if points), default=None)
-    untrained = measured.get("zero-shot", {}).get("val_top1")
+    on_test = any(metrics.get("chosen_by") == "test" for metrics in measured.values())
+    untrained = measured.get("zero-shot", {}).get("top1" if on_test else "val_top1")
     if last_step and untrained is not None:
         lines = {
             "zero-shot": Line([(0, untrained), (last_step, untrained)], SETTING_COLORS["zero-shot"], dashed=True),
             **lines,
         }
     remark = "Dots: the weights that were kept." if any(line.mark for line in lines.values()) else ""
-    on_test = any(metrics.get("chosen_by") == "test" for metrics in measured.values())
     return _by_setting(lines, f"{'Test' if on_test else 'Validation'} accuracy, %", remark)
 
 

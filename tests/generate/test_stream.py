@@ -1,14 +1,10 @@
 """Drawing on real Ray: chunks that fail stop no others, and wait for adapters that are still to come."""
 
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
 from datadream.cluster import Workers
 from datadream.data.shards import from_parquet
 from datadream.generate.chunks import split_into_chunks
-from datadream.generate.gate import open_gate
 from datadream.generate.stream import FAILED_CHUNKS, draw_chunks
 from datadream.methods import METHODS
 from datadream.run_store import RunStore, adapter_marker, adapter_weights, progress_file, sha256
@@ -45,23 +41,3 @@ def test_chunks_that_fail_stop_no_others_and_are_drawn_by_the_next_start(
     draw_chunks(store, chunks, config, ONE)
     assert len(store.markers("chunks")) == 3
     assert not store.exists(FAILED_CHUNKS)
-
-
-def test_chunks_are_drawn_as_their_adapters_come_and_fail_when_none_come_any_more(
-    local_ray, config, few_shot, pipeline_folder, tmp_path
-):
-    store = RunStore(str(tmp_path))
-    chunks = split_into_chunks(store.url, METHODS["datadream-cls"](few_shot, config).images[:8], 4)
-    gate = open_gate()
-    with ThreadPoolExecutor(1) as threads:
-        drawing = threads.submit(draw_chunks, store, chunks, config, ONE, gate)
-        weights = random_adapter(pipeline_folder, seed=1)
-        store.write_bytes(adapter_weights("class-00000"), weights)
-        store.write_json(adapter_marker("class-00000"), {"weights_sha256": sha256(weights)})
-        while not store.markers("chunks"):
-            assert not drawing.done()
-            time.sleep(0.1)
-        assert store.markers("chunks") == {"00000-000000"}
-        gate.close.remote()
-        with pytest.raises(RuntimeError, match="chunk 00001-000000: ValueError: adapter 'class-00001' is not trained"):
-            drawing.result()
