@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from datadream import recipes
+from datadream.cluster import Workers
 from datadream.config import ExperimentConfig
 from datadream.experiment import Experiment
 from datadream.run_store import DATASET, SELECTION
@@ -95,16 +96,21 @@ def test_adapters_whose_training_was_killed_are_finished_by_one_worker_as_if_it_
     assert not list(run.rglob(".*"))
 
 
-def test_images_whose_drawing_was_killed_are_finished_by_one_worker_as_if_it_was_not(undisturbed, config, tmp_path):
+def test_workers_that_training_can_spare_draw_classes_whose_adapters_are_there(undisturbed, config, tmp_path):
+    """The session holds three workers, one is asked for, and one adapter is missing."""
     run = tmp_path / "run"
     shutil.copytree(undisturbed.store.path("adapters"), run / "adapters")
-    _start_and_kill("generate", config, run, "chunks/*.json")
-    chunks = _times(run, "chunks/*.json")
-    assert 0 < len(chunks) < 20
-    Experiment(config.updated({"cluster.workers": 1}), str(run)).generate()
-    assert all(path.stat().st_mtime_ns == when for path, when in chunks.items())
-    assert files(run, "dataset") == files(undisturbed.store.root, "dataset")
-    assert not list(run.rglob(".*"))
+    (run / "adapters" / "class-00003" / "adapter.json").unlink()
+    experiment = Experiment(config.updated({"cluster.workers": 1}), str(run))
+    with experiment._connected():
+        assert experiment._spare_workers() == 2
+        experiment._draw_ready(Workers(1, 1, False))
+    drawn = {name.partition("-")[0] for name in experiment.store.markers("chunks")}
+    assert drawn == {f"{label:05d}" for label in range(10)} - {"00003"}
+    together = Experiment(experiment.config.updated({"method": "datadream-dset"}), str(tmp_path / "together"))
+    with together._connected():
+        # All workers train an adapter of several classes.
+        assert together._spare_workers() == 0
 
 
 def _times(run: Path, pattern: str) -> dict[Path, int]:

@@ -41,6 +41,15 @@ def test_logits_equal_plain_open_clips(clip, clip_id, few_shot, photo_folder, mo
     assert count_correct(clip, tokens, photos, FP32).tolist() == [correct, 30]
 
 
+def test_logits_are_fp32_whatever_the_towers_compute_in(clip, few_shot, photo_folder):
+    """Among a thousand classes, logits of 20 that are rounded to bf16's steps of an eighth would tie."""
+    photos = PhotoBatches(open_source(str(photo_folder)), few_shot.test, clip)
+    logits = score(
+        clip, clip.tokenizer(list(few_shot.prompts)), photos, autocast_of("bf16", torch.device("cpu"))
+    ).logits
+    assert (logits != logits.bfloat16().float()).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("keep_bytes", [0, 2**20])
 def test_photos_can_be_read_again(clip, few_shot, photo_folder, keep_bytes):
     photos = PhotoBatches(open_source(str(photo_folder)), few_shot.val, clip, keep_bytes)

@@ -1,4 +1,6 @@
-"""Draw and publish on a cluster of nodes that come and go: python -m tests.generate.chaos PIPELINE RUN SEED.
+"""Draw and publish on a cluster of nodes that come and go: python -m tests.generate.chaos PIPELINE RUN SEED STAGE.
+
+The driver dies in the middle of a STAGE, drawing or publishing.
 
 A process of its own, for the tests' process has joined another Ray. It starts the drivers, which it also kills, and
 prints one JSON line of what happened.
@@ -32,10 +34,11 @@ from datadream.run_store import CHUNKS, RunStore
 from tests.processes import ray_workers
 
 FORMATS = ("parquet", "webdataset")
-N_CLASSES, IMAGES_PER_CLASS, CHUNK_SIZE, STEPS = 3, 40, 2, 8
-# What dies, in this order, each at a number of committed chunks that the seed says. Workers are samplers and the tasks
-# that encode.
-KILLS = ("worker", "replaced node", "worker", "worker", "driver", "worker", "worker", "worker", "worker", "node")
+N_CLASSES, IMAGES_PER_CLASS, CHUNK_SIZE, STEPS = 3, 28, 2, 8
+# What dies beside the driver, in this order, each at a number of committed chunks that the seed says. Workers are
+# samplers and the tasks that encode.
+KILLS = ("worker", "replaced node", "worker", "worker", "worker", "worker", "worker", "worker", "node")
+SECONDS_BETWEEN_LOOKS = 0.05
 
 SAMPLER = "MapWorker(Map(_ChunkDrawer))"
 
@@ -95,8 +98,8 @@ def copy_chunks(store: RunStore, other: RunStore, chunks: list[Chunk]) -> None:
 class Chaos:
     """A cluster of two nodes, one driver at a time, and their deaths."""
 
-    def __init__(self, pipeline: str, run: str, seed: int) -> None:
-        self._rng, self._store = random.Random(seed), RunStore(run)
+    def __init__(self, pipeline: str, run: str, seed: int, stage: str) -> None:
+        self._rng, self._store, self._stage = random.Random(seed), RunStore(run), stage
         self._command = [sys.executable, "-m", "tests.generate.chaos", "drive", pipeline, run]
         self._n_chunks = len(plan(self._store, config(pipeline, FORMATS[0]))[1])
         # Nodes are added and removed on the main thread: they install signal handlers.
@@ -128,11 +131,15 @@ class Chaos:
         return told | {"exit_code": code, "seconds": seconds}
 
     def _moments(self) -> Iterator[tuple[Callable[[], Any], str]]:
-        """When to kill what: at so many chunks, and once while shards are written."""
-        counts = sorted(self._rng.sample(range(1, self._n_chunks - 5), len(KILLS)))
-        for count, what in zip(counts, KILLS, strict=True):
+        """When to kill what: at so many chunks, and perhaps once while shards are written."""
+        kills = list(KILLS)
+        if self._stage == "drawing":
+            kills.insert(len(kills) // 2, "driver")
+        counts = sorted(self._rng.sample(range(1, self._n_chunks - 5), len(kills)))
+        for count, what in zip(counts, kills, strict=True):
             yield lambda count=count: self._n_committed() >= count and ray_workers("Map"), what
-        yield lambda: self._store.exists("dataset/data"), "driver"
+        if self._stage == "publishing":
+            yield lambda: self._store.exists("dataset/data"), "driver"
 
     def _n_committed(self) -> int:
         return len(self._store.markers(CHUNKS))
@@ -140,7 +147,7 @@ class Chaos:
     def _wait_for(self, reached: Callable[[], Any]) -> None:
         while self._driver.poll() is None and not reached():
             self._joined_node_drew |= self._joined in {process.ppid() for process in ray_workers(f"{SAMPLER}.submit")}
-            time.sleep(0.02)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _start_driver(self) -> None:
         environment = os.environ | {"RAY_ADDRESS": self._cluster.address}
@@ -168,4 +175,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "drive":
         drive(*sys.argv[2:])
     else:
-        print(json.dumps(Chaos(sys.argv[1], sys.argv[2], int(sys.argv[3])).run()))
+        print(json.dumps(Chaos(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]).run()))
