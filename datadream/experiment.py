@@ -26,13 +26,15 @@ from datadream.data.few_shot import FewShotSet, check_held_out, draw
 from datadream.generate.chunks import Chunk, claim_run, first_chunks, split_into_chunks
 from datadream.methods import METHODS, AdapterSpec, Plan
 from datadream.models.source import check_pipeline
-from datadream.run_store import ADAPTER_INDEX, FEW_SHOT, METRICS, RunStore, adapter_marker, classifier_marker
+from datadream.run_store import ADAPTER_INDEX, CHUNKS, FEW_SHOT, METRICS, RunStore, adapter_marker, classifier_marker
 from datadream.status import StageStatus, stage_status
 from datadream.tracking import Tracking, check_trackers, tracked
 
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_LOOKS = 5.0
+CHUNKS_PER_WORKER = 4
+"""Chunks that a spare worker draws before it is seen whether the training goes on: enough to be worth its start."""
 SMALL_POOL = 5_000
 """Photos that are all decoded before the work starts, drawn or not."""
 
@@ -238,19 +240,24 @@ class Experiment:
         ended.result()
 
     def _draw_ready(self, drawers: Workers) -> None:
-        """Draw what will be asked for in any case and needs no adapter that is missing."""
+        """Draw a little of what will be asked for in any case and needs no adapter that is missing.
+
+        A little, because all workers are to draw when the training has ended.
+        """
         from datadream.generate.stream import draw_chunks
 
         missing = {(cell.store.url, spec.adapter_id) for cell, spec in self._missing_adapters()}
-        ready = [
-            chunk
-            for cell in self.cells
-            for chunk in first_chunks(
-                cell.chunks, [cell.config.generate.accepted_per_class] * len(cell.few_shot.class_names)
-            )
-            if not any((cell.store.url, adapter_id) in missing for adapter_id in chunk.adapter_ids)
-        ]
-        draw_chunks(self.store, ready, self.config, drawers)
+        ready: list[Chunk] = []
+        for cell in self.cells:
+            committed = cell.store.markers(CHUNKS)
+            n_classes = len(cell.few_shot.class_names)
+            ready += [
+                chunk
+                for chunk in first_chunks(cell.chunks, [cell.config.generate.accepted_per_class] * n_classes)
+                if chunk.chunk_id not in committed
+                and not any((cell.store.url, adapter_id) in missing for adapter_id in chunk.adapter_ids)
+            ]
+        draw_chunks(self.store, ready[: CHUNKS_PER_WORKER * drawers.count], self.config, drawers)
 
     @cached_property
     def chunks(self) -> list[Chunk]:
