@@ -34,7 +34,7 @@ from datadream.run_store import CHUNKS, RunStore
 from tests.processes import ray_workers
 
 FORMATS = ("parquet", "webdataset")
-N_CLASSES, IMAGES_PER_CLASS, CHUNK_SIZE, STEPS = 3, 28, 2, 8
+N_CLASSES, IMAGES_PER_CLASS, CHUNK_SIZE, STEPS = 3, 20, 2, 8
 # What dies beside the driver, in this order, each at a number of committed chunks that the seed says. Workers are
 # samplers and the tasks that encode.
 KILLS = ("worker", "replaced node", "worker", "worker", "worker", "worker", "worker", "worker", "node")
