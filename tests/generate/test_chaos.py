@@ -12,7 +12,7 @@ from tests.generate import chaos
 from tests.models.adapters import random_adapter
 from tests.object_store import s3_server
 
-WATCHDOG_SECONDS = 200
+WATCHDOG_SECONDS = 400
 
 
 def write_adapters(store: RunStore, adapters: list[bytes]) -> None:
@@ -65,7 +65,8 @@ def test_whatever_dies_the_published_bytes_are_those_of_an_undisturbed_run(
     assert told["exit_code"] == 0
     assert len(told["killed"]) == 10, told
     assert {what for what, *_ in told["killed"]} == {"worker", "driver", "node", "replaced node"}
-    assert told["joined_node_drew"]
+    # A driver that starts uses a node that joined; one that runs sees it within 20 seconds, and may be done by then.
+    assert told["joined_node_drew"] or stage == "publishing"
     for name in chaos.FORMATS:
         assert files(chaos.run_of(store, name), "dataset") == undisturbed[name]
     chunks = chaos.plan(store, chaos.config(str(pipeline_folder), "parquet"))[1]
