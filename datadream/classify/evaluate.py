@@ -16,7 +16,7 @@ from datadream.models.clip import ClipModel
 
 EVAL_BATCH = 256
 KEEP_BYTES = 2**30
-"""Preprocessed photos that a worker keeps between readings; larger sets are decoded anew each time."""
+"""Preprocessed photos of one set that a worker keeps between readings; larger sets are decoded anew each time."""
 
 
 class PhotoBatches:

@@ -20,10 +20,9 @@ import ray.data
 from ray.data import DataContext
 
 from datadream.classify.squares import decode_squares
-from datadream.run_store import SELECTION, RunStore
+from datadream.run_store import DATASET, SELECTION, RunStore
 
-FOLDER = "dataset"
-MARKER = f"{FOLDER}/dataset.json"
+FOLDER = posixpath.dirname(DATASET)
 ENCODINGS = ("webp", "png", "jpg")
 """Names under which a WebDataset sample holds its image."""
 ROWS_PER_DECODE = 256
@@ -79,11 +78,11 @@ def check_published(store: RunStore, class_names: Sequence[str]) -> None:
     Raises ValueError when nothing was published, when a shard is missing or cannot be read, when classes are not
     the run's, or when one has no image.
     """
-    if not store.exists(MARKER):
+    if not store.exists(DATASET):
         raise ValueError(
-            f"run {store.url!r} has no synthetic images to train on: {MARKER} is missing. Run generate first."
+            f"run {store.url!r} has no synthetic images to train on: {DATASET} is missing. Run generate first."
         )
-    marker = store.read_json(MARKER)
+    marker = store.read_json(DATASET)
     if not marker["n_images"]:
         raise ValueError(f"run {store.url!r}: the published dataset is empty. {REMEDY}")
     if marker["class_names"] != list(class_names):
@@ -142,7 +141,7 @@ def _named(shard: str) -> Iterator[None]:
 def open_published(store: RunStore, size: int, images_per_class: int | None = None) -> Published:
     """The run's dataset, or the first `images_per_class` of each class, to be decoded to squares of `size` pixels;
     nothing is read yet."""
-    marker = store.read_json(MARKER)
+    marker = store.read_json(DATASET)
     paths = [store.path(posixpath.join(FOLDER, shard)) for shard in marker["shards"]]
     if marker["format"] == "parquet":
         encoded, decode = (

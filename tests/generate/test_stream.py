@@ -1,4 +1,4 @@
-"""Drawing on real Ray: chunks that fail stop no others, and wait for adapters that are still to come."""
+"""Drawing on real Ray: chunks that fail stop no others, and the next start draws them."""
 
 import pytest
 
