@@ -144,7 +144,7 @@ def _dotted(words: Sequence[str]) -> dict[str, Any]:
             if not word.startswith("--") or not waiting:
                 raise ValueError(
                     f"unexpected {word!r}: write knobs as key=value, such as adapt.rank=8. "
-                    f"{nearest(key, list(knobs()))}".strip()
+                    f"{nearest(key, list(knobs(ExperimentConfig)))}".strip()
                 )
             value = waiting.pop(0)
         changes[key] = yaml.safe_load(value)
@@ -153,7 +153,7 @@ def _dotted(words: Sequence[str]) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     width = 24
-    listing = "\n".join(f"  {name:<{width + 8}} {text}" for name, text in knobs().items())
+    listing = "\n".join(f"  {name:<{width + 8}} {text}" for name, text in knobs(ExperimentConfig).items())
     parser = argparse.ArgumentParser(
         prog="datadream",
         description="Few photos per class in, a better image classifier out.",

@@ -7,12 +7,8 @@ Every stage does only what is missing, so a run that was killed anywhere goes on
 
 from __future__ import annotations
 
-import itertools
-import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -20,19 +16,18 @@ from typing import Any
 
 from datadream.classify.selection import check_selection
 from datadream.cluster import Workers, check_workers, connected
-from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, GridConfig
+from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
 from datadream.data.datasets import check_photos, open_source
 from datadream.data.few_shot import FewShotSet, check_held_out, draw
 from datadream.generate.chunks import Chunk, claim_run, first_chunks, split_into_chunks
+from datadream.grid import table_cells
 from datadream.methods import METHODS, AdapterSpec, Plan
 from datadream.models.source import check_pipeline
+from datadream.overlap import spare_workers, train_beside_drawing
 from datadream.run_store import ADAPTER_INDEX, CHUNKS, FEW_SHOT, METRICS, RunStore, adapter_marker, classifier_marker
 from datadream.status import StageStatus, stage_status
 from datadream.tracking import Tracking, check_trackers, tracked
 
-log = logging.getLogger(__name__)
-
-SECONDS_BETWEEN_LOOKS = 5.0
 CHUNKS_PER_WORKER = 4
 """Chunks that a spare worker draws before it is seen whether the training goes on: enough to be worth its start."""
 SMALL_POOL = 5_000
@@ -106,14 +101,13 @@ class Experiment:
     @cached_property
     def cells(self) -> list[Experiment]:
         """The single runs: this one, or the table's."""
-        grid = self.config.grid
-        if not (grid.methods or grid.seeds or grid.n_shots or grid.images_per_class):
+        if not self.config.grid.on:
             return [self]
-        draws = list(itertools.product(grid.n_shots or (self.config.data.n_shots,), grid.seeds or (self.config.seed,)))
-        methods = grid.methods or (self.config.method,)
-        # The baselines need no images, so one run without a method serves every method of the same draw.
-        tables = [self._curve(method, *draw) for draw in draws for method in dict.fromkeys(("none", *methods))]
-        return [cell for cells in tables for cell in cells if cell.config.classify.settings]
+        made: dict[str | None, Experiment] = {}
+        for cell in table_cells(self.config):
+            folder = self.store.child(f"cells/{cell.name}").url
+            made[cell.name] = Experiment(cell.config, folder, drawn_by=made.get(cell.drawn_by))
+        return list(made.values())
 
     @cached_property
     def few_shot(self) -> FewShotSet:
@@ -135,26 +129,6 @@ class Experiment:
     def status(self) -> list[StageStatus]:
         """How far each stage is, from the run's files alone."""
         return stage_status(self.store, [(cell.store, cell.config, cell.plan) for cell in self.cells])
-
-    def _curve(self, method: str, n_shots: int, seed: int) -> list[Experiment]:
-        """The cells of one method and draw: the one that draws the most images, then those that use a part of them."""
-        most, *fewer = sorted(set(self.config.grid.images_per_class), reverse=True) or [
-            self.config.generate.images_per_class
-        ]
-        whole = self._cell(method, n_shots, seed, most)
-        if method == "none":
-            return [whole]
-        return [whole, *(self._cell(method, n_shots, seed, n, drawn_by=whole) for n in fewer)]
-
-    def _cell(
-        self, method: str, n_shots: int, seed: int, n_images: int, drawn_by: Experiment | None = None
-    ) -> Experiment:
-        wanted = self.config.classify.settings
-        settings = [name for name in wanted if (name in SETTINGS_WITHOUT_IMAGES) == (method == "none")]
-        own = {"method": method, "seed": seed, "data.n_shots": n_shots, "classify.settings": settings}
-        own |= {"generate.images_per_class": n_images, "grid": GridConfig().model_dump()}
-        name = f"{method}-k{n_shots}-seed{seed}" + (f"-images{n_images}" if drawn_by else "")
-        return Experiment(self.config.updated(own), self.store.child(f"cells/{name}").url, drawn_by)
 
     def _check_settings(self) -> None:
         needy = [name for name in self.config.classify.settings if name not in SETTINGS_WITHOUT_IMAGES]
@@ -207,37 +181,14 @@ class Experiment:
         self._claim()
         spare = self._spare_workers()
         if spare:
-            self._adapt_beside_drawing(replace(self._workers, count=spare, grows=False))
+            drawers = replace(self._workers, count=spare, grows=False)
+            train_beside_drawing(self._adapt, lambda: self._draw_ready(drawers))
         else:
             self._adapt()
         self._generate()
 
     def _spare_workers(self) -> int:
-        """Workers that training will never ask for, so that neither stage can wait for the other's."""
-        missing = [spec for _, spec in self._missing_adapters()]
-        # An adapter of several classes is trained by all workers.
-        if not missing or self._workers.shares_cores or any(spec.n_classes > 1 for spec in missing):
-            return 0
-        return self._workers.slots - min(self._workers.count, len(missing))
-
-    def _adapt_beside_drawing(self, drawers: Workers) -> None:
-        ended: Future[None] = Future()
-
-        def adapt() -> None:
-            try:
-                ended.set_result(self._adapt())
-            except BaseException as error:
-                ended.set_exception(error)
-
-        # A daemon: what interrupts the drawing must not wait for the training.
-        threading.Thread(target=adapt, daemon=True).start()
-        while not wait([ended], timeout=SECONDS_BETWEEN_LOOKS).done:
-            try:
-                self._draw_ready(drawers)
-            except RuntimeError as error:
-                log.warning("%s\nThese are drawn again after the training.", error)
-                break
-        ended.result()
+        return spare_workers(self._workers, [spec for _, spec in self._missing_adapters()])
 
     def _draw_ready(self, drawers: Workers) -> None:
         """Draw a little of what will be asked for in any case and needs no adapter that is missing.

@@ -192,7 +192,7 @@ def stage_rows(store: RunStore, cells: Cells) -> list[StageRow]:
 def knob_rows(config: ExperimentConfig) -> list[Knob]:
     values = flatten(config.model_dump(mode="json"))
     defaults = flatten(ExperimentConfig().model_dump(mode="json"))
-    help_of = knobs()
+    help_of = knobs(ExperimentConfig)
     return [
         Knob(name, _knob_value(value), help_of.get(name, ""), value != defaults[name])
         for name, value in values.items()

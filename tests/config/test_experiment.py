@@ -56,4 +56,4 @@ def test_errors_name_the_value_and_the_fix(changes, message):
 
 
 def test_every_knob_is_documented():
-    assert [name for name, text in knobs().items() if len(text) < 10] == []
+    assert [name for name, text in knobs(ExperimentConfig).items() if len(text) < 10] == []

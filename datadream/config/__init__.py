@@ -1,0 +1,49 @@
+"""Every knob of a run: its type, its default, its unit and where the default comes from.
+
+A config is frozen and complete: the same config gives the same result on any cluster, so all of it but `cluster`
+(where and how fast the work is done) and `tracking` must agree before an existing run folder is continued.
+"""
+
+from datadream.config.adapt import AdaptConfig, DiffusionConfig
+from datadream.config.classify import (
+    GAUSSIAN_SETTINGS,
+    SETTINGS_WITHOUT_IMAGES,
+    TRAINED_SETTINGS,
+    AugmentConfig,
+    ClassifyConfig,
+    ImageTower,
+    Setting,
+)
+from datadream.config.cluster import ClusterConfig, TrackerName, TrackingConfig
+from datadream.config.data import DataConfig
+from datadream.config.experiment import ExperimentConfig, GridConfig, MethodName, parse_config
+from datadream.config.generate import PRESETS, GenerateConfig, SelectConfig
+from datadream.config.search import SearchConfig
+from datadream.config.section import flatten, knobs, nearest
+
+__all__ = [
+    "GAUSSIAN_SETTINGS",
+    "PRESETS",
+    "SETTINGS_WITHOUT_IMAGES",
+    "TRAINED_SETTINGS",
+    "AdaptConfig",
+    "AugmentConfig",
+    "ClassifyConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "DiffusionConfig",
+    "ExperimentConfig",
+    "GenerateConfig",
+    "GridConfig",
+    "ImageTower",
+    "MethodName",
+    "SearchConfig",
+    "SelectConfig",
+    "Setting",
+    "TrackerName",
+    "TrackingConfig",
+    "flatten",
+    "knobs",
+    "nearest",
+    "parse_config",
+]

@@ -1,0 +1,110 @@
+"""The classifier: what it trains on, and how."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from datadream.config.search import SearchConfig
+from datadream.config.section import Section
+
+Setting = Literal[
+    "zero-shot", "gda-real", "real", "gda-synthetic", "synthetic", "gda-real+synthetic", "real+synthetic"
+]
+ImageTower = Literal["auto", "lora", "full"]
+SETTINGS_WITHOUT_IMAGES: tuple[Setting, ...] = ("zero-shot", "gda-real", "real")
+"""Settings that use no drawn images, so that all methods of a table share them."""
+TRAINED_SETTINGS: tuple[Setting, ...] = ("real", "synthetic", "real+synthetic")
+"""Settings that take steps of an optimiser."""
+GAUSSIAN_SETTINGS: tuple[Setting, ...] = ("gda-real", "gda-synthetic", "gda-real+synthetic")
+"""Settings that adapt CLIP without training; what follows gda- says to which images."""
+
+
+class AugmentConfig(Section):
+    """Random changes to the classifier's training images (paper: random resized crop, flip, colour jitter,
+    grayscale), in the order: RandAugment, crop, colours, blur, solarisation."""
+
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Range of the area of a random resized crop, as a share of the image; (1, 1) turns it off."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    """Range of a crop's width over its height; (1, 1) keeps squares."""
+    flip: bool | None = None
+    """Mirror half of the images; unset: what suits the data (digits are never flipped)."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Largest rotation, in degrees either way; 0 turns it off."""
+    color_jitter: float = Field(0.4, ge=0, le=1)
+    """Largest relative change of brightness, contrast and saturation; 0 turns it off."""
+    grayscale: float = Field(0.2, ge=0, le=1)
+    """Share of images turned grey; 0 turns it off."""
+    blur: float = Field(0.0, ge=0, le=1)
+    """Share of images blurred by a Gaussian whose deviation is 0.1 to 2 pixels in 224 (authors' code: 0.2); 0 turns it
+    off."""
+    solarize: float = Field(0.0, ge=0, le=1)
+    """Share of images whose upper half of the levels is inverted (authors' code: 0.2); 0 turns it off."""
+    rand_augment: int = Field(0, ge=0)
+    """RandAugment operations per image (authors' code: 2); 0 turns it off."""
+    rand_augment_magnitude: int = Field(9, ge=0, le=30)
+    """Their strength, torchvision's bins 0 to 30 (authors' code: 9)."""
+
+
+class ClassifyConfig(Section):
+    """CLIP with LoRA on both towers, trained on the real and the synthetic images (paper, section 3)."""
+
+    model: str = "ViT-B-16-quickgelu"
+    """An open_clip architecture, or a checkpoint folder as hf-hub:<id>, local-dir:<folder> or package://<module>/<folder>."""
+    pretrained: str | None = "openai"
+    """open_clip's tag or file of pretrained weights; unset when `model` is a checkpoint folder."""
+    settings: tuple[Setting, ...] = ("zero-shot", "real", "synthetic", "real+synthetic")
+    """What to train on. zero-shot trains nothing; gda-real, gda-synthetic and gda-real+synthetic adapt CLIP without
+    training, by Gaussian discriminant analysis. Each setting is one row of the accuracy table."""
+    real_weight: float = Field(0.8, ge=0, le=1)
+    """Lambda of lambda*CE(real) + (1-lambda)*CE(synthetic) in real+synthetic (paper: 0.8)."""
+    rank: int = Field(16, ge=1)
+    """LoRA rank (paper: 16)."""
+    alpha: float = Field(32.0, gt=0)
+    """LoRA scale numerator: the update is alpha/rank * BA (authors' code: 32)."""
+    projections: tuple[Literal["q", "k", "v", "out"], ...] = ("q", "v")
+    """Attention projections that get LoRA (authors' code: q and v)."""
+    image_tower: ImageTower = "auto"
+    """How the image tower learns: lora, or full (all of its weights). auto: lora where its layers are
+    nn.MultiheadAttention, as in ViTs, full elsewhere, as in RN50 (paper). The text tower learns by LoRA."""
+    steps: int = Field(3000, ge=1)
+    """Optimiser steps of every setting, so that settings compare at equal cost."""
+    batch_size: int = Field(64, ge=1)
+    """Images per step over all workers (paper: 64); real+synthetic draws half of it from each."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Images that a worker's device holds at once, with the same result; for memory. Unset: all of its share."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """AdamW's peak learning rate (paper: searched in 1e-4 .. 1e-7)."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """AdamW's weight decay (paper: 5e-4 or 1e-4)."""
+    warmup_steps: int = Field(50, ge=0)
+    """Linear warm-up before the cosine schedule."""
+    eval_every: int = Field(250, ge=1)
+    """Steps between readings of the validation photos; the best reading's weights are kept."""
+    select_on: Literal["val", "test"] = "val"
+    """Photos that choose the weights. `test` is the authors' protocol, for comparison with their figures alone: it
+    flatters, and every figure that it gave is marked."""
+    folds: int = Field(2, ge=0)
+    """Without validation photos, settings with real photos divide the shots in so many parts (at most n_shots), train
+    as often without one of them, and choose the number of steps by the mean accuracy on the parts left out; then they
+    train that long on all shots. A setting without real photos reads its accuracy on all shots. Drawn images have
+    seen the shots, so that these figures flatter; they only choose. With one shot, or 0 or 1 here, the last weights
+    are kept."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast of the towers. auto: bf16 on CUDA, fp32 elsewhere."""
+    mixup: float = Field(0.0, ge=0)
+    """Beta parameter of mixup, which blends images of a batch in pairs (authors' code: 1, Zhang et al., 2018); 0 turns
+    it off."""
+    cutmix: float = Field(0.0, ge=0)
+    """Beta parameter of CutMix, which pastes a box of one image into another (authors' code: 1, Yun et al., 2019); 0
+    turns it off. With mixup also on, either is as likely."""
+    mix_probability: float = Field(0.2, ge=0, le=1)
+    """Share of batches that are mixed, where mixup or cutmix is on (authors' code: 0.2)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of a label that is spread over all classes (Szegedy et al., 2016); 0 turns it off."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes to the training images."""
+    search: SearchConfig = SearchConfig()
+    """Choosing knobs of training on validation photos."""

@@ -1,0 +1,81 @@
+"""One run, or a table of runs: all groups of knobs together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from datadream.config.adapt import AdaptConfig, DiffusionConfig
+from datadream.config.classify import ClassifyConfig
+from datadream.config.cluster import ClusterConfig, TrackingConfig
+from datadream.config.data import DataConfig
+from datadream.config.generate import PRESET_KNOBS, GenerateConfig
+from datadream.config.section import Section, flatten, knobs, parse, replace_dotted
+
+MethodName = Literal["none", "zero-shot", "is-synth", "datadream-dset", "datadream-cls"]
+
+
+class GridConfig(Section):
+    """A table of runs: every combination of what is listed, each a complete run in its own folder."""
+
+    methods: tuple[MethodName, ...] = ()
+    """Methods; empty: the run's own method."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of shots, generator and classifier together; empty: the run's own seed."""
+    n_shots: tuple[int, ...] = ()
+    """Shots per class; empty: the run's own."""
+    images_per_class: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Drawn images per class to train on; empty: the run's own. The largest number is drawn once, and a smaller one
+    is the first images of each class."""
+
+    @property
+    def on(self) -> bool:
+        """Whether there is a table."""
+        return bool(self.methods or self.seeds or self.n_shots or self.images_per_class)
+
+
+class ExperimentConfig(Section):
+    """One run, or with `grid` a table of runs."""
+
+    method: MethodName = "datadream-cls"
+    """Which adapters to train and which images to draw: datadream-cls (an adapter per class), datadream-dset (one for
+    all), is-synth (start from a noised photo), zero-shot (the base generator), none (no images: the baselines
+    alone)."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything random: shots, adapters, images, classifier."""
+    data: DataConfig = DataConfig()
+    """The photos."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """The image generator."""
+    adapt: AdaptConfig = AdaptConfig()
+    """LoRA training of the generator."""
+    generate: GenerateConfig = GenerateConfig()
+    """Drawing and publishing images."""
+    classify: ClassifyConfig = ClassifyConfig()
+    """The classifier."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where the work is done."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where else to look at it."""
+    grid: GridConfig = GridConfig()
+    """A table of runs."""
+
+    def updated(self, changes: dict[str, Any]) -> ExperimentConfig:
+        """Return a copy with dotted knobs replaced: ``config.updated({"data.n_shots": 4})``.
+
+        Raises ValueError naming the knob, what it expects and, for an unknown one, the nearest that exists.
+        """
+        values, changes = self.model_dump(), flatten(changes)
+        if changes.get("generate.preset") is not None:
+            for name in PRESET_KNOBS:
+                del values["generate"][name]
+        known = list(knobs(ExperimentConfig))
+        for key, value in changes.items():
+            replace_dotted(values, key, value, known)
+        return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> ExperimentConfig:
+    """Validate a nested dict of knobs; raises ValueError with one line for the first thing that is wrong."""
+    return parse(ExperimentConfig, values)

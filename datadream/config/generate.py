@@ -1,0 +1,110 @@
+"""Drawing images, and choosing those that are published."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from datadream.config.section import Section, Share
+
+Preset = Literal["exact", "fast", "turbo"]
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "exact": {"scheduler": None, "steps": 50},
+    "fast": {"scheduler": "DPMSolverMultistepScheduler", "steps": 15},
+    "turbo": {"scheduler": "DPMSolverMultistepScheduler", "steps": 12, "cache_interval": 2},
+}
+"""What generate.preset sets in the same section."""
+PRESET_KNOBS = ("scheduler", "steps", "guidance_interval", "cache_interval")
+"""What a preset takes charge of: those that it does not name get their defaults."""
+
+
+def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError("the first number must not be larger than the second")
+    return interval
+
+
+class SelectConfig(Section):
+    """Which drawn images are published; by default all. With label_top_k, max_shot_similarity or coverage, images are
+    drawn until each class has images_per_class that pass; the judge is the untrained CLIP of classify.model."""
+
+    label_top_k: int | None = Field(None, ge=1)
+    """Keep an image if its class is among so many that CLIP finds most likely (DISEF: 1); unset: keep all. A CLIP that
+    does not know the domain rejects much that it would learn from."""
+    max_shot_similarity: float | None = Field(None, gt=0, lt=1)
+    """An image is left out as a copy if the cosine similarity of its CLIP features with a shot of its class exceeds
+    this; unset: keep all. What is much depends on the data and the CLIP: dataset/selection.json has for each class the
+    highest similarity of its shots among themselves."""
+    coverage: float = Field(1.0, ge=1)
+    """Images that must pass for each one that is published: of these, those are published that cover the class best
+    (k-center in CLIP's features, beginning at the shots); 1 publishes the first ones."""
+    max_candidates: float = Field(4.0, ge=1)
+    """At most images_per_class x coverage x so many images of a class are drawn; a class of which too few pass is
+    published with what it has, and named."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is left out."""
+        return self.label_top_k is not None or self.max_shot_similarity is not None or self.coverage > 1
+
+
+class GenerateConfig(Section):
+    """Drawing the synthetic images and publishing them as a dataset."""
+
+    preset: Preset | None = None
+    """How much exactness to give for speed: exact (paper: 50 steps), fast (DPM-Solver++, 15 steps) or turbo (12 steps,
+    cache_interval 2). Sets scheduler, steps, guidance_interval and cache_interval, unless these are given beside it;
+    unset: as they are. Measured effect: README."""
+    images_per_class: int = Field(500, ge=1)
+    """Synthetic images per class (paper: 500)."""
+    steps: int = Field(50, ge=1)
+    """Denoising steps (paper: 50)."""
+    guidance_scale: float = Field(2.0, ge=1)
+    """Classifier-free guidance (paper: 2.0); 1 turns it off."""
+    guidance_interval: Annotated[tuple[Share, Share], AfterValidator(_ascending)] = (0.0, 1.0)
+    """Noise levels that are guided, as shares of the training timesteps; elsewhere the UNet sees the prompt alone,
+    which halves the step (Kynkäänniemi et al., NeurIPS 2024). (0, 1) guides all steps (paper)."""
+    cache_interval: int = Field(1, ge=1)
+    """The UNet's inner blocks are computed at every so many steps and reused in between (DeepCache, Ma et al., CVPR
+    2024); 1 computes them always (paper)."""
+    scheduler: str | None = None
+    """A diffusers scheduler class, such as DPMSolverMultistepScheduler; unset: the one that the pipeline ships."""
+    strength: float = Field(0.75, gt=0, le=1)
+    """How far is-synth noises its photo: 1 forgets it."""
+    chunk_size: int = Field(50, ge=1)
+    """Images of one class per unit of work, retry and commit."""
+    batch_size: int | None = Field(None, ge=1)
+    """Images that are drawn at once. Unset: 25 on CPUs, where that is fastest; on GPUs the part of a chunk that a
+    short measurement finds fastest, noted for later starts. Out of memory halves it."""
+    compile: bool = False
+    """Compile the UNet's attention blocks (torch.compile), once for all adapters. Costs each worker a minute or more
+    at its start; meant for long runs on GPUs, where it has not been measured yet."""
+    image_format: Literal["webp", "png", "jpeg"] = "webp"
+    """Encoding of drawn images: lossless WebP, PNG, or JPEG at quality 95 without chroma subsampling."""
+    dataset_format: Literal["parquet", "webdataset"] = "parquet"
+    """Format of the published shards."""
+    images_per_shard: int = Field(1000, ge=1)
+    """Images per published shard."""
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """Numbers of the generator. auto: fp16 on CUDA (paper), fp32 elsewhere."""
+    select: SelectConfig = SelectConfig()
+    """Which drawn images are published."""
+
+    @property
+    def accepted_per_class(self) -> int:
+        """Images of a class that must pass the filters."""
+        return math.ceil(self.images_per_class * self.select.coverage)
+
+    @property
+    def candidates_per_class(self) -> int:
+        """Images of a class that may be drawn."""
+        if not self.select.on:
+            return self.images_per_class
+        return math.ceil(self.accepted_per_class * self.select.max_candidates)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, values: Any) -> Any:
+        return PRESETS.get(str(values.get("preset")), {}) | values if isinstance(values, dict) else values
