@@ -78,9 +78,10 @@ class Arms:
     def plain_step(self) -> float:
         return self.plain.step(*self.plain_batch, self.tokens)
 
-    def our_step(self) -> float:
+    def our_step(self, lora_dropout: float = 0.0) -> float:
         n = len(self.batch)
-        config = ClassifyConfig(steps=1, batch_size=n, learning_rate=RATE, weight_decay=0, warmup_steps=0)
+        knobs = {"steps": 1, "batch_size": n, "learning_rate": RATE, "weight_decay": 0, "warmup_steps": 0}
+        config = ClassifyConfig(**knobs, lora_dropout=lora_dropout)
         parts = [Part(iter([self.batch]), n, 1.0)]
         training = Training(self.clip, self.tokens, parts, self._augment, config, seed=0)
         training.step()

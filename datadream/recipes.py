@@ -35,6 +35,7 @@ def digits(**changes: Any) -> ExperimentConfig:
                 "generate.scheduler": "DPMSolverMultistepScheduler",
                 "classify.alpha": 16.0,
                 "classify.projections": ["q", "k", "v", "out"],
+                "classify.lora_dropout": 0.0,
                 "classify.steps": 300,
                 "classify.learning_rate": 1e-3,
                 "classify.warmup_steps": 20,

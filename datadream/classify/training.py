@@ -23,7 +23,13 @@ from datadream.data.augment import Augment
 from datadream.data.mix import draw_mix
 from datadream.device import dtype_of
 from datadream.models.clip import ClipModel
-from datadream.models.clip_training import load_trainable_state, trainable_parameters, trainable_state
+from datadream.models.clip_training import (
+    check_dropout,
+    load_trainable_state,
+    trainable_parameters,
+    trainable_state,
+)
+from datadream.models.lora_dropout import LoraDropout
 from datadream.ranks import ALONE, Ranks
 from datadream.seeds import derive_seed
 
@@ -57,9 +63,11 @@ class Batch:
     """Labels of the images that were mixed in, [n]."""
     shares: Tensor
     """Share of the own label, [n]; 1 where nothing was mixed in."""
+    numbers: Tensor
+    """Of each image among those of all parts and ranks, [n] on the CPU."""
 
     def split(self, size: int) -> Iterator[Batch]:
-        fields = (self.pixels, self.labels, self.weights, self.other_labels, self.shares)
+        fields = (self.pixels, self.labels, self.weights, self.other_labels, self.shares, self.numbers)
         yield from itertools.starmap(Batch, zip(*(field.split(size) for field in fields), strict=True))
 
     def __len__(self) -> int:
@@ -96,6 +104,9 @@ class Training:
         )
         self._autocast = autocast_of(config.precision, tokens.device)
         self._loss_sum, self._losses = torch.zeros((), device=tokens.device), 0
+        self._frozen_classes: Tensor | None = None
+        if config.lora_dropout:
+            check_dropout(clip.model, config.model)
 
     def step(self) -> None:
         """One optimiser step on the next batch."""
@@ -112,19 +123,17 @@ class Training:
 
         The classes are encoded once however many micro-batches there are: their gradients are gathered first.
         """
-        batch = self._draw()
-        # Cached: attention asks for its weight several times, and LoRA would be added anew each time.
-        with self._autocast, parametrize.cached():
-            classes = self._clip.encode_text(self._tokens, self._ranks)
-        gathered = classes.detach().requires_grad_()
+        batch, dropout = self._draw(), self._dropout()
+        classes = self._classes(dropout)
+        gathered = classes.detach().requires_grad_(classes.requires_grad)
         total = torch.zeros((), device=self._tokens.device)
         for micro in batch.split(self._config.micro_batch_size or len(batch)):
             with self._autocast, parametrize.cached():
-                features = self._clip.encode_image(micro.pixels)
+                features = self._clip.encode_image(micro.pixels, dropout and dropout.of_images(micro.numbers.tolist()))
             loss = self._losses_of(micro, features, gathered) @ micro.weights
             loss.backward()
             total += loss.detach()
-        if classes.requires_grad:  # a text tower that LoRA does not fit stays frozen
+        if classes.requires_grad:
             classes.backward(gathered.grad)
         return total
 
@@ -175,6 +184,22 @@ class Training:
         if steps.item() != self._ranks.count * self.steps:
             raise RuntimeError("the workers see different checkpoints: the run's folder is not the same for all.")
 
+    def _classes(self, dropout: LoraDropout | None) -> Tensor:
+        """Features of the prompts [n_classes, D]; a text tower that LoRA does not fit is frozen, and runs once."""
+        if self._frozen_classes is not None:
+            return self._frozen_classes
+        # Cached: attention asks for its weight several times, and LoRA would be added anew each time.
+        with self._autocast, parametrize.cached():
+            classes = self._clip.encode_text(self._tokens, self._ranks, dropout)
+        if not classes.requires_grad:
+            self._frozen_classes = classes
+        return classes
+
+    def _dropout(self) -> LoraDropout | None:
+        """Of this step."""
+        rate = self._config.lora_dropout
+        return LoraDropout(rate, derive_seed(self._seed, "dropout", self.steps)) if rate else None
+
     def _draw(self) -> Batch:
         """Our share of the next batch of every part."""
         drawn = [self._draw_part(number) for number in range(len(self._parts))]
@@ -201,7 +226,9 @@ class Training:
         weights, shares = (
             torch.full((len(images),), value, device=pixels.device) for value in (part.weight / part.batch_size, share)
         )
-        return pixels, images.labels, weights, others.labels, shares
+        first = sum(part.batch_size for part in self._parts[:number])
+        numbers_of_all = torch.arange(first + rows.start, first + rows.stop)
+        return pixels, images.labels, weights, others.labels, shares, numbers_of_all
 
     def _losses_of(self, batch: Batch, features: Tensor, classes: Tensor) -> Tensor:
         """Cross-entropy of each image [n]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from datadream.config import nearest
 from datadream.models.image_tower import encode_images
+from datadream.models.lora_dropout import LoraDropout
 from datadream.models.source import resolve
 from datadream.models.text_tower import TextTower
 from datadream.ranks import ALONE, Ranks
@@ -38,13 +40,13 @@ class ClipModel:
     """Prompts -> token ids [n, context]."""
     text_tower: TextTower
 
-    def encode_text(self, tokens: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    def encode_text(self, tokens: Tensor, ranks: Ranks = ALONE, dropout: LoraDropout | None = None) -> Tensor:
         """Unit features fp32 [n, D] of token ids [n, context] on the model's device; see TextTower.encode."""
-        return self.text_tower.encode(tokens, ranks)
+        return self.text_tower.encode(tokens, ranks, dropout)
 
-    def encode_image(self, images: Tensor) -> Tensor:
+    def encode_image(self, images: Tensor, dropout: LoraDropout | None = None) -> Tensor:
         """Unit features fp32 [n, D] of images float [n, 3, size, size] on the model's device."""
-        return encode_images(self.model, images)
+        return encode_images(self.model, images, dropout)
 
     @property
     def size(self) -> int:
@@ -104,6 +106,20 @@ def model_config(model: str) -> dict[str, Any]:
     """open_clip's config of an architecture or a checkpoint folder."""
     name = _open_clip_name(model)
     return open_clip.get_model_config(name if _is_folder(name) else name.replace("/", "-"))
+
+
+def without_weights(model: str) -> nn.Module:
+    """The modules of a CLIP, on no device; raises ValueError when they cannot be built."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # open_clip warns that weights are random
+    try:
+        with torch.device("meta"):
+            name = _open_clip_name(model)
+            return open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"classify.model {model!r} cannot be built: {error}") from error
+    finally:
+        logging.disable(disabled)
 
 
 def _open_clip_name(model: str) -> str:

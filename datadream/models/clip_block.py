@@ -8,8 +8,12 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 
+from datadream.models.lora_dropout import MERGED, BlockLora, DroppedLora
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values [..., width] -> what each query attends to, shaped as the queries."""
+Pick = Callable[[Tensor], Tensor]
+"""Some tokens of x [n, tokens, width]."""
 
 
 def has_plain_blocks(tower: nn.Module) -> bool:
@@ -18,23 +22,48 @@ def has_plain_blocks(tower: nn.Module) -> bool:
 
 
 def run_block(
-    block: ResidualAttentionBlock, x: Tensor, attend: Attend, pick: Callable[[Tensor], Tensor] | None = None
+    block: ResidualAttentionBlock,
+    x: Tensor,
+    attend: Attend,
+    pick: Pick | None = None,
+    lora: BlockLora = MERGED,
 ) -> Tensor:
     """The block's output for tokens x [..., width]; with `pick`, only for the tokens that it picks from x.
 
     The last block of a tower needs only the token that is pooled: the others serve it as keys and values.
     """
     attention, normed = block.attn, block.ln_1(x)
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    attended = attend(*_project_in(attention, normed, pick, lora.in_proj))
+    out_lora = lora.out_proj
+    if pick is not None:
+        x = pick(x)
+        out_lora = out_lora and out_lora.picked(pick)
+    x = x + block.ls_1(_project_out(attention.out_proj, attended, out_lora))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def _project_in(
+    attention: nn.MultiheadAttention, x: Tensor, pick: Pick | None, lora: DroppedLora | None
+) -> list[Tensor]:
+    """Queries of the tokens that are picked, or of all, then keys and values of all."""
+    weight, bias = attention.in_proj_weight if lora is None else lora.weight, attention.in_proj_bias
     if pick is None:
-        query, key, value = F.linear(normed, weight, bias).chunk(3, dim=-1)
+        projected = list(F.linear(x, weight, bias).chunk(3, dim=-1))
     else:
         width = attention.embed_dim
-        query = F.linear(pick(normed), weight[:width], bias[:width])
-        key, value = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
-        x = pick(x)
-    x = x + block.ls_1(attention.out_proj(attend(query, key, value)))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+        query = F.linear(pick(x), weight[:width], bias[:width])
+        projected = [query, *F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)]
+    for number, update in lora.outputs(x) if lora else ():
+        picked = pick is not None and number == 0
+        projected[number] = projected[number] + (pick(update) if picked else update)
+    return projected
+
+
+def _project_out(layer: nn.Linear, x: Tensor, lora: DroppedLora | None) -> Tensor:
+    if lora is None:
+        return layer(x)
+    ((_, update),) = lora.outputs(x)
+    return F.linear(x, lora.weight, layer.bias) + update
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

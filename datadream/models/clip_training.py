@@ -4,12 +4,11 @@ open_clip's attention is nn.MultiheadAttention, which packs q, k and v into one 
 layer. LoRA is therefore a parametrization of the weights: the forward pass stays PyTorch's own, each projection has
 its own A and B as in the authors' code, and merging leaves a plain open_clip model. Adding a low-rank path to the
 activations instead was measured on CPUs: 14 % faster in a packed projection of width 512 and rank 16, 3 % of a layer,
-and slower in narrow ones.
+and slower in narrow ones. Dropout needs that path (`lora_dropout`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -17,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from datadream.config import ClassifyConfig, ImageTower
-from datadream.models.clip import model_config
+from datadream.models.clip import model_config, without_weights
+from datadream.models.image_tower import runs_image_tower
+from datadream.models.low_rank import LowRank
+from datadream.models.text_tower import runs_text_tower
 
 PACKED = ("q", "k", "v")
 """Projections in the order in which nn.MultiheadAttention stacks them."""
@@ -25,35 +27,33 @@ IMAGE_TOWER = "visual"
 """open_clip's name of the image tower."""
 
 
-class LowRank(nn.Module):
-    """weight -> weight + scale * B A, for chosen blocks of rows of a stacked weight."""
-
-    def __init__(
-        self, weight: Tensor, n_blocks: int, chosen: Sequence[int], rank: int, scale: float, rng: torch.Generator
-    ) -> None:
-        super().__init__()
-        rows, columns = weight.shape[0] // n_blocks, weight.shape[1]
-        # Kaiming's uniform bound for a fan-in of `columns` and a slope of sqrt(5), as in loralib; drawn on the CPU so
-        # that every device starts from the same numbers.
-        bound = 1 / math.sqrt(columns)
-        down = torch.empty(len(chosen), rank, columns).uniform_(-bound, bound, generator=rng)
-        self.n_blocks, self.scale = n_blocks, scale
-        self.A = nn.Parameter(down.to(weight.device))
-        self.B = nn.Parameter(torch.zeros(len(chosen), rows, rank, device=weight.device))
-        self.register_buffer("chosen", torch.tensor(chosen, device=weight.device), persistent=False)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        blocks = weight.view(self.n_blocks, -1, weight.shape[1])
-        update = torch.bmm(self.B, self.A).to(weight.dtype)
-        return blocks.index_add(0, self.chosen, update, alpha=self.scale).view_as(weight)
-
-
 def check_trainable(config: ClassifyConfig) -> None:
     """Raises ValueError, as `make_trainable` would, but without loading weights."""
     vision = model_config(config.model)["vision_cfg"]
     # In open_clip's configs several numbers of layers are a ResNet, and timm's attention is not nn.MultiheadAttention.
     takes_lora = isinstance(vision.get("layers", 12), int) and not vision.get("timm_model_name")
-    _learns_fully(config.model, config.image_tower, config.projections, takes_lora)
+    full = _learns_fully(config.model, config.image_tower, config.projections, takes_lora)
+    if config.lora_dropout and config.projections:
+        model = without_weights(config.model)
+        names = [name for name, _ in _attention_layers(model)]
+        _check_dropout(model, [name for name in names if not (full and _sees_images(name))], config.model)
+
+
+def check_dropout(model: nn.Module, name: str) -> None:
+    """Raises ValueError when a model that `make_trainable` prepared has LoRA where dropout is not possible."""
+    _check_dropout(model, [layer for layer, _, _ in _adapted(model)], name)
+
+
+def _check_dropout(model: nn.Module, layers: Sequence[str], name: str) -> None:
+    for seen, tower, possible in (
+        (True, "image", runs_image_tower(model)),
+        (False, "text", runs_text_tower(model)),
+    ):
+        if not possible and any(_sees_images(layer) == seen for layer in layers):
+            raise ValueError(
+                f"classify.lora_dropout cannot be applied in the {tower} tower of {name!r}, which is not of OpenAI's "
+                "kind. Use classify.lora_dropout=0."
+            )
 
 
 def _learns_fully(name: str, image_tower: ImageTower, projections: Sequence[str], takes_lora: bool) -> bool:
@@ -90,7 +90,7 @@ def make_trainable(
     be trained.
     """
     layers = list(_attention_layers(model))
-    images = [layer for path, layer in layers if path.startswith(IMAGE_TOWER + ".")]
+    images = [layer for path, layer in layers if _sees_images(path)]
     full = _learns_fully(name, image_tower, projections, takes_lora=bool(images))
     model.requires_grad_(False)
     if full:
@@ -171,6 +171,11 @@ def _attention_layers(model: nn.Module) -> Iterator[tuple[str, nn.MultiheadAtten
             yield name, module
 
 
+def _sees_images(name: str) -> bool:
+    """Whether a layer is one of the image tower."""
+    return name.startswith(IMAGE_TOWER + ".")
+
+
 def _adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Weights that have LoRA: the attention layer's name, the module that owns the weight, and the weight's name."""
     for name, layer in _attention_layers(model):
@@ -186,7 +191,7 @@ def _updates(model: nn.Module) -> Iterator[tuple[str, LowRank]]:
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, update in _updates(model):
-        for row, block in enumerate(update.chosen.tolist()):
+        for row, block in enumerate(update.blocks):
             projection = PACKED[block] if update.n_blocks == len(PACKED) else "out"
             yield f"{name}.{projection}.lora_A", update.A[row]
             yield f"{name}.{projection}.lora_B", update.B[row]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datadream.models.clip_block import has_plain_blocks, join_heads, run_block, split_heads
+from datadream.models.lora_dropout import MERGED, LoraDropout
 from datadream.ranks import ALONE, Ranks
 
 MIN_SHARE = 32
@@ -25,6 +26,7 @@ MIN_SHARE = 32
 class PackedPrompts:
     """The tokens of n prompts that matter: `n_prefix` that all begin with, then each prompt's others up to its end.
 
+    The prompts may be a part of more, among whose packed tokens theirs are `rows` of `n_all`.
     Attention sees the others as n rows of `longest` places; a row's last places may be empty.
     """
 
@@ -41,14 +43,20 @@ class PackedPrompts:
     """The end tokens' rows among the packed tokens [n]."""
     mask: Tensor
     """Which of prefix and own row each place sees: bool [longest, n_prefix + longest]."""
+    rows: Tensor
+    n_all: int
 
     @classmethod
-    def of(cls, tokens: Tensor, ends: Tensor) -> PackedPrompts:
-        """Pack token ids [n, context] whose end tokens are in columns `ends` [n]."""
+    def of(cls, tokens: Tensor, ends: Tensor, part: slice = slice(None)) -> PackedPrompts:
+        """Pack a part of token ids [n, context] whose end tokens are in columns `ends` [n]; the prefix is that of all
+        of them, so that it does not depend on the part."""
         device, tokens, ends = tokens.device, tokens.cpu(), ends.cpu()
         shared = (tokens == tokens[0]).all(dim=0).cumprod(dim=0).sum()
         n_prefix = int(torch.minimum(shared, ends.min()))
         lengths = ends + 1 - n_prefix
+        stops = (lengths.cumsum(0) + n_prefix).tolist()
+        n_all = stops[-1]
+        tokens, lengths, starts = tokens[part], lengths[part], [n_prefix, *stops][part]
         longest = int(lengths.max())
         columns = torch.arange(longest)
         kept = columns < lengths[:, None]
@@ -64,6 +72,8 @@ class PackedPrompts:
             places=kept.flatten().nonzero().squeeze(1).to(device),
             ends=(lengths.cumsum(0) + n_prefix - 1).to(device),
             mask=torch.ones(longest, n_prefix + longest, dtype=torch.bool, device=device).tril(n_prefix),
+            rows=torch.cat([prefix, torch.arange(len(others)) + starts[0]]).to(device),
+            n_all=n_all,
         )
 
     def pad(self, x: Tensor) -> Tensor:
@@ -77,30 +87,30 @@ class PackedPrompts:
 
 
 class TextTower:
-    """Encodes prompts with a CLIP's text tower; equal to open_clip's `encode_text` up to rounding.
+    """Encodes prompts with a CLIP's text tower; without dropout equal to open_clip's `encode_text` up to rounding.
 
-    A tower that packing does not understand is run by open_clip itself.
+    A tower that packing does not understand is run by open_clip itself, without dropout.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model, self._understood = model, _understood(model)
+        self._model, self._understood = model, runs_text_tower(model)
         self._tokens: Tensor | None = None
         self._packed: dict[int, PackedPrompts] = {}
 
-    def encode(self, tokens: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    def encode(self, tokens: Tensor, ranks: Ranks = ALONE, dropout: LoraDropout | None = None) -> Tensor:
         """Unit features fp32 [n, D] of token ids [n, context], on all ranks; the ids must never change in place.
 
         Many prompts are shared out among the ranks, all of which must then call this, and gradients are exact once
         they are summed over ranks.
         """
         if ranks.count == 1 or len(tokens) < MIN_SHARE * ranks.count:
-            return self._encode(tokens, slice(0, len(tokens)))
+            return self._encode(tokens, slice(0, len(tokens)), dropout)
         rows = ranks.share(len(tokens))
-        return ranks.gather(self._encode(tokens, rows), len(tokens))
+        return ranks.gather(self._encode(tokens, rows, dropout), len(tokens))
 
-    def _encode(self, tokens: Tensor, rows: slice) -> Tensor:
+    def _encode(self, tokens: Tensor, rows: slice, dropout: LoraDropout | None) -> Tensor:
         if self._understood:
-            features = _encode_packed(self._model, self._pack(tokens, rows))
+            features = _encode_packed(self._model, self._pack(tokens, rows), dropout)
         else:
             features = self._model.encode_text(tokens[rows])
         return F.normalize(features.float(), dim=-1)
@@ -112,12 +122,13 @@ class TextTower:
         if (rows.start, rows.stop) not in self._packed:
             # Kept for training too, whoever asks first.
             with torch.inference_mode(False):
-                own = tokens[rows].clone()
-                self._packed[rows.start, rows.stop] = PackedPrompts.of(own, _ends(self._model, own))
+                own = tokens.clone()
+                self._packed[rows.start, rows.stop] = PackedPrompts.of(own, _ends(self._model, own), rows)
         return self._packed[rows.start, rows.stop]
 
 
-def _understood(model: nn.Module) -> bool:
+def runs_text_tower(model: nn.Module) -> bool:
+    """Whether the text tower is run by us, packed, and LoRA dropout is possible in it."""
     return (
         type(model) is open_clip.CLIP
         and model.attn_mask is not None
@@ -131,15 +142,17 @@ def _ends(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
     return (tokens if model.text_pool_type == "argmax" else (tokens == model.text_eos_id).int()).argmax(dim=-1)
 
 
-def _encode_packed(model: open_clip.CLIP, prompts: PackedPrompts) -> Tensor:
+def _encode_packed(model: open_clip.CLIP, prompts: PackedPrompts, dropout: LoraDropout | None) -> Tensor:
     heads = model.transformer.resblocks[0].attn.num_heads
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return _attend(prompts, heads, query, key, value)
 
     x = model.token_embedding(prompts.ids) + model.positional_embedding[prompts.positions]
-    for block in model.transformer.resblocks:
-        x = run_block(block, x, attend)
+    tower = model.transformer
+    loras = dropout.in_text_blocks(tower, x, prompts.n_all, prompts.rows) if dropout else [MERGED] * tower.layers
+    for block, lora in zip(tower.resblocks, loras, strict=True):
+        x = run_block(block, x, attend, lora=lora)
     x = model.ln_final(x.index_select(0, prompts.ends))
     projection = model.text_projection
     if projection is None:

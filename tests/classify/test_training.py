@@ -16,9 +16,13 @@ import torch.nn.functional as F
 from datadream.classify.images import LabelledImages
 from datadream.classify.training import Part
 from datadream.config import ClassifyConfig
-from datadream.models.clip_training import trainable_parameters, trainable_state
+from datadream.models.clip import load_clip
+from datadream.models.clip_training import make_trainable, trainable_parameters, trainable_state
+from datadream.models.lora_dropout import LoraDropout
 from datadream.ranks import ALONE, Ranks
+from datadream.seeds import derive_seed
 from tests.classify.toy import OFF, PROMPTS, augment_of, mild, part, training_of, with_lora
+from tests.models.dropped_lora import keep_in_images, keep_in_prompts, with_dropped_lora
 
 EVERYTHING = {"mixup": 1.0, "cutmix": 1.0, "mix_probability": 0.7, "label_smoothing": 0.1}
 
@@ -39,25 +43,31 @@ def gradients(clip, settings, parts, ranks=ALONE) -> torch.Tensor:
     return torch.cat([gradient.flatten() for gradient in found])
 
 
-def test_steps_equal_those_of_a_plain_loop(clip, clip_id, shots, settings):
-    """Plain open_clip, whose attention weights are built as W + BA before each call, and torch's own loss."""
-    knobs = {"learning_rate": 1e-3, "warmup_steps": 0, "steps": 1000, "label_smoothing": 0.1}
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_steps_equal_those_of_a_plain_loop(clip, clip_id, shots, settings, rate):
+    """Plain open_clip, whose attention weights are built as W + BA before each call, or loralib's attention with the
+    same inputs dropped, and torch's own loss. What is learnt is evaluated without dropout."""
+    knobs = {"learning_rate": 1e-3, "warmup_steps": 0, "steps": 1000, "label_smoothing": 0.1, "lora_dropout": rate}
     training = training_of(clip, settings.model_copy(update=knobs), both_parts(shots), augment_of(clip, **OFF))
     plain = open_clip.create_model(clip_id).eval().requires_grad_(False)
     lora = {name: tensor.requires_grad_() for name, tensor in trainable_state(clip.model).items()}
     optimizer = torch.optim.AdamW(lora.values(), weight_decay=settings.weight_decay)
     tokens = open_clip.get_tokenizer(clip_id)(list(PROMPTS))
+    dropping = with_dropped_lora(open_clip.create_model(clip_id), lora, scale=8 / 4)
     origins = both_parts(shots)
     for step in range(3):
         optimizer.param_groups[0]["lr"] = 1e-3 * (0.5 + 0.5 * math.cos(math.pi * step / 1000))
-        weights = _adapted(plain, lora, scale=8 / 4)
-        text = torch.func.functional_call(plain, weights, (None, tokens))[1]
-        loss = 0.0
-        for origin in origins:
-            batch = next(origin.batches)
-            image = torch.func.functional_call(plain, weights, ((batch.images.float() / 255 - 0.5) / 0.25, None))[0]
-            logits = plain.logit_scale.exp() * image @ text.T
-            loss = loss + origin.weight * F.cross_entropy(logits, batch.labels, label_smoothing=0.1)
+        batches = [next(origin.batches) for origin in origins]
+        pixels = torch.cat([_normalised(batch) for batch in batches])
+        if rate:
+            images, text = _encode_dropped(dropping, clip.model, pixels, tokens, derive_seed(0, "dropout", step), rate)
+        else:
+            images, text = _encode_merged(plain, lora, pixels, tokens)
+        logits = (plain.logit_scale.exp() * images @ text.T).split([len(batch) for batch in batches])
+        loss = sum(
+            origin.weight * F.cross_entropy(own, batch.labels, label_smoothing=0.1)
+            for origin, batch, own in zip(origins, batches, logits, strict=True)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -65,6 +75,26 @@ def test_steps_equal_those_of_a_plain_loop(clip, clip_id, shots, settings):
         assert training.mean_loss() == pytest.approx(loss.item(), abs=1e-5)
     for name, tensor in trainable_state(clip.model).items():
         torch.testing.assert_close(tensor, lora[name].detach(), atol=1e-5, rtol=0)
+    images, text = _encode_merged(plain, lora, pixels, tokens)
+    torch.testing.assert_close(clip.encode_image(pixels), images, atol=1e-4, rtol=0)
+    torch.testing.assert_close(clip.encode_text(tokens), text, atol=1e-4, rtol=0)
+
+
+def _normalised(batch: LabelledImages) -> torch.Tensor:
+    return (batch.images.float() / 255 - 0.5) / 0.25
+
+
+def _encode_merged(plain, lora, pixels, tokens):
+    weights = _adapted(plain, lora, scale=8 / 4)
+    return torch.func.functional_call(plain, weights, (pixels, tokens))[:2]
+
+
+def _encode_dropped(plain, model, pixels, tokens, seed, rate):
+    """`plain` with the masks that `model` is to use in the step of that seed."""
+    dropout = LoraDropout(rate, seed)
+    keep_in_images(plain, model, dropout.of_images(range(len(pixels))), pixels)
+    keep_in_prompts(plain, model, dropout, tokens)
+    return plain(pixels, tokens)[:2]
 
 
 def _adapted(plain, lora, scale):
@@ -96,6 +126,18 @@ def test_gradients_of_all_ranks_add_up_to_those_of_one(clip, shots, settings, co
     ranks = [Ranks(rank, count) for rank in range(count)]
     summed = sum(gradients(clip, settings, both_parts(shots, each), each) for each in ranks)
     torch.testing.assert_close(summed, gradients(clip, settings, both_parts(shots)), atol=1e-5, rtol=1e-4)
+
+
+def test_a_text_tower_that_does_not_learn_is_run_once(clip_id, shots, settings):
+    clip = load_clip(clip_id, None, "cpu")
+    make_trainable(clip.model, rank=4, alpha=8, projections=(), seed=0, image_tower="full")
+    training = training_of(clip, settings, [part(shots)], mild(clip))
+    before, runs = trainable_state(clip.model), []
+    clip.model.ln_final.register_forward_hook(lambda *_: runs.append(1))
+    for _ in range(3):
+        training.step()
+    assert len(runs) == 1
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in trainable_state(clip.model).items())
 
 
 def test_mixed_images_are_labelled_as_both(clip, shots, settings):

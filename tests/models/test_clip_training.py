@@ -165,6 +165,14 @@ def test_what_cannot_learn_is_told_without_weights(folder):
         check_trainable(ClassifyConfig(model=folder, projections=()))
 
 
+def test_lora_that_cannot_be_dropped_is_told_without_weights(folder):
+    """SigLIP's text tower has LoRA, and CoCa's image tower pools by attention."""
+    for name, tower in (("ViT-B-16-SigLIP", "text"), ("coca_ViT-B-32", "image")):
+        check_trainable(ClassifyConfig(model=name, lora_dropout=0))
+        with pytest.raises(ValueError, match=rf"in the {tower} tower of '{name}'"):
+            check_trainable(ClassifyConfig(model=name))
+
+
 def small_resnet() -> nn.Module:
     text = {"context_length": 16, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datadream.models import text_tower
 from datadream.models.clip import load_clip
 from datadream.models.clip_training import make_trainable, trainable_parameters
+from datadream.models.lora_dropout import LoraDropout
 from datadream.models.text_tower import TextTower
 from datadream.ranks import ALONE, Ranks
 from datadream.recipes import TINY
@@ -153,21 +154,23 @@ def test_prompts_shared_out_give_the_features_and_gradients_of_one_worker(tmp_pa
     other = mp.spawn(_encode_on_second, args=(str(tmp_path),), nprocs=1, join=False)
     _encode_on(0, str(tmp_path))
     other.join()
-    model = clip()
-    expected = _outcome_of_a_share(model, ALONE)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for features, _ in ranks:
-        torch.testing.assert_close(features, expected[0], atol=1e-5, rtol=0)
-    summed = [sum(parts) for parts in zip(*(parts for _, parts in ranks), strict=True)]
-    torch.testing.assert_close(summed, expected[1], atol=1e-5, rtol=1e-5)
+    for expected, *shares in zip(_outcomes_of_a_share(clip(), ALONE), *ranks, strict=True):
+        for features, _ in shares:
+            torch.testing.assert_close(features, expected[0], atol=1e-5, rtol=0)
+        summed = [sum(parts) for parts in zip(*(parts for _, parts in shares), strict=True)]
+        torch.testing.assert_close(summed, expected[1], atol=1e-5, rtol=1e-5)
 
 
-def _outcome_of_a_share(model: nn.Module, ranks: Ranks) -> tuple[Tensor, list[Tensor]]:
-    """A loss over 6 photos, of which a rank has its share."""
-    features = TextTower(model).encode(prompts([8, 5, 12, 6, 7]), ranks)
-    photos = torch.randn(6, features.shape[1], generator=torch.Generator().manual_seed(3))[ranks.share(6)]
-    loss = (photos @ features.T).logsumexp(dim=1).sum()
-    return features.detach(), gradients(model, loss)
+def _outcomes_of_a_share(model: nn.Module, ranks: Ranks) -> list[tuple[Tensor, list[Tensor]]]:
+    """A loss over 6 photos, of which a rank has its share; without and with dropout."""
+    found = []
+    for dropout in (None, LoraDropout(0.3, seed=4)):
+        features = TextTower(model).encode(prompts([8, 5, 12, 6, 7]), ranks, dropout)
+        photos = torch.randn(6, features.shape[1], generator=torch.Generator().manual_seed(3))[ranks.share(6)]
+        loss = (photos @ features.T).logsumexp(dim=1).sum()
+        found.append((features.detach(), gradients(model, loss)))
+    return found
 
 
 def _encode_on_second(_: int, folder: str) -> None:
@@ -177,5 +180,5 @@ def _encode_on_second(_: int, folder: str) -> None:
 
 def _encode_on(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(_outcome_of_a_share(clip(), Ranks(rank, 2)), Path(folder) / f"{rank}.pt")
+    torch.save(_outcomes_of_a_share(clip(), Ranks(rank, 2)), Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
