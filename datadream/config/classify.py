@@ -67,7 +67,8 @@ class ClassifyConfig(Section):
     projections: tuple[Literal["q", "k", "v", "out"], ...] = ("q", "v")
     """Attention projections that get LoRA (authors' code: q and v)."""
     lora_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of its inputs that LoRA does not see in a training step (authors' code: 0.1); 0 turns it off."""
+    """Share of its inputs that LoRA does not see in a training step (authors' code: 0.1); 0 turns it off, as
+    adapted towers that are not of OpenAI's kind, such as SigLIP's text tower, need."""
     image_tower: ImageTower = "auto"
     """How the image tower learns: lora, or full (all of its weights). auto: lora where its layers are
     nn.MultiheadAttention, as in ViTs, full elsewhere, as in RN50 (paper). The text tower learns by LoRA."""
