@@ -13,17 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
+from open_clip.transformer import Transformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from datadream.models.low_rank import LowRank
 from datadream.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from open_clip.transformer import Transformer
 
 
 @dataclass(frozen=True, slots=True)
