@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, MethodName, Setting
@@ -20,10 +20,8 @@ SETTINGS: tuple[str, ...] = get_args(Setting)
 METHODS: tuple[str, ...] = get_args(MethodName)
 """Baselines first, as in the paper's tables."""
 NO_METHOD = "none"
-FURTHER = ("top5", "macro", "ece", "top1_interval", "chosen_by")
-"""What a record says beside top-1."""
-
-
+FURTHER = ("top5", "macro", "ece", "chosen_by")
+"""What a record says beside top-1, and runs of older versions may lack."""
 COUNTS = ("n_test", "n_val", "n_synthetic", "images_per_class")
 
 
@@ -52,8 +50,8 @@ class Row:
     """Mean over classes."""
     ece: float | None = None
     """Expected calibration error, in points."""
-    interval: tuple[float, float] | None = None
-    """95 % bootstrap interval of the accuracy; None over several seeds."""
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """95 % bootstrap intervals of top1, top5, macro and ece, where known; of one seed alone."""
     chosen_by: str | None = None
     """Photos that chose the weights: val, test, shots or folds; None: nothing was chosen."""
 
@@ -121,11 +119,17 @@ def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
             "n_synthetic": measured["n_synthetic"],
             "images_per_class": 0 if setting in SETTINGS_WITHOUT_IMAGES else config.generate.images_per_class,
             "dataset": config.data.source,
-            # Runs of older versions lack them.
             **{name: measured.get(name) for name in FURTHER},
+            "intervals": _intervals(measured),
         }
         for setting, measured in classifiers(store).items()
     ]
+
+
+def _intervals(measured: dict[str, Any]) -> dict[str, list[float]]:
+    """Bootstrap intervals by figure; older versions knew that of top-1 alone."""
+    older = measured.get("top1_interval")
+    return measured.get("intervals") or ({"top1": older} if older else {})
 
 
 def unique(found: Iterable[Record]) -> list[Record]:
@@ -173,7 +177,6 @@ def _row(method: str, setting: str, shots: int, members: list[Record]) -> Row:
     val_mean, val_sd = mean_and_sd(record["val_top1"] for record in members)
     counts = {name: max(record[name] for record in members) for name in COUNTS}
     further = {name: mean_and_sd(record.get(name) for record in members)[0] for name in ("top5", "macro", "ece")}
-    interval = members[0].get("top1_interval") if len(members) == 1 else None
     return Row(
         method,
         setting,
@@ -185,7 +188,7 @@ def _row(method: str, setting: str, shots: int, members: list[Record]) -> Row:
         len(members),
         **counts,
         **further,
-        interval=tuple(interval) if interval else None,
+        intervals=members[0].get("intervals", {}) if len(members) == 1 else {},
         chosen_by=next((by for record in members if (by := record.get("chosen_by"))), None),
     )
 

@@ -15,6 +15,7 @@ Cells = list[tuple[RunStore, ExperimentConfig]]
 MAX_CLASS_ROWS = 30
 MAX_CONFUSION = 20
 """Classes of a confusion matrix that can be read on a page."""
+FIGURES = ("top1", "top5", "macro", "ece")
 STAGES = ("adapt", "generate", "classify")
 
 
@@ -46,13 +47,11 @@ class GainRow:
 
 @dataclass(frozen=True, slots=True)
 class FurtherRow:
-    """What is known beside the mean accuracy, as text."""
+    """Figures beside the mean accuracy."""
 
     name: str
-    interval: str
-    top5: str
-    macro: str
-    ece: str
+    figures: list[tuple[str, str]]
+    """Top-1, top-5, macro accuracy and calibration error, each with its interval; empty where none is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +139,12 @@ def gain_rows(summary: Summary) -> list[GainRow]:
 def further_rows(summary: Summary) -> list[FurtherRow]:
     """A row for each setting and method at the largest number of shots, where anything is known."""
     rows = [row for row in summary.rows if row.shots == summary.shots[-1] and row.ece is not None]
-    return [
-        FurtherRow(
-            column_name(row.setting, row.method),
-            " to ".join(map(number, row.interval)) if row.interval else "–",
-            *map(number, (row.top5, row.macro, row.ece)),
-        )
-        for row in rows
-    ]
+    return [FurtherRow(column_name(row.setting, row.method), [_further(row, name) for name in FIGURES]) for row in rows]
+
+
+def _further(row: Row, name: str) -> tuple[str, str]:
+    figure = row.mean if name == "top1" else getattr(row, name)
+    return number(figure), " to ".join(map(number, row.intervals.get(name, ())))
 
 
 def confusion(store: RunStore, config: ExperimentConfig) -> Confusion | None:

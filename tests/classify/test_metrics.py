@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +12,7 @@ import pytest
 import torch
 from sklearn import metrics as sklearn
 
-from datadream.classify.metrics import calibration_error, logits_parquet, measure
+from datadream.classify.metrics import JudgedPhotos, logits_parquet, measure
 
 NAMES = tuple(f"class {i}" for i in range(7))
 
@@ -36,29 +38,61 @@ def test_accuracies_are_scikit_learns(scored):
     assert found["n_test"] == 200
 
 
-def test_the_interval_is_that_of_resampled_photos(scored):
-    found = measure(*scored, NAMES, seed=0)
-    hits = (scored[0].argmax(dim=1) == scored[1]).numpy()
-    resampled = np.random.default_rng(1).choice(hits, (4000, len(hits))).mean(axis=1)
-    low, high = found["top1_interval"]
-    assert low < found["top1"] < high
-    assert [low, high] == pytest.approx((100 * np.percentile(resampled, [2.5, 97.5])).tolist(), abs=0.6)
-    assert measure(*scored, NAMES, seed=0) == found
+def test_intervals_are_those_of_a_plain_bootstrap(scored):
+    """Sets of photos drawn with replacement, each measured anew; three photos of class 6, which a few sets lack."""
+    logits, labels = scored
+    few = (labels != 6) | ((labels == 6).cumsum(0) <= 3)
+    logits, labels = logits[few], labels[few]
+    found = measure(logits, labels, NAMES, seed=0)
+    one_photo = 100 / len(labels)
+    rng, sets = np.random.default_rng(1), []
+    for _ in range(1000):
+        drawn = rng.choice(len(labels), len(labels))
+        probabilities, own = logits[drawn].double().softmax(dim=1).numpy(), labels[drawn].numpy()
+        predicted = probabilities.argmax(axis=1)
+        top5 = np.mean((probabilities.argsort(axis=1)[:, -5:] == own[:, None]).any(axis=1))
+        recalls = [np.mean(predicted[own == label] == label) for label in np.unique(own)]
+        sets.append((np.mean(predicted == own), top5, np.mean(recalls), plain_calibration_error(probabilities, own)))
+    for name, resampled in zip(("top1", "top5", "macro", "ece"), 100 * np.array(sets).T, strict=True):
+        low, high = np.percentile(resampled, [2.5, 97.5])
+        assert found["intervals"][name] == pytest.approx([low, high], abs=one_photo + 0.08 * (high - low)), name
+        assert low < found[name] < high
+    assert measure(logits, labels, NAMES, seed=0) == found
+
+
+def plain_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Bins one by one (Guo et al., 2017, equation 3)."""
+    confidence, hits = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, 16)
+    inside = [(low < confidence) & (confidence <= high) for low, high in itertools.pairwise(edges)]
+    return sum(each.mean() * abs(hits[each].mean() - confidence[each].mean()) for each in inside if each.any())
+
+
+def test_many_photos_of_many_classes_have_intervals_in_seconds():
+    n, rng = 50_000, np.random.default_rng(0)
+    labels, hits, confidence = np.arange(n) % 1000, (rng.random(n) < 0.8).astype(float), rng.random(n)
+    photos = JudgedPhotos(labels, hits, hits, (15 * confidence).astype(int), hits - confidence)
+    began = time.process_time()
+    low, high = photos.intervals(seed=0)["top1"]
+    assert time.process_time() - began < 5
+    assert high - low == pytest.approx(2 * 1.96 * 100 * np.sqrt(0.8 * 0.2 / n), rel=0.1)
 
 
 def test_calibration_error_by_hand():
     # Confidence 0.9 and right once in two: off by 0.4; confidence 0.6 and right: off by 0.4.
-    logits = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]]).log()
-    assert calibration_error(logits, torch.tensor([0, 1, 1])) == pytest.approx(40)
-    assert calibration_error(1000 * logits, torch.tensor([0, 0, 1])) == pytest.approx(0)
+    logits, names = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]]).log(), ("cat", "dog")
+    assert measure(logits, torch.tensor([0, 1, 1]), names, seed=0)["ece"] == pytest.approx(40)
+    assert measure(1000 * logits, torch.tensor([0, 0, 1]), names, seed=0)["ece"] == pytest.approx(0)
 
 
 def test_what_no_photo_tells_is_none():
     nothing = measure(torch.empty(0, 7), torch.empty(0, dtype=torch.int64), NAMES, seed=0)
-    assert [nothing[name] for name in ("top1", "top5", "macro", "ece", "top1_interval", "confusion")] == [None] * 6
+    assert [nothing[name] for name in ("top1", "top5", "macro", "ece", "confusion")] == [None] * 5
+    assert nothing["intervals"] == {}
     few = measure(torch.eye(3), torch.tensor([0, 1, 1]), ("cat", "dog", "owl"), seed=0)
     assert [entry["top1"] for entry in few["per_class"]] == [100.0, 50.0, None]
     assert (few["macro"], few["top5"]) == (75.0, None)
+    assert few["intervals"].keys() == {"top1", "macro", "ece"}
 
 
 def test_many_classes_have_no_matrix():

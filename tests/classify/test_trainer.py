@@ -84,7 +84,7 @@ def test_metrics_say_what_was_done(run):
         assert values["top1"] == pytest.approx(sum(entry["top1"] for entry in values["per_class"]) / 3)
         assert values["macro"] == pytest.approx(values["top1"])
         assert [sum(row) for row in values["confusion"]] == [10, 10, 10]
-        assert values["top1_interval"][0] <= values["top1"] <= values["top1_interval"][1]
+        assert values["intervals"]["top1"][0] <= values["top1"] <= values["intervals"]["top1"][1]
         assert values["seconds"] > 0
     assert {name: (values["n_real"], values["n_synthetic"]) for name, values in metrics.items()} == {
         "zero-shot": (0, 0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datadream.report.metrics import FURTHER, records, summarise, unique
+from datadream.run_store import classifier_marker
 from tests.report.fabricate import record
 
 
@@ -67,15 +68,26 @@ def test_rows_come_in_the_order_of_the_paper():
 
 def test_further_figures_are_means_and_an_interval_is_one_runs():
     (row,) = summarise([record("real", 80.0)]).rows
-    assert (row.top5, row.macro, row.ece, row.interval, row.chosen_by) == (99.0, 80.0, 5.5, (78.0, 82.0), "val")
+    assert (row.top5, row.macro, row.ece, row.chosen_by) == (99.0, 80.0, 5.5, "val")
+    assert row.intervals == {"top1": [78.0, 82.0], "top5": [98.0, 100.0], "macro": [77.0, 83.0], "ece": [4.5, 7.5]}
     (row,) = summarise([record("real", 80.0), record("real", 90.0, seed=1)]).rows
-    assert (row.macro, row.interval) == (85.0, None)
+    assert (row.macro, row.intervals) == (85.0, {})
 
 
 def test_records_of_older_versions_know_less():
-    old = {name: value for name, value in record("real", 80.0).items() if name not in FURTHER}
+    old = {name: value for name, value in record("real", 80.0).items() if name not in (*FURTHER, "intervals")}
     (row,) = summarise([old]).rows
-    assert (row.mean, row.ece, row.interval, row.chosen_by) == (80.0, None, None, None)
+    assert (row.mean, row.ece, row.intervals, row.chosen_by) == (80.0, None, {}, None)
+
+
+def test_a_classifier_of_an_older_version_has_the_interval_that_it_knew(make_run):
+    store, config = make_run("run", {"real": 80.0, "synthetic": 70.0})
+    for setting, older in {"real": {"top1_interval": [77.0, 83.0]}, "synthetic": {}}.items():
+        name = classifier_marker(setting)
+        known = store.read_json(name)
+        del known["intervals"]
+        store.write_json(name, known | older)
+    assert [r["intervals"] for r in records(store, config)] == [{"top1": [77.0, 83.0]}, {}]
 
 
 def test_without_test_photos_there_is_no_gain_and_no_mean():

@@ -100,7 +100,7 @@ def test_intervals_calibration_and_confusion_are_shown(make_run):
     store, config = make_run("run", ACCURACIES)
     write_report(store, [(store, config)], config)
     _, page = read_page(store)
-    assert "real+synthetic, datadream-cls 85.9 to 89.9 99.0 87.9 5.5" in page.text
+    assert "real+synthetic, datadream-cls 87.9 85.9 to 89.9 99.0 98.0 to 100.0 87.9 84.9 to 90.9 5.5 4.5 to 7.5" in page.text
     assert "by the classifier trained on real+synthetic" in page.text
     assert f"{CLASS_NAMES[0]} 97 1 1" in page.text
     assert "chosen on the test photos" not in page.text.lower()
