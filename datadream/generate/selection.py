@@ -33,14 +33,17 @@ class Selection:
 
     @property
     def totals(self) -> dict[str, Any]:
-        """Candidates of all classes, those left out by reason, and the classes that have too few images."""
+        """Candidates of all classes, those left out by reason, the classes that have too few images, and the class
+        that kept the smallest share of its candidates."""
         rejected: Counter[str] = Counter()
         for entry in self.classes:
             rejected.update(entry["rejected"])
+        worst = min(self.classes, key=lambda entry: entry["n_images"] / max(1, entry["candidates"]))
         return {
             "candidates": sum(entry["candidates"] for entry in self.classes),
             "rejected": dict(rejected),
             "short": {
                 entry["name"]: entry["n_images"] for entry in self.classes if entry["n_images"] < entry["wanted"]
             },
+            "worst": {name: worst[name] for name in ("name", "candidates", "n_images")},
         }

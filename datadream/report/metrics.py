@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, MethodName, Setting
-from datadream.run_store import RunStore, classifier_marker
+from datadream.run_store import DATASET, RunStore, classifier_marker
 
 Record = dict[str, Any]
 Group = tuple[str, str, int, int]
@@ -54,6 +54,8 @@ class Row:
     """95 % bootstrap intervals of top1, top5, macro and ece, where known; of one seed alone."""
     chosen_by: str | None = None
     """Photos that chose the weights: val, test, shots or folds; None: nothing was chosen."""
+    searched: tuple[str, ...] = ()
+    """Knobs of training that a search chose, of each run for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,11 @@ class Summary:
         """Whether test photos chose some weights, so that their figures flatter."""
         return any(row.chosen_by == "test" for row in self.rows)
 
+    @property
+    def searched(self) -> list[str]:
+        """Knobs of training that a search chose."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.searched))
+
     def find(self, method: str, setting: str, shots: int) -> Row | None:
         return next((r for r in self.rows if (r.method, r.setting, r.shots) == (method, setting, shots)), None)
 
@@ -106,6 +113,7 @@ def method_of(setting: str, config: ExperimentConfig) -> str:
 
 def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
     """One record for each committed setting of one run."""
+    selection = selection_totals(store)
     return [
         {
             "method": method_of(setting, config),
@@ -121,9 +129,27 @@ def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
             "dataset": config.data.source,
             **{name: measured.get(name) for name in FURTHER},
             "intervals": _intervals(measured),
+            "chosen_knobs": (measured.get("search") or {}).get("knobs"),
+            "selection": None if setting in SETTINGS_WITHOUT_IMAGES else selection,
         }
         for setting, measured in classifiers(store).items()
     ]
+
+
+def selection_totals(store: RunStore) -> Record | None:
+    """What filters left out of the run's dataset: `candidates`, `published`, `rejected` by reason, `n_short` classes
+    with fewer images than wanted, and the `worst` class; None where none were on."""
+    marker = store.read_json(DATASET) if store.exists(DATASET) else {}
+    totals = marker.get("selection")
+    if not totals:
+        return None
+    return {
+        "candidates": totals["candidates"],
+        "published": marker["n_images"],
+        "rejected": totals["rejected"],
+        "n_short": len(totals["short"]),
+        "worst": totals.get("worst"),
+    }
 
 
 def _intervals(measured: dict[str, Any]) -> dict[str, list[float]]:
@@ -190,6 +216,7 @@ def _row(method: str, setting: str, shots: int, members: list[Record]) -> Row:
         **further,
         intervals=members[0].get("intervals", {}) if len(members) == 1 else {},
         chosen_by=next((by for record in members if (by := record.get("chosen_by"))), None),
+        searched=tuple(dict.fromkeys(name for record in members for name in record.get("chosen_knobs") or ())),
     )
 
 

@@ -12,7 +12,9 @@ from datadream.report import metrics, text
 from datadream.report.curves import accuracy_by_images, accuracy_by_shots, run_curves
 from datadream.report.metrics import METHODS, NO_METHOD, SETTINGS, Summary
 from datadream.report.pictures import MAX_CLASSES, class_pictures
+from datadream.report.search import choice_table, trial_tables
 from datadream.report.tables import (
+    REASONS,
     Cells,
     accuracy_rows,
     class_table,
@@ -21,6 +23,7 @@ from datadream.report.tables import (
     further_rows,
     gain_rows,
     knob_rows,
+    selection_rows,
     stage_rows,
 )
 from datadream.run_store import CONFIG, METRICS, RunStore
@@ -62,6 +65,11 @@ def _context(store: RunStore, cells: Cells, config: ExperimentConfig, summary: S
         "confusion": confusion(*shown[0]) if shown else None,
         "validation_note": text.validation_note(summary),
         "chosen_on_test": text.CHOSEN_ON_TEST if summary.chosen_on_test else "",
+        "searched": text.searched(summary),
+        "trial_tables": trial_tables(cells),
+        "choices": choice_table(cells),
+        "selection": selection_rows(cells),
+        "reasons": REASONS,
         "charts": [chart for chart in (accuracy_by_shots(summary), accuracy_by_images(summary)) if chart],
         "setting_notes": _known_notes(text.SETTING_NOTES, SETTINGS, {row.setting for row in summary.rows}),
         "method_notes": _known_notes(text.METHOD_NOTES, METHODS, {config.method for _, config in cells}),

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 from datadream.config import ExperimentConfig, flatten, knobs
-from datadream.report.metrics import METHODS, NO_METHOD, SETTINGS, Row, Summary, classifiers, mean_and_sd, method_of
+from datadream.report.metrics import (
+    METHODS,
+    NO_METHOD,
+    SETTINGS,
+    Row,
+    Summary,
+    classifiers,
+    mean_and_sd,
+    method_of,
+    selection_totals,
+)
 from datadream.report.text import count, number, shown_sd, signed
 from datadream.run_store import RunStore
 
@@ -16,6 +27,8 @@ MAX_CLASS_ROWS = 30
 MAX_CONFUSION = 20
 """Classes of a confusion matrix that can be read on a page."""
 FIGURES = ("top1", "top5", "macro", "ece")
+REASONS = {"label": "CLIP sees another class", "copy": "copies a shot", "redundant": "others cover the class better"}
+"""Why an image is left out, in words."""
 STAGES = ("adapt", "generate", "classify")
 
 
@@ -62,6 +75,18 @@ class Confusion:
     run: str
     names: list[str]
     rows: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionRow:
+    """What filters did to the images of one run."""
+
+    name: str
+    candidates: int
+    left_out: list[int]
+    """By reason, in the order of REASONS."""
+    published: int
+    worst: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +170,25 @@ def further_rows(summary: Summary) -> list[FurtherRow]:
 def _further(row: Row, name: str) -> tuple[str, str]:
     figure = row.mean if name == "top1" else getattr(row, name)
     return number(figure), " to ".join(map(number, row.intervals.get(name, ())))
+
+
+def selection_rows(cells: Cells) -> list[SelectionRow]:
+    """A row for each run whose images filters chose."""
+    found = [(config, totals) for store, config in cells if (totals := selection_totals(store))]
+    return [
+        SelectionRow(
+            run_name(config),
+            totals["candidates"],
+            [totals["rejected"].get(reason, 0) for reason in REASONS],
+            totals["published"],
+            _worst(totals["worst"]),
+        )
+        for config, totals in found
+    ]
+
+
+def _worst(worst: dict[str, Any] | None) -> str:
+    return f"{worst['name']}: {worst['n_images']:,} of {worst['candidates']:,}" if worst else "–"
 
 
 def confusion(store: RunStore, config: ExperimentConfig) -> Confusion | None:

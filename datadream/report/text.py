@@ -118,7 +118,13 @@ def validation_note(summary: Summary) -> str:
             f"Without validation photos, the {count(n_val, 'shot')} chose how long to train, left out in turn where "
             "they are trained on; the figure is theirs, and flatters."
         )
-    return f"The {count(n_val, 'validation photo')} also chose which weights were kept, so that their figure flatters."
+    what = "the searched knobs and which weights were kept" if summary.searched else "which weights were kept"
+    return f"The {count(n_val, 'validation photo')} also chose {what}, so that their figure flatters."
+
+
+def searched(summary: Summary) -> str:
+    """Which knobs a search chose, or an empty text where they are fixed."""
+    return f"{listing(summary.searched)} searched for each run and setting" if summary.searched else ""
 
 
 def text_table(found: Iterable[Record]) -> str:
@@ -157,7 +163,8 @@ def _text_title(summary: Summary) -> str:
     over = f", mean ± standard deviation over {n_seeds} seeds" if n_seeds > 1 else ""
     if summary.has_test:
         chosen = f"; {CHOSEN_ON_TEST}" if summary.chosen_on_test else ""
-        return f"top-1 accuracy on {count(n_test, 'test photo')}, %{over}{chosen}"
+        searching = f"; {searched(summary)}" if summary.searched else ""
+        return f"top-1 accuracy on {count(n_test, 'test photo')}, %{over}{searching}{chosen}"
     if not n_val:
         return NO_TEST
     return f"{NO_TEST}. Accuracy on {count(n_val, 'validation photo')}, which also chose the checkpoint, %{over}"
