@@ -78,7 +78,7 @@ class JudgedPhotos:
         return cls(labels.numpy(), hits.numpy(), top_hits, bins.numpy(), (hits - confidence).numpy())
 
     def figures(self, counts: NDArray[np.float64]) -> Figures:
-        """Figures of a set that holds each photo so many times [n], in percent; classes without a photo are left out."""
+        """Figures in percent of a set that has each photo so many times [n]; classes that it lacks are left out."""
         n = counts.sum()
         if not n:
             return dict.fromkeys(FIGURES)

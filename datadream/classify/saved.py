@@ -13,6 +13,7 @@ from datadream.models.clip_training import is_lora
 from datadream.run_store import CLASSIFIERS, RunStore
 
 HEAD_TENSORS = ("text_features", "logit_scale", "bias")
+LABEL_FIELDS = ("classes", "prompts", "model", "pretrained", "trained")
 LORA, IMAGE_TOWER, HEAD, LABELS = "lora.safetensors", "image_tower.safetensors", "head.safetensors", "labels.json"
 
 
@@ -60,9 +61,16 @@ class SavedClassifier:
 
     @classmethod
     def read(cls, store: RunStore, setting: str) -> Self:
-        """Read a committed setting of a run."""
+        """Read a committed setting of a run; raises ValueError where another version wrote other files."""
         folder = f"{CLASSIFIERS}/{setting}"
         labels, head = store.read_json(f"{folder}/{LABELS}"), load(store.read_bytes(f"{folder}/{HEAD}"))
+        missing = [f"{LABELS} has no {name!r}" for name in LABEL_FIELDS if name not in labels]
+        missing += [f"{HEAD} has no {name!r}" for name in HEAD_TENSORS if name not in head]
+        if missing:
+            raise ValueError(
+                f"classifier {setting!r} of run {store.url!r} was written by another version: {', '.join(missing)}. "
+                f"Train it again: delete {store.path(folder)} and run `datadream classify {store.url}`."
+            )
         state: dict[str, Tensor] = {}
         for name in (LORA, IMAGE_TOWER):
             if store.exists(f"{folder}/{name}"):

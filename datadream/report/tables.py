@@ -164,7 +164,9 @@ def gain_rows(summary: Summary) -> list[GainRow]:
 def further_rows(summary: Summary) -> list[FurtherRow]:
     """A row for each setting and method at the largest number of shots, where anything is known."""
     rows = [row for row in summary.rows if row.shots == summary.shots[-1] and row.ece is not None]
-    return [FurtherRow(column_name(row.setting, row.method), [_further(row, name) for name in FIGURES]) for row in rows]
+    return [
+        FurtherRow(column_name(row.setting, row.method), [_further(row, name) for name in FIGURES]) for row in rows
+    ]
 
 
 def _further(row: Row, name: str) -> tuple[str, str]:

@@ -115,5 +115,12 @@ def test_bad_input_is_one_clear_error(run, tmp_path, capsys):
     assert "photo 'nowhere.jpg' does not exist" in error(run, "nowhere.jpg")
     assert "notes.jpg' cannot be decoded" in error(run, str(tmp_path / "notes.jpg"))
     assert "unexpected '--rank=3'" in error(run, "photo.jpg", "--rank=3")
+    store, name = RunStore(run), "classifier/zero-shot/labels.json"
+    labels = store.read_json(name)
+    older = RunStore(str(tmp_path / "older"))
+    for file in ("head.safetensors", "metrics.json"):
+        older.write_bytes(f"classifier/zero-shot/{file}", store.read_bytes(f"classifier/zero-shot/{file}"))
+    older.write_json(name, {key: value for key, value in labels.items() if key != "trained"} | {"lora": None})
+    assert "labels.json has no 'trained'. Train it again: delete" in error(older.root, "photo.jpg")
     with pytest.raises(ValueError, match=r"photo of float64 \[4, 4\]: expected uint8"):
         datadream.load_classifier(run).predict(np.zeros((4, 4)))

@@ -120,6 +120,7 @@ def test_a_class_that_falls_short_is_published_and_named(undisturbed):
     assert marker["selection"]["short"]["digit nine"] == entry["n_images"]
     assert marker["n_images"] == sum(pq.read_metadata(io.BytesIO(data)).num_rows for data in files.values())
     assert marker["selection"]["rejected"]["copy"] == 1
+    assert marker["selection"]["worst"]["name"] == "digit nine"
     card = run.store.read_bytes("dataset/README.md").decode()
     assert "whose class is not among the first 1 of CLIP; 1 more similar to a real photo than 0.999" in card
     assert "| fewer images | " in card

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datadream.run_store import RunStore
+from datadream.run_store import DATASET, RunStore, classifier_marker
 
 CLASS_NAMES = ("<b>&x", "cat", "dog")
 IMAGES_PER_CLASS = 10
@@ -158,3 +158,24 @@ def write_setting(
         "n_real": 12,
     }
     store.write_json(f"classifier/{setting}/metrics.json", metrics)
+
+
+def write_search(store: RunStore, setting: str, rates: tuple[float, ...], best: int) -> None:
+    """Add a search to a setting: a rung of all learning rates, of which the first diverged and two go on."""
+    trials = [
+        {"knobs": {"learning_rate": rate}, "steps": 33, "val_top1": 70.0 + place if place else None}
+        for place, rate in enumerate(rates)
+    ]
+    gains = {place: 10 + (place == best) for place in range(len(rates))[-2:]}
+    last = {place: trials[place] | {"steps": 100, "val_top1": 70.0 + place + gain} for place, gain in gains.items()}
+    search = last[best] | {"n_trials": len(rates) + 2, "trials": [*trials[::-1], *last.values()]}
+    name = classifier_marker(setting)
+    store.write_json(name, store.read_json(name) | {"search": search})
+
+
+def write_selection(store: RunStore) -> None:
+    """Filters left out a third of the images of the dataset that is there."""
+    worst = {"name": "cat", "candidates": 30, "n_images": 10}
+    rejected = {"label": 1200, "copy": 2, "redundant": 0}
+    totals = {"candidates": 1232, "rejected": rejected, "short": {"cat": 10}, "worst": worst}
+    store.write_json(DATASET, store.read_json(DATASET) | {"selection": totals})

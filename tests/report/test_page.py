@@ -12,7 +12,14 @@ from PIL import Image
 
 from datadream.report import write_report
 from datadream.run_store import RunStore
-from tests.report.fabricate import CLASS_NAMES, write_adapters, write_dataset, write_few_shot, write_setting
+from tests.report.fabricate import (
+    CLASS_NAMES,
+    write_adapters,
+    write_dataset,
+    write_few_shot,
+    write_selection,
+    write_setting,
+)
 
 ACCURACIES = {"zero-shot": 57.4, "real": 86.8, "synthetic": 85.1, "real+synthetic": 87.9}
 VOID_TAGS = {"meta", "img", "br", "path", "use", "rect"}
@@ -100,7 +107,10 @@ def test_intervals_calibration_and_confusion_are_shown(make_run):
     store, config = make_run("run", ACCURACIES)
     write_report(store, [(store, config)], config)
     _, page = read_page(store)
-    assert "real+synthetic, datadream-cls 87.9 85.9 to 89.9 99.0 98.0 to 100.0 87.9 84.9 to 90.9 5.5 4.5 to 7.5" in page.text
+    assert (
+        "real+synthetic, datadream-cls 87.9 85.9 to 89.9 99.0 98.0 to 100.0 87.9 84.9 to 90.9 5.5 4.5 to 7.5"
+        in page.text
+    )
     assert "by the classifier trained on real+synthetic" in page.text
     assert f"{CLASS_NAMES[0]} 97 1 1" in page.text
     assert "chosen on the test photos" not in page.text.lower()
@@ -123,6 +133,22 @@ def test_weights_that_test_photos_chose_are_marked_wherever_figures_are(make_run
     assert "Validation accuracy, %" not in page.text
     records = store.read_json("metrics.json")
     assert {r["chosen_by"] for r in records if r["setting"] != "zero-shot"} == {"test"}
+
+
+def test_what_filters_left_out_is_shown_and_recorded(make_run):
+    store, config = make_run("run", ACCURACIES)
+    write_selection(store)
+    write_report(store, [(store, config)], config)
+    assert "seed 0 1,232 1,200 2 0 30 cat: 10 of 30" in read_page(store)[1].text
+    found = {record["setting"]: record["selection"] for record in store.read_json("metrics.json")}
+    assert found["real"] is None
+    assert found["synthetic"] == {
+        "candidates": 1232,
+        "published": 30,
+        "rejected": {"label": 1200, "copy": 2, "redundant": 0},
+        "n_short": 1,
+        "worst": {"name": "cat", "candidates": 30, "n_images": 10},
+    }
 
 
 def test_metrics_json_lists_the_records(make_run):
