@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from datadream.config import TRAINED_SETTINGS, ExperimentConfig
-from datadream.report.metrics import METHODS, NO_METHOD, Row, Summary, classifiers
+from datadream.report.metrics import METHODS, NO_METHOD, Gain, Row, Summary, classifiers
 from datadream.report.plots import MAX_LINES, Line, Points, adapters_chart, counts_chart, line_chart
 from datadream.report.tables import column_name, run_name
 from datadream.run_store import ADAPTERS, RunStore, adapter_marker
@@ -66,6 +66,24 @@ def accuracy_by_shots(summary: Summary) -> Chart | None:
         legend.append((column_name(setting, method), color))
     svg = counts_chart(lines, summary.shots, "photos per class")
     return Chart("Test accuracy by photos per class, %", Markup(svg), legend)
+
+
+def gain_by_shots(summary: Summary) -> Chart | None:
+    """What drawn images add over the number of shots, paired by seed; None for fewer than two numbers of shots."""
+    curves: dict[str, list[Gain]] = defaultdict(list)
+    for gain in summary.gains:
+        curves[gain.method].append(gain)
+    if len({gain.shots for gain in summary.gains}) < 2:
+        return None
+    lines = [Line([(shots, 0.0) for shots in (summary.shots[0], summary.shots[-1])], "muted", dashed=True)]
+    for method, gains in curves.items():
+        points, errors = [(gain.shots, gain.mean) for gain in gains], [gain.sd or 0.0 for gain in gains]
+        lines.append(Line(points, METHOD_COLORS[method], errors=errors))
+    legend = [(method, METHOD_COLORS[method]) for method in curves]
+    svg = counts_chart(lines, summary.shots, "photos per class")
+    has_sd = any(gain.sd is not None for gain in summary.gains)
+    remark = "Bars: standard deviation over seeds of the difference." if has_sd else ""
+    return Chart("Gain from drawn images, points", Markup(svg), legend, remark)
 
 
 def accuracy_by_images(summary: Summary) -> Chart | None:

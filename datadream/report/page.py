@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from datadream.config import ExperimentConfig
 from datadream.report import metrics, text
-from datadream.report.curves import accuracy_by_images, accuracy_by_shots, run_curves
+from datadream.report.curves import Chart, accuracy_by_images, accuracy_by_shots, gain_by_shots, run_curves
 from datadream.report.metrics import METHODS, NO_METHOD, SETTINGS, Summary
 from datadream.report.pictures import MAX_CLASSES, class_pictures
 from datadream.report.search import choice_table, trial_tables
@@ -70,7 +70,7 @@ def _context(store: RunStore, cells: Cells, config: ExperimentConfig, summary: S
         "choices": choice_table(cells),
         "selection": selection_rows(cells),
         "reasons": REASONS,
-        "charts": [chart for chart in (accuracy_by_shots(summary), accuracy_by_images(summary)) if chart],
+        "charts": _charts(summary),
         "setting_notes": _known_notes(text.SETTING_NOTES, SETTINGS, {row.setting for row in summary.rows}),
         "method_notes": _known_notes(text.METHOD_NOTES, METHODS, {config.method for _, config in cells}),
         "pictures": pictures,
@@ -86,6 +86,10 @@ def _context(store: RunStore, cells: Cells, config: ExperimentConfig, summary: S
         "how_to_add_test": text.HOW_TO_ADD_TEST,
         "no_test": text.NO_TEST,
     }
+
+
+def _charts(summary: Summary) -> list[Chart]:
+    return [chart for make in (accuracy_by_shots, gain_by_shots, accuracy_by_images) if (chart := make(summary))]
 
 
 def _heading(cells: Cells, summary: Summary) -> dict[str, Any]:

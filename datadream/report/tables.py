@@ -27,7 +27,7 @@ MAX_CLASS_ROWS = 30
 MAX_CONFUSION = 20
 """Classes of a confusion matrix that can be read on a page."""
 FIGURES = ("top1", "top5", "macro", "ece")
-REASONS = {"label": "CLIP sees another class", "copy": "copies a shot", "redundant": "others cover the class better"}
+REASONS = {"label": "CLIP sees another class", "copy": "Copies a shot", "redundant": "Others cover the class better"}
 """Why an image is left out, in words."""
 STAGES = ("adapt", "generate", "classify")
 

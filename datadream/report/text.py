@@ -94,8 +94,16 @@ def _sentence(summary: Summary, shots: int) -> str:
     ]
     shown = [row for row in rows if row.setting in ("zero-shot", "real")]
     shown += [max(drawn, key=lambda row: row.mean)] if drawn else []
-    parts = [f"{number(row.mean)} % {_trained_how(row, best_of=len(drawn))}" for row in shown]
+    parts = [f"{number(row.mean)} % {_trained_how(row, best_of=len(drawn))}{_gain(summary, row)}" for row in shown]
     return f"{count(shots, 'photo')} per class: {', '.join(parts)}." if parts else ""
+
+
+def _gain(summary: Summary, row: Row) -> str:
+    """The paired gain over real photos, where it has a spread."""
+    if row.setting != "real+synthetic":
+        return ""
+    gains = [gain for gain in summary.gains if (gain.method, gain.shots) == (row.method, row.shots)]
+    return "".join(f" ({gain_text(gain)} points, seed by seed)" for gain in gains if gain.sd is not None)
 
 
 def _trained_how(row: Row, best_of: int) -> str:

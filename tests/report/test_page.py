@@ -184,11 +184,12 @@ def test_a_table_has_means_spreads_and_gains(table):
     assert "87.0 ± 2.0" in page.text
     assert "all runs 66 min 40 s" in page.text
     assert "+6.0 ± 1.0" in page.text
+    assert "Gain from drawn images, points" in page.text
     assert "1 and 4 photos per class: is-synth and datadream-cls" in page.text
     assert "seeds 0, 1 and 2" in page.text
     assert (
         "4 photos per class: 50.0 % without training, 81.0 % on the photos alone, 87.0 % with 30 drawn images"
-        in page.text
+        " by datadream-cls, the best of 2 methods (+6.0 ± 1.0 points, seed by seed)." in page.text
     )
     assert len(store.read_json("metrics.json")) == 2 * 3 * (2 + 2)
 
