@@ -101,7 +101,8 @@ def _validated(store: RunStore, settings: Sequence[str]) -> dict[str, float]:
     """Accuracy on validation photos by setting; all equal where shots or test photos chose, for these figures do not
     compare."""
     found = {name: store.read_json(classifier_marker(name)) for name in settings}
-    chosen_by = {metrics["chosen_by"] for metrics in found.values()} - {None}
+    # Older versions did not say: what is then read names what is missing.
+    chosen_by = {metrics.get("chosen_by") for metrics in found.values()} - {None}
     comparable = chosen_by <= {"val"}
     return {name: (metrics["val_top1"] or 0.0) if comparable else 0.0 for name, metrics in found.items()}
 
