@@ -13,7 +13,6 @@ import json
 import math
 import os
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from benchmarks.compare import machine
+from benchmarks.samples import Samples, mib
 from datadream import recipes
 from datadream.adapt.fan_out import GROUP_SIZE, WORKER_USAGE, train_adapters
 from datadream.adapt.queue import AdapterJob, AdapterQueue
@@ -53,37 +53,15 @@ def jobs_of(store: RunStore, n: int, steps: int) -> list[AdapterJob]:
     return [AdapterJob(store.url, spec, steps) for spec in specs]
 
 
-class Memory:
-    """Samples the resident memory of this process, in MiB."""
-
-    def __init__(self) -> None:
-        self.samples: list[float] = []
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def _sample(self) -> None:
-        process = psutil.Process()
-        while not self._ended.wait(1.0):
-            self.samples.append(process.memory_info().rss / 2**20)
-
-    def __enter__(self) -> Memory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-
 def time_cluster(config: ExperimentConfig, run: Path, n: int, steps: int) -> dict[str, Any]:
     """Train n adapters on workers of four nodes."""
     store = RunStore(str(run))
-    with Memory() as memory, connected(config.cluster) as workers:
+    with Samples(psutil.Process().memory_info) as memory, connected(config.cluster) as workers:
         started = time.monotonic()
         train_adapters(store, jobs_of(store, n, steps), config, workers)
         seconds = time.monotonic() - started
     usage, size = store.read_json(WORKER_USAGE), store.read_json(GROUP_SIZE)["adapters_per_step"]
-    half = len(memory.samples) // 2
+    driver = [round(mib(info.rss)) for info in memory.taken]
     return {
         "adapters": n,
         "steps": steps,
@@ -93,7 +71,7 @@ def time_cluster(config: ExperimentConfig, run: Path, n: int, steps: int) -> dic
         "start_seconds": round(seconds - usage["seconds"] / usage["workers"], 1),
         "busy_seconds_per_group": round(usage["busy_seconds"] / math.ceil(n / size), 3),
         "share_lost_to_scheduling": round(1 - usage["busy_seconds"] / usage["seconds"], 4),
-        "driver_mib": {"half_way": round(memory.samples[half]), "end": round(memory.samples[-1])},
+        "driver_mib": {"half_way": driver[len(driver) // 2], "end": driver[-1]},
     }
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import psutil
 import ray
 
 from benchmarks.compare import machine
+from benchmarks.samples import Samples, mib
 from datadream import recipes
 from datadream.cluster import connected
 from datadream.data.datasets import open_source
@@ -34,39 +35,16 @@ from tests.tiny_models import save_pipeline
 SHOWN = 10
 
 
-class Memory:
-    """Samples, once a second, what the driver, the largest worker and the object store hold, in MiB."""
-
-    def __init__(self, store: RunStore) -> None:
-        self.samples: list[dict[str, Any]] = []
-        self._store, self._began = store, time.monotonic()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def _sample(self) -> None:
-        while not self._ended.wait(1.0):
-            there = self._store.exists(progress_file("generate"))
-            self.samples.append(
-                {
-                    "seconds": round(time.monotonic() - self._began),
-                    "drawn": self._store.read_json(progress_file("generate"))["done"] if there else 0,
-                    "driver": _mib(psutil.Process().memory_info().rss),
-                    "largest_worker": _mib(max(map(_resident, psutil.Process().children(recursive=True)))),
-                    "object_store": _mib(_stored()),
-                }
-            )
-
-    def __enter__(self) -> Memory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-
-def _mib(n_bytes: float) -> int:
-    return round(n_bytes / 2**20)
+def read_memory(store: RunStore, began: float) -> dict[str, Any]:
+    """What the driver, the largest worker and the object store hold now, in MiB."""
+    there = store.exists(progress_file("generate"))
+    return {
+        "seconds": round(time.monotonic() - began),
+        "drawn": store.read_json(progress_file("generate"))["done"] if there else 0,
+        "driver": round(mib(psutil.Process().memory_info().rss)),
+        "largest_worker": round(mib(max(map(_resident, psutil.Process().children(recursive=True))))),
+        "object_store": round(mib(_stored())),
+    }
 
 
 def _resident(process: psutil.Process) -> int:
@@ -95,22 +73,22 @@ def measure(n_images: int, folder: Path) -> dict[str, Any]:
     config, store = recipes.digits(method="zero-shot", **changes), RunStore(str(folder / "run"))
     few_shot = draw(open_source("digits").dataset(), 1, 0, config.data.prompt)
     chunks = split_into_chunks(store.url, METHODS["zero-shot"](few_shot, config).images, config.generate.chunk_size)
-    with connected(config.cluster) as workers, Memory(store) as memory:
+    with connected(config.cluster) as workers, Samples(partial(read_memory, store, time.monotonic())) as samples:
         started = time.monotonic()
         draw_chunks(store, chunks, config, workers)
         drawn = time.monotonic()
         publish_dataset(store, chunks, few_shot, config)
         published = time.monotonic()
-    every = max(1, len(memory.samples) // SHOWN)
+    every = max(1, len(samples.taken) // SHOWN)
     return {
         "images": store.read_json(DATASET)["n_images"],
         "drawing_seconds": round(drawn - started, 1),
         "publishing_seconds": round(published - drawn, 1),
         "most_mib": {
-            name: max(sample[name] for sample in memory.samples)
+            name: max(sample[name] for sample in samples.taken)
             for name in ("driver", "largest_worker", "object_store")
         },
-        "samples": memory.samples[::every],
+        "samples": samples.taken[::every],
     }
 
 

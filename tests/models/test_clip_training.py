@@ -5,7 +5,7 @@ from __future__ import annotations
 import open_clip
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from datadream.config import ClassifyConfig
 from datadream.models.clip_training import (
@@ -17,29 +17,9 @@ from datadream.models.clip_training import (
     trainable_parameters,
     trainable_state,
 )
-from tests.tiny_clip import PIXELS, save_tiny_clip
+from tests.models.plain_clip import features, plain
 
 ALL = ("q", "k", "v", "out")
-PROMPTS = ["a photo of a cat", "a photo of a dog"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"local-dir:{save_tiny_clip(tmp_path_factory.mktemp('clip'))}"
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.randn(3, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(0))
-
-
-def features(model: nn.Module, folder: str, images: Tensor) -> tuple[Tensor, Tensor]:
-    tokens = open_clip.get_tokenizer(folder)(PROMPTS)
-    return model.encode_image(images), model.encode_text(tokens)
-
-
-def plain(folder: str) -> nn.Module:
-    return open_clip.create_model(folder).eval()
 
 
 def perturb(model: nn.Module) -> None:
