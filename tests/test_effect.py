@@ -5,7 +5,6 @@ In one process, on the device code alone: what Ray adds is tested elsewhere.
 
 import itertools
 
-import pytest
 import torch
 
 from datadream import recipes
@@ -22,18 +21,12 @@ from datadream.ranks import ALONE
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def both_cores():
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
-def test_drawn_images_alone_teach_clip_digits_it_did_not_know(both_cores):
+def test_drawn_images_alone_teach_clip_digits_it_did_not_know():
     changes = {
         "method": "datadream-dset",
         "adapt.steps_per_class": 20,
         "generate.images_per_class": 30,
+        "generate.steps": 6,
         "classify.steps": 80,
         "classify.eval_every": 40,
     }
