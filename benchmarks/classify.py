@@ -82,7 +82,7 @@ class Arms:
         n = len(self.batch)
         knobs = {"steps": 1, "batch_size": n, "learning_rate": RATE, "weight_decay": 0, "warmup_steps": 0}
         config = ClassifyConfig(**knobs, lora_dropout=lora_dropout)
-        parts = [Part(iter([self.batch]), n, 1.0)]
+        parts = [Part(lambda step: iter([self.batch]), n, 1.0)]
         training = Training(self.clip, self.tokens, parts, self._augment, config, seed=0)
         training.step()
         return training.mean_loss()

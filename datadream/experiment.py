@@ -239,8 +239,9 @@ class Experiment:
                 publish_dataset(cell.store, cell.chunks, cell.few_shot, cell.config)
 
     def _classify(self) -> None:
+        from datadream.classify.job import ClassifierJob
         from datadream.classify.sweep import choose_knobs
-        from datadream.classify.trainer import ClassifierJob, train_classifiers
+        from datadream.classify.trainer import train_classifiers
 
         jobs = [
             ClassifierJob(cell.store, cell.few_shot, cell.config, (cell._drawn_by or cell).store)

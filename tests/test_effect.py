@@ -9,8 +9,8 @@ import torch
 
 from datadream import recipes
 from datadream.adapt.loop import AdapterTrainer
-from datadream.classify.images import LabelledImages, shuffled_batches
-from datadream.classify.setting import SettingTrainer, SyntheticImages
+from datadream.classify.images import LabelledImages, SyntheticImages, shuffled_batches
+from datadream.classify.setting import SettingTrainer
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.generate.sampler import Sampler
@@ -36,7 +36,7 @@ def test_drawn_images_alone_teach_clip_digits_it_did_not_know():
     plan = METHODS[config.method](few_shot, config)
     drawn = _draw(config, plan, _adapt(config, plan, source))
     classifiers = SettingTrainer(config, few_shot, CPU, ALONE)
-    synthetic = SyntheticImages(len(drawn), lambda size, seed: shuffled_batches(drawn, size, ALONE, seed))
+    synthetic = SyntheticImages(len(drawn), lambda size, *rest: shuffled_batches(drawn, size, ALONE, *rest))
     top1 = {
         setting: classifiers.run(setting, synthetic, lambda step, reading: None).metrics["top1"]
         for setting in ("zero-shot", "synthetic")

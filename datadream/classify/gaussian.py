@@ -115,8 +115,8 @@ def measure(
     share, device = ranks.share(part.batch_size), zero_shot.weight.device
     n_classes, weight = len(zero_shot.bias), part.weight / n_images
     found = Moments.of(*_nothing(zero_shot), weight, n_classes)
-    for start in range(0, n_images, part.batch_size):
-        batch = next(part.batches).to(device)
+    for start, batch in zip(range(0, n_images, part.batch_size), part.batches(0), strict=False):
+        batch = batch.to(device)
         numbers = augment.draw(part.batch_size, rng)[share]
         left = max(0, min(len(batch), n_images - start - share.start))
         if left:

@@ -6,7 +6,7 @@ ranks there are. A stream is for sets that do not fit: each rank shuffles its ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -43,6 +43,15 @@ class LabelledImages:
         return LabelledImages(self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
 
 
+@dataclass(frozen=True, slots=True)
+class SyntheticImages:
+    """The synthetic training images: how many there are, and this rank's share of seeded endless batches of them."""
+
+    n: int
+    batches: Callable[[int, int, int], Iterator[LabelledImages]]
+    """(batch size over all ranks, seed, step) -> batches from that step on."""
+
+
 def read_photos(source: PhotoSource, photos: Sequence[Photo], size: int) -> LabelledImages:
     """Decode photos into memory."""
     with ThreadPoolExecutor(DECODE_THREADS) as threads:
@@ -50,10 +59,18 @@ def read_photos(source: PhotoSource, photos: Sequence[Photo], size: int) -> Labe
     return LabelledImages(torch.from_numpy(np.stack(squares)), torch.tensor([photo.label for photo in photos]))
 
 
-def shuffled_batches(pool: LabelledImages, batch_size: int, ranks: Ranks, seed: int) -> Iterator[LabelledImages]:
-    """Our share of endless batches of `batch_size` images over all ranks; every image is drawn once in each epoch."""
+def shuffled_batches(
+    pool: LabelledImages, batch_size: int, ranks: Ranks, seed: int, start: int = 0
+) -> Iterator[LabelledImages]:
+    """Our share of endless batches of `batch_size` images over all ranks; every image is drawn once in each epoch.
+
+    From batch `start` on they are the same as if all before had been drawn; of those only the epochs' orders are.
+    """
     rng = torch.Generator().manual_seed(seed)
-    rows = torch.empty(0, dtype=torch.int64)
+    epochs, place = divmod(start * batch_size, len(pool))
+    for _ in range(epochs):
+        torch.randperm(len(pool), generator=rng)
+    rows = torch.randperm(len(pool), generator=rng)[place:]
     while True:
         while len(rows) < batch_size:
             rows = torch.cat([rows, torch.randperm(len(pool), generator=rng)])

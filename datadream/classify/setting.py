@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from datadream.classify import gaussian
+from datadream.classify.choice import ALL_SHOTS, best_of, readings, train_chosen
 from datadream.classify.evaluate import PhotoBatches, Scores, count_correct, score
 from datadream.classify.gaussian import Adapted, LinearHead, Moments
-from datadream.classify.images import LabelledImages, read_photos, shuffled_batches
-from datadream.classify.loop import Checkpoints, Reading, Report, Trained, mean_curve, train
+from datadream.classify.images import LabelledImages, SyntheticImages, read_photos, shuffled_batches
+from datadream.classify.loop import Checkpoints, Reading, Report, Trained, train
 from datadream.classify.metrics import logits_parquet, measure
 from datadream.classify.saved import SavedClassifier
 from datadream.classify.selection import Selection, selection_of
@@ -31,15 +32,6 @@ from datadream.ranks import Ranks
 from datadream.seeds import derive_seed
 
 LOGITS = "logits.parquet"
-
-
-@dataclass(frozen=True, slots=True)
-class SyntheticImages:
-    """The synthetic training images: how many there are, and this rank's share of seeded endless batches of them."""
-
-    n: int
-    batches: Callable[[int, int], Iterator[LabelledImages]]
-    """(batch size over all ranks, seed) -> batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +88,8 @@ class SettingTrainer:
         trained, adapted, val_top1 = None, None, None
         try:
             if setting in TRAINED_SETTINGS:
-                trained = self._choose(setting, selection, synthetic, report, checkpoints_of)
+                train = partial(self._train, setting, synthetic, report, checkpoints_of)
+                trained = train_chosen(self._few_shot, selection, self._config.classify.steps, train)
                 val_top1 = trained.val_top1
                 load_trainable_state(self.clip.model, trained.state)
             elif setting in GAUSSIAN_SETTINGS:
@@ -125,49 +118,44 @@ class SettingTrainer:
         metrics |= {"gaussian_weight": adapted.weight} if adapted else {}
         return Outcome(saved.to_files() | self._logits(test), metrics)
 
-    def _choose(
-        self,
-        setting: Setting,
-        selection: Selection,
-        synthetic: SyntheticImages | None,
-        report: Report,
-        checkpoints_of: CheckpointsOf | None,
-    ) -> Trained:
-        """The chosen weights; the model is left as it learnt.
+    def choose(self, setting: Setting, synthetic: SyntheticImages | None, report: Report) -> dict[str, Any]:
+        """How well the knobs do, by the readings that would choose the weights: the part of `run`'s metrics that
+        needs neither the chosen weights nor a test photo.
 
-        Folds only tell for how many steps to train on all shots; the mean of their curves is the one that is shown.
+        Raises ValueError when the loss is no longer a number.
         """
-        steps = self._config.classify.steps
-        curves: list[tuple[Reading, ...]] = []
-
-        def train(name: str, few_shot: FewShotSet, stop: int) -> Trained:
-            heard = partial(_report_after, report, steps * len(curves))
-            checkpoints = checkpoints_of(name) if checkpoints_of else None
-            return self._train(setting, name, few_shot, synthetic, stop, heard, checkpoints)
-
-        for number, fold in enumerate(selection.folds):
-            curves.append(train(f"fold-{number}", fold, steps).curve)
+        start = time.monotonic()
+        selection = selection_of(setting, self._few_shot, self._config.classify)
+        train = partial(self._train, setting, synthetic, report, None)
+        try:
+            curve = readings(self._few_shot, selection, self._config.classify.steps, train)
+        finally:
             restore(self.clip.model)
-        whole = replace(self._few_shot, val=selection.photos)
-        if not curves:
-            return train("all", whole, steps)
-        curve = mean_curve(curves)
-        best = max(curve, key=lambda reading: (reading.val_top1, reading.step))
-        return replace(train("all", whole, best.step), curve=curve)
+        best = best_of(curve)
+        return {
+            "val_top1": best.val_top1,
+            "chosen_by": selection.chosen_by,
+            "best_step": best.step,
+            "curve": [asdict(reading) for reading in curve],
+            "seconds": round(time.monotonic() - start, 3),
+        }
 
     def _train(
         self,
         setting: Setting,
+        synthetic: SyntheticImages | None,
+        report: Report,
+        checkpoints_of: CheckpointsOf | None,
         name: str,
         few_shot: FewShotSet,
-        synthetic: SyntheticImages | None,
         stop: int,
-        report: Report,
-        checkpoints: Checkpoints | None,
+        *,
+        before: int,
     ) -> Trained:
-        """Train on a few-shot set up to step `stop`, with readings on its validation photos."""
+        """One training of a setting, as `choice` asks for it; the model is left as it learnt."""
+        restore(self.clip.model)
         config = self._config.classify
-        seed = partial(self._seed, setting) if name == "all" else partial(self._seed, setting, name)
+        seed = partial(self._seed, setting) if name == ALL_SHOTS else partial(self._seed, setting, name)
         make_trainable(self.clip.model, **self._learning(), seed=seed("lora"), name=config.model)
         training = Training(
             self.clip,
@@ -183,8 +171,8 @@ class SettingTrainer:
             stop,
             config.eval_every,
             evaluate=lambda: self._top1(few_shot.val) if few_shot.val else None,
-            report=report,
-            checkpoints=checkpoints,
+            report=partial(_report_after, report, before),
+            checkpoints=checkpoints_of(name) if checkpoints_of else None,
         )
 
     def _adapt(self, setting: Setting, selection: Selection, synthetic: SyntheticImages | None) -> Adapted:
@@ -218,9 +206,9 @@ class SettingTrainer:
         config, parts = self._config.classify, []
         for origin, batch_size, weight in batch_plan(setting, config.batch_size, config.real_weight):
             if origin == "real":
-                batches = shuffled_batches(self._shots_of(few_shot), batch_size, self._ranks, seed(origin))
+                batches = partial(shuffled_batches, self._shots_of(few_shot), batch_size, self._ranks, seed(origin))
             else:
-                batches = synthetic.batches(batch_size, seed(origin))
+                batches = partial(synthetic.batches, batch_size, seed(origin))
             parts.append(Part(batches, batch_size, weight))
         return parts
 

@@ -19,9 +19,10 @@ from typing import Any
 import ray.data
 from ray import tune
 
+from datadream.classify.feed import published_images, shuffle_buffer, synthetic_images
 from datadream.classify.halving import Search, Trial, search_marker
+from datadream.classify.job import ClassifierJob, check_job
 from datadream.classify.published import quiet_ordered_data
-from datadream.classify.trainer import ClassifierJob, check_job, published_images, shuffle_buffer, synthetic_images
 from datadream.cluster import Workers, train_storage
 from datadream.config import TRAINED_SETTINGS
 from datadream.device import use_threads, worker_device
@@ -178,8 +179,7 @@ class _Worker(tune.Trainable):
         trainer, synthetic = self._load(task)
         knobs = trial.schedule(task.job.config.classify) | trial.knobs
         try:
-            metrics = trainer.with_knobs(knobs).run(trial.setting, synthetic, lambda step, reading: None).metrics
-            record = {name: metrics[name] for name in ("val_top1", "chosen_by", "best_step", "curve", "seconds")}
+            record = trainer.with_knobs(knobs).choose(trial.setting, synthetic, lambda step, reading: None)
         except DivergedError as error:
             record["diverged"] = str(error)
         return {"number": trial.number, "knobs": trial.knobs, "steps": trial.steps} | record

@@ -1,7 +1,7 @@
 """Train classifiers on Ray: one Ray Train run for all settings that are missing, fed by Ray Data.
 
-Synthetic images are decoded by Ray Data's tasks. A set that fits is decoded once and every worker keeps all of it, so
-that the result is the same for any number of workers; a larger one streams, each worker reading its own split of it.
+Synthetic images are decoded by Ray Data's tasks and reach the workers through `feed`. Where they fit in memory, the
+result is the same for any number of workers and any history of kills.
 """
 
 from __future__ import annotations
@@ -9,33 +9,23 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import ray
 import ray.train
-import torch
 from ray.actor import ActorHandle
-from ray.data import DataIterator
 from ray.exceptions import RayTaskError
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from datadream.classify.feed import published_images, shuffle_buffer, synthetic_images
 from datadream.classify.halving import Record, found_knobs
-from datadream.classify.images import LabelledImages, buffered_batches, rows_per_read, shuffled_batches
-from datadream.classify.published import (
-    REMEDY,
-    Published,
-    check_labels,
-    check_published,
-    check_range,
-    open_published,
-    quiet_ordered_data,
-)
-from datadream.classify.selection import check_selection, selection_of
+from datadream.classify.job import ClassifierJob, check_job
+from datadream.classify.published import quiet_ordered_data
+from datadream.classify.selection import selection_of
 from datadream.cluster import (
     Workers,
     collective_backend,
@@ -45,8 +35,7 @@ from datadream.cluster import (
     train_storage,
     workers_now,
 )
-from datadream.config import TRAINED_SETTINGS, ExperimentConfig, Setting
-from datadream.data.few_shot import FewShotSet
+from datadream.config import TRAINED_SETTINGS, Setting
 from datadream.device import use_threads
 from datadream.monitor import show, start_monitor
 from datadream.progress import Facts, Progress, polled
@@ -56,38 +45,13 @@ from datadream.run_store import RunStore, classifier_checkpoint, classifier_mark
 # What imports open_clip is imported at use: that takes seconds, and the driver may not need it.
 if TYPE_CHECKING:
     from datadream.classify.loop import Checkpoints, Reading, Report
-    from datadream.classify.setting import Outcome, SyntheticImages
+    from datadream.classify.setting import Outcome
 
 log = logging.getLogger(__name__)
 
-MEMORY_LIMIT = 2 * 2**30
-"""Bytes of decoded synthetic images that a worker keeps in memory; a larger set streams."""
-SHUFFLE_BYTES = 2**29
-"""Bytes of the buffer through which a stream is shuffled."""
 SECONDS_BETWEEN_REPORTS = 0.5
 MAX_FRUITLESS = 3
 """Times in a row that workers may be lost without a commit or checkpoint between; other errors are never retried."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClassifierJob:
-    """One run whose classifiers are to be trained."""
-
-    store: RunStore
-    few_shot: FewShotSet
-    config: ExperimentConfig
-    drawn_by: RunStore | None = None
-    """The run whose published images are used, the first `generate.images_per_class` of each class; None: its own."""
-
-    @property
-    def images(self) -> RunStore:
-        """Where its synthetic images are published."""
-        return self.drawn_by or self.store
-
-    @property
-    def missing(self) -> tuple[Setting, ...]:
-        """Settings that the run does not hold yet."""
-        return tuple(name for name in self.config.classify.settings if not self.store.exists(classifier_marker(name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +94,6 @@ def train_classifiers(store: RunStore, jobs: Sequence[ClassifierJob], workers: W
             log.warning("classify: a worker was lost; going on from the last checkpoint")
 
 
-def check_job(job: ClassifierJob) -> None:
-    """Find what would fail later. Raises ValueError or FileNotFoundError."""
-    check_selection(job.few_shot, job.config.classify)
-    if job.config.classify.batch_size < 2 and "real+synthetic" in job.missing:
-        raise ValueError(
-            "classify.batch_size is 1, but real+synthetic draws half of a batch from each. Use 2 or more."
-        )
-    if _needs_synthetic(job):
-        check_published(job.images, job.few_shot.class_names)
-
-
-def _needs_synthetic(job: ClassifierJob) -> bool:
-    return any("synthetic" in setting for setting in job.missing)
-
-
 def _reached(jobs: Sequence[ClassifierJob]) -> list[Any]:
     """Changes with every commit and checkpoint."""
     files = [
@@ -183,23 +132,6 @@ def _steps_of(job: ClassifierJob, setting: Setting) -> int:
         return 0
     config = job.config.classify
     return config.steps * selection_of(setting, job.few_shot, config).n_trainings
-
-
-def published_images(job: ClassifierJob) -> Published | None:
-    """The synthetic images of a job, if a setting that is missing needs any."""
-    if not _needs_synthetic(job):
-        return None
-    from datadream.models.clip import input_size
-
-    size = input_size(job.config.classify.model)
-    return open_published(job.images, size, job.config.generate.images_per_class)
-
-
-def shuffle_buffer(published: Published, n_readers: int) -> int:
-    """Images of a reader's shuffle buffer, at most the reader's split; 0 when the set fits in memory."""
-    if published.n_bytes <= MEMORY_LIMIT:
-        return 0
-    return max(1, min(SHUFFLE_BYTES // (3 * published.size**2), published.n // n_readers))
 
 
 def _trainer(
@@ -277,58 +209,6 @@ def _remove_checkpoints(store: RunStore, setting: Setting) -> None:
     checkpoints = store.path(classifier_checkpoint(setting, "")).rpartition("/")[0]
     if store.fs.exists(checkpoints):
         store.fs.rm(checkpoints, recursive=True)
-
-
-def synthetic_images(
-    job: ClassifierJob, shard: DataIterator | None, n: int, buffer: int, device: torch.device, ranks: Ranks
-) -> SyntheticImages | None:
-    """The `n` synthetic images of a job as this worker draws them: kept in memory, or streamed through a buffer of
-    `buffer` images where that is not 0. None without images."""
-    from datadream.classify.setting import SyntheticImages
-
-    if shard is None:
-        return None
-    class_names = job.few_shot.class_names
-    if buffer:
-
-        def batches(batch_size: int, seed: int) -> Iterator[LabelledImages]:
-            return buffered_batches(
-                _reads(shard, rows_per_read(batch_size, ranks), len(class_names)), batch_size, ranks, buffer, seed
-            )
-
-    else:
-        pool = _collect(shard)
-        if len(pool) != n:
-            raise ValueError(f"the dataset holds {len(pool)} images, its marker says {n}. {REMEDY}")
-        check_labels(pool.labels.numpy(), class_names)
-        pool = pool.to(device)
-
-        def batches(batch_size: int, seed: int) -> Iterator[LabelledImages]:
-            return shuffled_batches(pool, batch_size, ranks, seed)
-
-    return SyntheticImages(n, batches)
-
-
-def _collect(shard: DataIterator) -> LabelledImages:
-    """All rows, ordered by their keys: blocks may come in any order."""
-    blocks = list(shard.iter_batches(batch_size=None, batch_format="numpy"))
-    images, labels, keys = (
-        np.concatenate([block[column] for block in blocks]) for column in ("image", "label", "key")
-    )
-    order = np.argsort(keys)
-    return LabelledImages(torch.from_numpy(images[order]), torch.from_numpy(labels[order]))
-
-
-def _reads(shard: DataIterator, rows: int, n_classes: int) -> Iterator[LabelledImages]:
-    """This worker's split, epoch after epoch, `rows` images at a time."""
-    while True:
-        batch = None
-        for batch in shard.iter_batches(batch_size=rows, batch_format="numpy", drop_last=True):
-            check_range(batch["label"], n_classes)
-            # Copied: what Ray hands out is read-only.
-            yield LabelledImages(torch.tensor(batch["image"]), torch.tensor(batch["label"]))
-        if batch is None:
-            raise ValueError(f"the synthetic images of a worker do not fill one batch of {rows}. Use fewer workers.")
 
 
 def _reporter(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +42,8 @@ class DivergedError(ValueError):
 class Part:
     """One origin of the images of every batch."""
 
-    batches: Iterator[LabelledImages]
-    """This rank's share of endless batches."""
+    batches: Callable[[int], Iterator[LabelledImages]]
+    """Step -> this rank's share of endless batches from that step on."""
     batch_size: int
     """Images of a batch over all ranks."""
     weight: float
@@ -94,7 +94,7 @@ class Training:
         self._clip, self._tokens, self._parts, self._augment, self._config = clip, tokens, parts, augment, config
         self._seed, self._ranks = seed, ranks
         self._rng = torch.Generator().manual_seed(seed)
-        self._batches = [part.batches for part in parts]
+        self._batches = [part.batches(0) for part in parts]
         self._parameters = trainable_parameters(clip.model)
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=tokens.is_cuda
@@ -168,14 +168,14 @@ class Training:
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a `state` of any number of ranks; batches that were seen are drawn again and passed over."""
+        """Go on from a `state` of any number of ranks, with the batches that follow."""
         load_trainable_state(self._clip.model, state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._rng.set_state(state["rng"])
         self.steps, self._losses = state["steps"], state["losses"]
         self._loss_sum.fill_(state["loss_sum"] if self._ranks.rank == 0 else 0)
-        self._batches = [itertools.islice(batches, self.steps, None) for batches in self._batches]
+        self._batches = [part.batches(self.steps) for part in self._parts]
 
     def check_ranks_agree(self) -> None:
         """Raises RuntimeError when ranks are not at the same step: one read another checkpoint than the others."""

@@ -9,8 +9,8 @@ from safetensors.torch import load
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from datadream.classify.gaussian import WEIGHTS, LinearHead, Moments, blend, fit
-from datadream.classify.images import LabelledImages, shuffled_batches
-from datadream.classify.setting import SettingTrainer, SyntheticImages
+from datadream.classify.images import LabelledImages, SyntheticImages, shuffled_batches
+from datadream.classify.setting import SettingTrainer
 from datadream.models.clip import load_clip
 from datadream.ranks import ALONE
 from tests.classify.colors import COLORS, color_image
@@ -87,7 +87,7 @@ def test_it_learns_colours_without_training(config, few_shot):
     rng = np.random.default_rng(5)
     images = [np.asarray(color_image(rng, name, (16, 16))).transpose(2, 0, 1) for name in COLORS for _ in range(20)]
     pool = LabelledImages(torch.from_numpy(np.stack(images)), torch.arange(3).repeat_interleave(20))
-    synthetic = SyntheticImages(60, lambda size, seed: shuffled_batches(pool, size, ALONE, seed))
+    synthetic = SyntheticImages(60, lambda size, *rest: shuffled_batches(pool, size, ALONE, *rest))
     trainer = SettingTrainer(config, few_shot, torch.device("cpu"), ALONE)
     before = {name: tensor.clone() for name, tensor in trainer.clip.model.state_dict().items()}
     outcomes = {

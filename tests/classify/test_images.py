@@ -65,6 +65,15 @@ def test_ranks_share_the_batches_that_one_would_draw():
         assert torch.equal(torch.cat([batches[step].labels for batches in shared]), batch.labels)
 
 
+@pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (10, 5), (3, 8)])
+def test_batches_from_a_step_on_are_those_of_an_undisturbed_run(n, batch_size):
+    pool = numbered(n)
+    whole = list(islice(shuffled_batches(pool, batch_size, ALONE, seed=0), 12))
+    for start in range(12):
+        rest = islice(shuffled_batches(pool, batch_size, ALONE, seed=0, start=start), 12 - start)
+        assert all(torch.equal(batch.labels, own.labels) for batch, own in zip(rest, whole[start:], strict=True))
+
+
 def test_a_small_set_fills_a_large_batch():
     batch = next(shuffled_batches(numbered(3), 8, ALONE, seed=0))
     assert sorted(batch.labels.bincount().tolist()) == [2, 3, 3]

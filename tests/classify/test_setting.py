@@ -67,6 +67,20 @@ def test_folds_choose_the_steps_and_all_shots_are_trained_on(config, few_shot):
     assert (last.files["lora.safetensors"] == outcome.files["lora.safetensors"]) == (best == 20)
 
 
+def test_readings_of_folds_cost_no_training_on_all_shots(config, few_shot):
+    knobs = {"classify.steps": 10, "classify.eval_every": 5}
+    for val, chosen_by, trainings in ((few_shot.val, "val", 1), ((), "folds", 2)):
+        trainer, heard = SettingTrainer(config.updated(knobs), replace(few_shot, val=val), CPU, ALONE), []
+        untouched = copy.deepcopy(trainer.clip.model.state_dict())
+        chosen = trainer.choose("real", None, lambda step, reading, heard=heard: heard.append(step))
+        assert heard == list(range(1, 10 * trainings + 1))
+        assert chosen["chosen_by"] == chosen_by
+        assert all(torch.equal(tensor, untouched[name]) for name, tensor in trainer.clip.model.state_dict().items())
+        metrics = run(trainer)[0].metrics
+        same = ("val_top1", "chosen_by", "best_step", "curve")
+        assert {name: chosen[name] for name in same} == {name: metrics[name] for name in same}
+
+
 def test_folds_that_are_done_are_not_trained_again(config, few_shot):
     knobs = {"classify.steps": 10, "classify.eval_every": 5}
     saved: dict[str, bytes] = {}

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from datadream.classify import sweep
+from datadream.classify import feed, sweep
+from datadream.classify.job import ClassifierJob
 from datadream.classify.sweep import choose_knobs
-from datadream.classify.trainer import ClassifierJob, train_classifiers
+from datadream.classify.trainer import train_classifiers
 from datadream.cluster import Workers
 from datadream.run_store import RunStore
 from tests.classify.colors import publish
@@ -30,12 +31,26 @@ def searching(config):
 
 
 @pytest.fixture(scope="module")
-def run(local_ray, tmp_path_factory, few_shot, searching) -> RunStore:
-    """A run that two workers searched for."""
-    store = RunStore(str(tmp_path_factory.mktemp("run")))
-    publish(store)
-    choose_knobs(store, [ClassifierJob(store, few_shot, searching)], Workers(2, threads=1, use_gpu=False))
-    return store
+def runs(local_ray, tmp_path_factory, few_shot, searching) -> tuple[RunStore, RunStore]:
+    """Two that two workers searched for together: the other has no validation photos, and more images than fit in
+    memory, so we say."""
+    run, other = (RunStore(str(tmp_path_factory.mktemp(name))) for name in ("run", "other"))
+    publish(run)
+    publish(other, "webdataset", n_per_class=21, shards=3, ragged=True)
+    of_folds = {"classify.settings": ["real+synthetic"], "classify.search": {**GRID, "grace": 1.0}}
+    jobs = [
+        ClassifierJob(run, few_shot, searching),
+        ClassifierJob(other, replace(few_shot, val=()), searching.updated(of_folds)),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feed, "MEMORY_LIMIT", 60 * 3 * 16**2)
+        choose_knobs(run, jobs, Workers(2, threads=1, use_gpu=False))
+    return run, other
+
+
+@pytest.fixture
+def run(runs) -> RunStore:
+    return runs[0]
 
 
 def test_the_better_of_two_learning_rates_is_chosen_and_what_diverged_is_not(run):
@@ -51,6 +66,15 @@ def test_the_better_of_two_learning_rates_is_chosen_and_what_diverged_is_not(run
         assert found["trials"][2]["val_top1"] is None
     assert run.markers("classifier/zero-shot") == set()
     assert not [path for path in run.fs.ls(run.root, detail=False) if ".ray-train" in path]
+
+
+def test_folds_of_the_shots_choose_while_images_stream(runs):
+    """A stream for every fold."""
+    found, trial = (
+        runs[1].read_json(f"classifier/real+synthetic/{name}.json") for name in ("search", "search/000030-0001")
+    )
+    assert found["knobs"] == GOOD
+    assert (trial["chosen_by"], [reading["step"] for reading in trial["curve"]]) == ("folds", [10, 20, 30])
 
 
 def test_finished_trials_are_not_run_again_and_one_worker_finds_the_same(run, few_shot, searching, monkeypatch):

@@ -15,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from datadream.classify import trainer
-from datadream.classify.images import LabelledImages, shuffled_batches
+from datadream.classify import feed, trainer
+from datadream.classify.images import LabelledImages, SyntheticImages, shuffled_batches
+from datadream.classify.job import ClassifierJob
 from datadream.classify.published import open_published, quiet_ordered_data
-from datadream.classify.setting import SettingTrainer, SyntheticImages
-from datadream.classify.trainer import ClassifierJob, train_classifiers
+from datadream.classify.setting import SettingTrainer
+from datadream.classify.trainer import train_classifiers
 from datadream.cluster import Workers
 from datadream.models.clip import load_clip
 from datadream.models.clip_training import load_trainable_state, make_trainable
@@ -117,7 +118,7 @@ def test_two_workers_on_ray_learn_what_one_learns_without(run, few_shot, config)
     device = torch.device("cpu")
     alone = SettingTrainer(config, few_shot, device, ALONE)
     pool = published_pool(run, alone.clip.size)
-    synthetic = SyntheticImages(len(pool), lambda batch_size, seed: shuffled_batches(pool, batch_size, ALONE, seed))
+    synthetic = SyntheticImages(len(pool), lambda size, *rest: shuffled_batches(pool, size, ALONE, *rest))
     for setting in TRAINED:
         outcome = alone.run(setting, synthetic, lambda step, reading: None)
         shared = run.read_json(f"classifier/{setting}/metrics.json")
@@ -129,7 +130,7 @@ def test_two_workers_on_ray_learn_what_one_learns_without(run, few_shot, config)
 
 def published_pool(run: RunStore, size: int) -> LabelledImages:
     with quiet_ordered_data():
-        return trainer._collect(open_published(run, size).rows.iterator())
+        return feed._collect(open_published(run, size).rows.iterator())
 
 
 def test_a_lost_worker_costs_the_steps_since_a_checkpoint_and_changes_nothing(run, tmp_path, few_shot, config, caplog):
@@ -160,8 +161,8 @@ def test_what_is_committed_is_not_trained_again(run, few_shot, config, monkeypat
 
 def test_a_large_set_streams(tmp_path, few_shot, config, monkeypatch):
     """A WebDataset that is too large for memory, so we say, is split among two workers; its shards are ragged."""
-    monkeypatch.setattr(trainer, "MEMORY_LIMIT", 0)
-    monkeypatch.setattr(trainer, "SHUFFLE_BYTES", 12 * 3 * 16**2)
+    monkeypatch.setattr(feed, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(feed, "SHUFFLE_BYTES", 12 * 3 * 16**2)
     store = RunStore(str(tmp_path))
     publish(store, form="webdataset", shards=3, ragged=True)
     config = config.updated({"classify.batch_size": 7, "classify.mixup": 1.0})

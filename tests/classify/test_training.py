@@ -54,10 +54,10 @@ def test_steps_equal_those_of_a_plain_loop(clip, clip_id, shots, settings, rate)
     optimizer = torch.optim.AdamW(lora.values(), weight_decay=settings.weight_decay)
     tokens = open_clip.get_tokenizer(clip_id)(list(PROMPTS))
     dropping = with_dropped_lora(open_clip.create_model(clip_id), lora, scale=8 / 4)
-    origins = both_parts(shots)
+    origins = [(part.batches(0), part.weight) for part in both_parts(shots)]
     for step in range(3):
         optimizer.param_groups[0]["lr"] = 1e-3 * (0.5 + 0.5 * math.cos(math.pi * step / 1000))
-        batches = [next(origin.batches) for origin in origins]
+        batches = [next(origin) for origin, _ in origins]
         pixels = torch.cat([_normalised(batch) for batch in batches])
         if rate:
             images, text = _encode_dropped(dropping, clip.model, pixels, tokens, derive_seed(0, "dropout", step), rate)
@@ -65,8 +65,8 @@ def test_steps_equal_those_of_a_plain_loop(clip, clip_id, shots, settings, rate)
             images, text = _encode_merged(plain, lora, pixels, tokens)
         logits = (plain.logit_scale.exp() * images @ text.T).split([len(batch) for batch in batches])
         loss = sum(
-            origin.weight * F.cross_entropy(own, batch.labels, label_smoothing=0.1)
-            for origin, batch, own in zip(origins, batches, logits, strict=True)
+            weight * F.cross_entropy(own, batch.labels, label_smoothing=0.1)
+            for (_, weight), batch, own in zip(origins, batches, logits, strict=True)
         )
         optimizer.zero_grad()
         loss.backward()
@@ -147,7 +147,7 @@ def test_mixed_images_are_labelled_as_both(clip, shots, settings):
     share = batch.shares[0].item()
     assert 0 < share < 1
     assert torch.equal(batch.other_labels, batch.labels.roll(1))
-    pixels = (next(part(shots, 6).batches).images.float() / 255 - 0.5) / 0.25
+    pixels = (next(part(shots, 6).batches(0)).images.float() / 255 - 0.5) / 0.25
     torch.testing.assert_close(batch.pixels, share * pixels + (1 - share) * pixels.roll(1, 0), atol=1e-4, rtol=0)
     features = clip.encode_image(batch.pixels)
     classes = clip.encode_text(clip.tokenizer(PROMPTS))
@@ -157,7 +157,7 @@ def test_mixed_images_are_labelled_as_both(clip, shots, settings):
 
 
 def test_a_batch_of_a_wrong_size_is_refused(clip, shots, settings):
-    wrong = Part(itertools.repeat(LabelledImages(shots.images[:3], shots.labels[:3])), 4, 1.0)
+    wrong = Part(lambda step: itertools.repeat(shots[:3]), 4, 1.0)
     with pytest.raises(ValueError, match="a batch holds 3 images, but rank 0 of 1 needs 4 of the 4"):
         training_of(clip, settings, [wrong], mild(clip)).step()
 

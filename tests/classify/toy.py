@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from datadream.classify.images import LabelledImages, shuffled_batches
 from datadream.classify.training import Part, Training
 from datadream.config import AugmentConfig, ClassifyConfig
@@ -31,7 +33,7 @@ def mild(clip: ClipModel) -> Augment:
 
 
 def part(pool: LabelledImages, batch_size: int = 12, weight: float = 1.0, ranks: Ranks = ALONE, seed: int = 0) -> Part:
-    return Part(shuffled_batches(pool, batch_size, ranks, seed), batch_size, weight)
+    return Part(partial(shuffled_batches, pool, batch_size, ranks, seed), batch_size, weight)
 
 
 def training_of(
