@@ -74,9 +74,9 @@ def quiet_ordered_data() -> Iterator[None]:
 def check_published(store: RunStore, class_names: Sequence[str]) -> None:
     """Find before any work what training on the run's dataset would stumble over.
 
-    Of Parquet the labels are read, of WebDataset the beginning of each shard; all else is seen when it is decoded.
-    Raises ValueError when nothing was published, when a shard is missing or cannot be read, when classes are not
-    the run's, or when one has no image.
+    Of all shards the sizes are listed, of Parquet the labels are read, of WebDataset the beginning of each shard; all
+    else is seen when it is decoded. Raises ValueError when nothing was published, when a shard is missing, has another
+    size than was published or cannot be read, when classes are not the run's, or when one has no image.
     """
     if not store.exists(DATASET):
         raise ValueError(
@@ -91,6 +91,7 @@ def check_published(store: RunStore, class_names: Sequence[str]) -> None:
         raise ValueError(
             f"run {store.url!r}: class {label} is {theirs!r} in the dataset, {ours!r} in the run. {REMEDY}"
         )
+    _check_sizes(store, marker)
     look = _parquet_labels if marker["format"] == "parquet" else _first_label
     with ThreadPoolExecutor() as threads:
         labels = list(threads.map(lambda shard: look(store, posixpath.join(FOLDER, shard)), marker["shards"]))
@@ -98,6 +99,29 @@ def check_published(store: RunStore, class_names: Sequence[str]) -> None:
         check_labels(np.concatenate(labels), class_names)
     else:
         check_range(np.concatenate(labels), len(class_names))
+
+
+def _check_sizes(store: RunStore, marker: dict[str, Any]) -> None:
+    """Shards that were cut short or replaced, by one listing: a tar shows nothing of it at its beginning.
+
+    Markers of older versions do not tell sizes.
+    """
+    if "n_bytes" not in marker:
+        return
+    shards = [posixpath.join(FOLDER, shard) for shard in marker["shards"]]
+    found = {}
+    for folder in filter(store.exists, {posixpath.dirname(shard) for shard in shards}):
+        for entry in store.fs.ls(store.path(folder), detail=True):
+            found[posixpath.join(folder, posixpath.basename(entry["name"]))] = entry["size"]
+    for shard, n_bytes in zip(shards, marker["n_bytes"], strict=True):
+        size = found.get(shard)
+        if size is None:
+            raise ValueError(f"shard {shard!r} is missing. {REMEDY}")
+        if size != n_bytes:
+            raise ValueError(
+                f"shard {shard!r} has {size} bytes, but {n_bytes} were published: it was cut short or replaced. "
+                f"{REMEDY}"
+            )
 
 
 def check_labels(labels: np.ndarray, class_names: Sequence[str]) -> None:

@@ -79,6 +79,7 @@ def publish_dataset(store: RunStore, chunks: Sequence[Chunk], few_shot: FewShotS
         "class_names": list(few_shot.class_names),
         "shards": sorted(files),
         "sha256": [files[name]["sha256"] for name in sorted(files)],
+        "n_bytes": [files[name]["n_bytes"] for name in sorted(files)],
     }
     if totals:
         marker["selection"] = totals

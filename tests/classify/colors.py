@@ -32,12 +32,14 @@ def publish(
         for i in range(n_per_class)
         for label, name in enumerate(COLORS)
     ]
-    names, ends = [], [len(rows) * (shard + 1) ** 2 // shards**2 for shard in range(shards)]
+    names, sizes, ends = [], [], [len(rows) * (shard + 1) ** 2 // shards**2 for shard in range(shards)]
     for shard, (start, end) in enumerate(itertools.pairwise([0, *ends])):
         names.append(f"data/train-{shard:05d}-of-{shards:05d}.{'parquet' if form == 'parquet' else 'tar'}")
         write = parquet_shard if form == "parquet" else webdataset_shard
-        store.write_bytes(f"dataset/{names[-1]}", write(rows[start:end] if ragged else rows[shard::shards]))
-    marker = {"format": form, "shards": names, "n_images": len(rows), "class_names": list(COLORS)}
+        data = write(rows[start:end] if ragged else rows[shard::shards])
+        store.write_bytes(f"dataset/{names[-1]}", data)
+        sizes.append(len(data))
+    marker = {"format": form, "shards": names, "n_bytes": sizes, "n_images": len(rows), "class_names": list(COLORS)}
     store.write_json("dataset/dataset.json", marker)
 
 

@@ -87,13 +87,34 @@ def test_what_is_published_is_checked_before_any_work(tmp_path, form):
     check_published(store, tuple(COLORS))
     with pytest.raises(ValueError, match="class 1 is 'green' in the dataset, 'red' in the run.*run generate again"):
         check_published(store, ("blue", "red", "green"))
-    shard = store.read_json("dataset/dataset.json")["shards"][1]
+    marker = store.read_json("dataset/dataset.json")
+    shard, size = marker["shards"][1], marker["n_bytes"][1]
+    # Half of a tar begins as the whole does.
+    half = store.read_bytes(f"dataset/{shard}")[: size // 2]
+    store.write_bytes(f"dataset/{shard}", half)
+    with pytest.raises(ValueError, match=f"shard 'dataset/{shard}' has {size // 2} bytes, but {size} were published"):
+        check_published(store, tuple(COLORS))
+    store.remove(f"dataset/{shard}")
+    with pytest.raises(ValueError, match=f"shard 'dataset/{shard}' is missing"):
+        check_published(store, tuple(COLORS))
+    # As older versions published.
+    del marker["n_bytes"]
+    store.write_json("dataset/dataset.json", marker)
+    with pytest.raises(ValueError, match=f"shard 'dataset/{shard}' cannot be read"):
+        check_published(store, tuple(COLORS))
     store.write_bytes(f"dataset/{shard}", b"what a full disk left")
     with pytest.raises(ValueError, match=f"shard 'dataset/{shard}' cannot be read"):
         check_published(store, tuple(COLORS))
-    store.remove(f"dataset/{shard}")
-    with pytest.raises(ValueError, match=f"shard 'dataset/{shard}' cannot be read"):
-        check_published(store, tuple(COLORS))
+
+
+def test_shards_are_listed_once_whatever_their_number(monkeypatch):
+    """On an object store, whose paths have a bucket."""
+    store = RunStore("memory://listed/run")
+    publish(store, "webdataset", shards=3)
+    lists, real = [], store.fs.ls
+    monkeypatch.setattr(store.fs, "ls", lambda path, **more: lists.append(path) or real(path, **more))
+    check_published(store, tuple(COLORS))
+    assert lists.count(store.path("dataset/data")) == 1
 
 
 def test_labels_must_be_those_of_the_classes(tmp_path):

@@ -182,10 +182,13 @@ def test_a_workers_failure_is_the_drivers(tmp_path, few_shot, config):
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path, few_shot, config):
     store = RunStore(str(tmp_path))
     publish(store)
-    shard = store.read_json("dataset/dataset.json")["shards"][1]
+    marker = store.read_json("dataset/dataset.json")
+    shard = marker["shards"][1]
     table = pq.read_table(io.BytesIO(store.read_bytes(f"dataset/{shard}"))).to_pylist()
     table[7]["image"] = {"bytes": b"no image", "path": "red/007.png"}
     pq.write_table(pa.Table.from_pylist(table), store.path(f"dataset/{shard}"))
+    marker["n_bytes"][1] = store.fs.size(store.path(f"dataset/{shard}"))
+    store.write_json("dataset/dataset.json", marker)
     with pytest.raises(
         RuntimeError, match=r"reading the dataset failed: image 'red/007.png' of the dataset cannot be"
     ):

@@ -41,7 +41,8 @@ def published(local_ray, config, few_shot, tmp_path_factory):
 
 
 def test_shards_are_even_and_hold_every_image_once(published):
-    _, files = published
+    store, files = published
+    assert store.read_json(DATASET)["n_bytes"] == [len(files[name]) for name in store.read_json(DATASET)["shards"]]
     tables = [pq.read_table(io.BytesIO(data)).to_pylist() for data in files.values()]
     assert [len(rows) for rows in tables] == [14, 13, 13]
     rows = [row for rows in tables for row in rows]

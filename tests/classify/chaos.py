@@ -1,0 +1,70 @@
+"""Train classifiers on a cluster that loses a worker, then a node: python -m tests.classify.chaos RUN.
+
+RUN holds its config, its few-shot set and its dataset. A process of its own, for the tests' process has joined another
+Ray. Prints one JSON line of what happened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+
+import ray
+from ray.cluster_utils import Cluster
+
+from datadream.classify.job import ClassifierJob
+from datadream.classify.trainer import train_classifiers
+from datadream.cluster import connected, living_nodes
+from datadream.config import ExperimentConfig, parse_config
+from datadream.data.few_shot import FewShotSet
+from datadream.run_store import FEW_SHOT, RunStore, classifier_checkpoint, classifier_marker
+from tests.processes import kill_a_worker_after
+
+CONFIG = "config.json"
+FIRST, LOSES_WORKER, LOSES_NODE = "zero-shot", "real", "synthetic"
+# One CPU is the data tasks', so that each of two nodes has a worker; and health is looked at more often than on a
+# large cluster.
+HEAD = {"num_cpus": 1, "include_dashboard": False}
+
+
+def write_run(store: RunStore, few_shot: FewShotSet, config: ExperimentConfig) -> None:
+    store.write_json(CONFIG, config.model_dump(mode="json"))
+    store.write_json(FEW_SHOT, few_shot.to_json())
+
+
+def main(run: str) -> None:
+    store = RunStore(run)
+    config = parse_config(store.read_json(CONFIG))
+    job = ClassifierJob(store, FewShotSet.from_json(store.read_json(FEW_SHOT)), config)
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD)
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"  # as for a Ray that datadream starts
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    failed: list[str] = []
+
+    def train() -> None:
+        try:
+            with connected(config.cluster) as workers:
+                train_classifiers(store, [job], workers)
+        except Exception as error:
+            failed.append(repr(error))
+
+    # Nodes are added and removed on the main thread: they install signal handlers.
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    kill_a_worker_after(store, classifier_marker(FIRST), classifier_checkpoint(LOSES_WORKER, "all"))
+    while thread.is_alive() and not store.exists(classifier_checkpoint(LOSES_NODE, "all")):
+        time.sleep(0.005)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    lost_at = time.time()
+    thread.join()
+    print(json.dumps({"failed": failed, "nodes": len(living_nodes()), "lost_at": lost_at}))
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
