@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 # Train workers hold their CPUs for a whole stage; Ray Data's tasks beside them need at least one more, or both wait
 # forever.
 CPUS_FOR_DATA_TASKS = 1
+
+SECONDS_TO_ANSWER = 5.0
+"""A node that takes no connection for so long is done without."""
 
 NODE_LABEL = "ray.io/node-id"
 
@@ -97,8 +102,18 @@ def workers_to_add(workers: Workers, there: Mapping[str, int], n_tasks: int) -> 
 
 
 def workers_now(workers: Workers) -> Workers:
-    """As many of these workers as were asked for, or as the living nodes can hold."""
-    return replace(workers, count=max(1, min(_wanted(workers), sum(_node_rooms(workers).values()))))
+    """As many of these workers as were asked for, or as the nodes that answer can hold and leave the data tasks a CPU.
+
+    Ray takes a while to see that a machine is lost, and would wait for it.
+    """
+    import ray
+
+    living = [node for node in ray.nodes() if node["Alive"]]
+    with ThreadPoolExecutor() as threads:
+        nodes = [node for node, answers in zip(living, threads.map(_answers, living), strict=True) if answers]
+    cpus, gpus = (int(sum(node["Resources"].get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
+    room = min(_slots(workers, cpus, gpus), sum(_rooms(workers, nodes).values()))
+    return replace(workers, count=max(1, room if workers.grows else min(workers.count, room)))
 
 
 def beside_driver() -> dict[str, Any]:
@@ -153,15 +168,21 @@ def collective_backend(workers: Workers) -> str:
 
 
 def lost_a_worker(error: Exception) -> bool:
-    """Whether a Ray Train run ended because a process or a node died, and not by an error of its code."""
+    """Whether a Ray Train run ended because a process or a node died, and not by an error of its code.
+
+    That a node is gone may be heard first from a worker elsewhere that exchanged tensors with it.
+    """
     from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
     from ray.train.v2.api.exceptions import ControllerError, PreemptionError
 
+    from datadream.ranks import LostPeerError
+
     lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
     workers = getattr(error, "worker_failures", {}).values()
     ended_by_ray = isinstance(error, (ControllerError, PreemptionError, RayError))
-    return ended_by_ray or any(isinstance(failure, lost) for failure in workers)
+    only_heard = bool(workers) and all(isinstance(failure, LostPeerError) for failure in workers)
+    return ended_by_ray or only_heard or any(isinstance(failure, lost) for failure in workers)
 
 
 def _start(config: ClusterConfig) -> None:
@@ -200,8 +221,11 @@ def _workers(config: ClusterConfig, own: bool) -> Workers:
 
 def _cluster_slots(workers: Workers) -> int:
     """Workers that the cluster can hold now, one at least."""
-    cpus, gpus = _cluster_size()
-    return max(1, gpus if workers.use_gpu else (cpus - CPUS_FOR_DATA_TASKS) // workers.threads)
+    return max(1, _slots(workers, *_cluster_size()))
+
+
+def _slots(workers: Workers, cpus: int, gpus: int) -> int:
+    return gpus if workers.use_gpu else (cpus - CPUS_FOR_DATA_TASKS) // workers.threads
 
 
 def _wanted(workers: Workers) -> int:
@@ -258,10 +282,22 @@ def _node_rooms(workers: Workers) -> dict[str, int]:
     """How many workers of this size each living node can hold, the roomiest first."""
     import ray
 
+    return _rooms(workers, [node for node in ray.nodes() if node["Alive"]])
+
+
+def _rooms(workers: Workers, nodes: list[dict[str, Any]]) -> dict[str, int]:
     resource, size = ("GPU", 1) if workers.use_gpu else ("CPU", workers.threads)
-    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    rooms = {node: int(resources.get(resource, 0)) // size for node, resources in nodes.items()}
+    rooms = {node["NodeID"]: int(node["Resources"].get(resource, 0)) // size for node in nodes}
     return dict(sorted(rooms.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether a node's raylet takes connections."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), SECONDS_TO_ANSWER).close()
+    except OSError:
+        return False
+    return True
 
 
 def _address(config: ClusterConfig) -> str | None:

@@ -10,6 +10,10 @@ import torch.distributed
 from torch import Tensor
 
 
+class LostPeerError(RuntimeError):
+    """Another rank is gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """One worker among `count`; alone unless said otherwise."""
@@ -22,9 +26,16 @@ class Ranks:
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
 
     def sum(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over all ranks; every rank must call this in the same order."""
-        if self.count > 1:
+        """Replace a tensor by its sum over all ranks; every rank must call this in the same order.
+
+        Raises LostPeerError when another rank is gone.
+        """
+        if self.count == 1:
+            return
+        try:
             torch.distributed.all_reduce(tensor)
+        except RuntimeError as error:  # gloo's; NCCL's DistBackendError is one
+            raise LostPeerError(f"rank {self.rank} cannot reach another: {error}") from error
 
     def gather(self, rows: Tensor, n: int) -> Tensor:
         """All n rows [n, ...] from every rank's share of them; gradients flow back, summed over ranks."""

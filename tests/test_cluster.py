@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from datadream.cluster import Workers, check_workers, connected, lost_a_worker
+from datadream.cluster import Workers, check_workers, connected, lost_a_worker, workers_now
 from datadream.config import ClusterConfig
+from datadream.ranks import LostPeerError
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,7 @@ def test_joins_a_session_and_leaves_it_running(local_ray):
 
     with connected(ClusterConfig(workers=2, device="cpu")) as workers:
         assert (workers.count, workers.threads, workers.use_gpu, workers.grows) == (2, 1, False, False)
+    assert workers_now(Workers(5, 1, False)).count == 3, "nodes were lost, and one of four CPUs is the data tasks'"
     with connected(ClusterConfig(device="cpu")) as workers:
         assert (workers.count, workers.slots, workers.grows) == (3, 3, True)
     assert ray.is_initialized()
@@ -48,4 +50,6 @@ def test_what_ray_ended_is_told_from_what_failed():
 
     assert lost_a_worker(ControllerError(RuntimeError()))
     assert lost_a_worker(PreemptionError(PreemptionInfo(None, {})))
+    assert lost_a_worker(WorkerGroupError("failed", {1: LostPeerError()}))
     assert not lost_a_worker(WorkerGroupError("failed", {0: ValueError("no such photo")}))
+    assert not lost_a_worker(WorkerGroupError("failed", {0: ValueError("no such photo"), 1: LostPeerError()}))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 import ray.train
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -87,7 +87,7 @@ def train_classifiers(store: RunStore, jobs: Sequence[ClassifierJob], workers: W
             _train(store, missing, workers_now(workers).at_most(smallest // 2))
         except RayTaskError as error:  # Ray Data's, which appends its advice to the first line
             raise RuntimeError(f"reading the dataset failed: {str(error.cause).splitlines()[0]}") from error
-        except TrainingFailedError as error:
+        except (TrainingFailedError, RayError) as error:  # Ray's own: a node took decoded images with it
             fruitless = fruitless + 1 if _reached(missing) == before else 1
             if fruitless > MAX_FRUITLESS or not lost_a_worker(error):
                 raise RuntimeError(f"classifier training failed: {failure_text(error)}") from error

@@ -11,8 +11,11 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 
+import psutil
 import ray
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from datadream.classify.job import ClassifierJob
@@ -20,19 +23,25 @@ from datadream.classify.trainer import train_classifiers
 from datadream.cluster import connected, living_nodes
 from datadream.config import ExperimentConfig, parse_config
 from datadream.data.few_shot import FewShotSet
-from datadream.run_store import FEW_SHOT, RunStore, classifier_checkpoint, classifier_marker
+from datadream.run_store import CONFIG, FEW_SHOT, RunStore, classifier_checkpoint, classifier_marker
 from tests.processes import kill_a_worker_after
 
-CONFIG = "config.json"
 FIRST, LOSES_WORKER, LOSES_NODE = "zero-shot", "real", "synthetic"
-# One CPU is the data tasks', so that each of two nodes has a worker; and health is looked at more often than on a
-# large cluster.
+# Its CPU is the data tasks', so that each of two nodes has a worker.
 HEAD = {"num_cpus": 1, "include_dashboard": False}
 
 
 def write_run(store: RunStore, few_shot: FewShotSet, config: ExperimentConfig) -> None:
     store.write_json(CONFIG, config.model_dump(mode="json"))
     store.write_json(FEW_SHOT, few_shot.to_json())
+
+
+def lose(node: Node) -> None:
+    """All of its processes at once, as when a machine loses its power."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for process in (raylet, *raylet.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # those that end with their raylet
+            process.kill()
 
 
 def main(run: str) -> None:
@@ -55,13 +64,14 @@ def main(run: str) -> None:
     # Nodes are added and removed on the main thread: they install signal handlers.
     thread = threading.Thread(target=train, daemon=True)
     thread.start()
-    kill_a_worker_after(store, classifier_marker(FIRST), classifier_checkpoint(LOSES_WORKER, "all"))
+    killed_at = kill_a_worker_after(store, classifier_marker(FIRST), classifier_checkpoint(LOSES_WORKER, "all"))
     while thread.is_alive() and not store.exists(classifier_checkpoint(LOSES_NODE, "all")):
         time.sleep(0.005)
+    lose(nodes[0])
     cluster.remove_node(nodes[0], allow_graceful=False)
-    lost_at = time.time()
     thread.join()
-    print(json.dumps({"failed": failed, "nodes": len(living_nodes()), "lost_at": lost_at}))
+    told = {"failed": failed, "nodes": len(living_nodes()), "killed_at": killed_at}
+    print(json.dumps(told))
     ray.shutdown()
     cluster.shutdown()
 
