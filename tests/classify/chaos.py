@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 
 from datadream.classify.job import ClassifierJob
 from datadream.classify.trainer import train_classifiers
-from datadream.cluster import connected, living_nodes
+from datadream.cluster import connected
 from datadream.config import ExperimentConfig, parse_config
 from datadream.data.few_shot import FewShotSet
 from datadream.run_store import CONFIG, FEW_SHOT, RunStore, classifier_checkpoint, classifier_marker
@@ -70,7 +70,7 @@ def main(run: str) -> None:
     lose(nodes[0])
     cluster.remove_node(nodes[0], allow_graceful=False)
     thread.join()
-    told = {"failed": failed, "nodes": len(living_nodes()), "killed_at": killed_at}
+    told = {"failed": failed, "killed_at": killed_at}
     print(json.dumps(told))
     ray.shutdown()
     cluster.shutdown()

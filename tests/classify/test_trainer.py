@@ -148,7 +148,7 @@ def test_a_lost_worker_and_a_lost_node_cost_the_steps_since_a_checkpoint_and_cha
     process = subprocess.run(command, capture_output=True, text=True, timeout=WATCHDOG_SECONDS, check=True)
     # Ray may print after it.
     told = json.loads(next(line for line in process.stdout.splitlines() if line.startswith('{"failed"')))
-    assert (told["failed"], told["nodes"]) == ([], 2)
+    assert told["failed"] == []
     assert process.stderr.count("a worker was lost") == 2
     metrics, undisturbed = (
         {name: store.read_json(f"classifier/{name}/metrics.json") for name in TRAINED} for store in (again, run)
