@@ -1,10 +1,12 @@
 """Choose knobs of training by validation accuracy: synchronous successive halving, and its records in a run's folder.
 
-Every combination is trained for a few steps; the best third goes on with three times the steps, and so on, until one
-is left or the steps are those of the final training (Jamieson & Talwalkar, AISTATS 2016). ASHA gives up a trial when
-it is worse than those that happen to be done; here a rung waits for all of its trials, so that the choice depends on
-neither their order nor the workers. A trial begins anew in each rung: its warm-up and cosine fit the rung's steps, so
-that what is compared are finished trainings, and a rung of a third of the steps costs a third of the last.
+Every combination is trained for a few steps; the best third goes on with three times the steps, and so on, until the
+steps are those of the final training (Jamieson & Talwalkar, AISTATS 2016). There the config's own knobs compete in any
+case: with few shots a short training can favour what overfits in a long one, and a search should not choose worse than
+no search. ASHA gives up a trial when it is worse than those that happen to be done; here a rung waits for all of its
+trials, so that the choice depends on neither their order nor the workers. A trial begins anew in each rung: its
+warm-up and cosine fit the rung's steps, so that what is compared are finished trainings, and a rung of a third of the
+steps costs a third of the last.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from datadream.run_store import CLASSIFIERS, RunStore
 
 Record = dict[str, Any]
 
+OWN = 0
+"""Number of the config's own knobs among the candidates: of equal ones, nothing is changed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -25,7 +30,7 @@ class Trial:
 
     setting: Setting
     number: int
-    """Place among the combinations."""
+    """Place among the candidates."""
     knobs: dict[str, float]
     """What is under trial."""
     steps: int
@@ -59,10 +64,12 @@ class Search:
         """
         if self.store.exists(search_marker(self.setting)):
             return []
-        search, records = self.config.search, []
-        numbers = list(range(len(search.combinations)))
+        search, records, knobs = self.config.search, [], candidates(self.config)
+        numbers = list(range(len(knobs)))
         for steps in rung_steps(self.config.steps, search.grace, search.reduction):
-            rung = [Trial(self.setting, number, search.combinations[number], steps) for number in numbers]
+            if steps == self.config.steps:
+                numbers = sorted({OWN, *numbers})
+            rung = [Trial(self.setting, number, knobs[number], steps) for number in numbers]
             missing = [trial for trial in rung if not self.store.exists(trial.marker)]
             if missing:
                 return missing
@@ -70,8 +77,6 @@ class Search:
             self._check_not_all_diverged(best)
             records += best
             numbers = [record["number"] for record in best[: max(1, len(best) // search.reduction)]]
-            if len(numbers) == 1:
-                break
         self._record_choice(best[0], records)
         return []
 
@@ -89,6 +94,13 @@ class Search:
         self.store.write_json(search_marker(self.setting), found)
 
 
+def candidates(config: ClassifyConfig) -> list[dict[str, float]]:
+    """The config's own values of the knobs that are searched, then all other combinations."""
+    listed = config.search.combinations
+    own = {name: getattr(config, name) for name in listed[0]}
+    return [own, *(combination for combination in listed if combination != own)]
+
+
 def rung_steps(steps: int, grace: float, reduction: int) -> list[int]:
     """Steps of the rungs, the last of which has all; the first has at least the share `grace` of them."""
     rungs = [steps]
@@ -98,7 +110,7 @@ def rung_steps(steps: int, grace: float, reduction: int) -> list[int]:
 
 
 def ranked(records: list[Record]) -> list[Record]:
-    """Best first by validation accuracy; of equal ones the first that is listed, and last what diverged."""
+    """Best first by validation accuracy; of equal ones the first candidate, and last what diverged."""
     return sorted(records, key=lambda record: (-_accuracy(record), record["number"]))
 
 

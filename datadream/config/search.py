@@ -21,7 +21,7 @@ MIXES: dict[Mix, dict[str, float]] = {
 
 class SearchConfig(Section):
     """Knobs of training that are chosen for each setting by accuracy on validation photos, among all combinations of
-    what is listed (paper, appendix B); nothing listed: no search."""
+    what is listed (paper, appendix B) and the knobs' own values; nothing listed: no search."""
 
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Learning rates to choose from (paper: 1e-4, 1e-5, 1e-6, 1e-7); empty: classify.learning_rate."""

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from datadream.classify.halving import Search, Trial, found_knobs, ranked, rung_steps
+from datadream.classify.halving import Search, Trial, candidates, found_knobs, ranked, rung_steps
 from datadream.config import ClassifyConfig
 from datadream.run_store import RunStore
 
@@ -15,7 +15,8 @@ RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 
 def config(**search) -> ClassifyConfig:
     grid = {"learning_rates": RATES, "weight_decays": (0.0, 0.1)}
-    return ClassifyConfig(steps=900, warmup_steps=90, eval_every=250, search=grid | search)
+    own = {"learning_rate": 1e-2, "weight_decay": 0.1}
+    return ClassifyConfig(steps=900, warmup_steps=90, eval_every=250, search=grid | search, **own)
 
 
 def record(store: RunStore, trial: Trial, val_top1: float | None) -> None:
@@ -44,22 +45,36 @@ def test_the_best_go_on_whatever_the_order_in_which_trials_end(tmp_path):
             rungs.append([(trial.steps, trial.number) for trial in trials])
             for trial in trials[::order]:
                 record(store, trial, 50.0 + 10 * (trial.knobs["learning_rate"] == 1e-3) + trial.steps / 100)
-        assert rungs == [[(300, n) for n in range(8)], [(900, 4), (900, 5)]]
+        # Two of eight, and the config's own.
+        assert rungs == [[(300, n) for n in range(8)], [(900, 0), (900, 4), (900, 5)]]
         found.append(found_knobs(store, "real"))
     assert found[0] == found[1]
     # The two are equal: the first that is listed.
     assert found[0]["knobs"] == {"learning_rate": 1e-3, "weight_decay": 0.0}
-    assert (found[0]["val_top1"], found[0]["steps"], found[0]["n_trials"]) == (69.0, 900, 10)
-    assert len(found[0]["trials"]) == 10
+    assert (found[0]["val_top1"], found[0]["steps"], found[0]["n_trials"]) == (69.0, 900, 11)
+    assert len(found[0]["trials"]) == 11
 
 
-def test_one_that_is_left_needs_no_longer_trial(tmp_path):
-    store = RunStore(str(tmp_path))
-    search = Search(store, "real", config(grace=0.3, learning_rates=RATES[:1]))
-    for trial in search.next_trials():
-        record(store, trial, 50.0)
-    assert search.next_trials() == []
-    assert found_knobs(store, "real")["steps"] == 300
+def test_the_knobs_of_the_config_compete_to_the_end_and_win_when_equal(tmp_path):
+    for own_top1, chosen in ((70.0, 1e-2), (69.9, 1e-3)):
+        store = RunStore(str(tmp_path / str(own_top1)))
+        search, steps = Search(store, "real", config()), set()
+        while trials := search.next_trials():
+            for trial in trials:
+                is_own = trial.knobs == {"learning_rate": 1e-2, "weight_decay": 0.1}
+                steps |= {trial.steps} if is_own else set()
+                # Worst of all in every short training.
+                own = own_top1 if trial.steps == 900 else 0.0
+                record(store, trial, own if is_own else 70.0 * (trial.knobs["learning_rate"] == 1e-3))
+        assert steps == {100, 900}
+        assert found_knobs(store, "real")["knobs"]["learning_rate"] == chosen
+
+
+def test_knobs_that_are_not_listed_are_a_candidate_too():
+    rates = tuple({"learning_rate": rate} for rate in (1e-3, 1e-4))
+    config = ClassifyConfig(learning_rate=1e-5, search={"learning_rates": (1e-3, 1e-4)})
+    assert candidates(config) == [{"learning_rate": 1e-5}, *rates]
+    assert candidates(config.model_copy(update={"learning_rate": 1e-4})) == list(rates[::-1])
 
 
 def test_only_what_is_not_recorded_is_run(tmp_path):
