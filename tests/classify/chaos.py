@@ -26,7 +26,7 @@ from datadream.data.few_shot import FewShotSet
 from datadream.run_store import CONFIG, FEW_SHOT, RunStore, classifier_checkpoint, classifier_marker
 from tests.processes import kill_a_worker_after
 
-FIRST, LOSES_WORKER, LOSES_NODE = "zero-shot", "real", "synthetic"
+FIRST, LOSES_WORKER, LOSES_NODE = "zero-shot", "real", "real+synthetic"
 # Its CPU is the data tasks', so that each of two nodes has a worker.
 HEAD = {"num_cpus": 1, "include_dashboard": False}
 
