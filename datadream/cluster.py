@@ -20,6 +20,9 @@ from datadream.run_store import SCRATCH, RunStore
 
 if TYPE_CHECKING:
     import torch
+    from ray.train import FailureConfig
+
+log = logging.getLogger(__name__)
 
 # Train workers hold their CPUs for a whole stage; Ray Data's tasks beside them need at least one more, or both wait
 # forever.
@@ -102,15 +105,19 @@ def workers_to_add(workers: Workers, there: Mapping[str, int], n_tasks: int) -> 
 
 
 def workers_now(workers: Workers) -> Workers:
-    """As many of these workers as were asked for, or as the nodes that answer can hold and leave the data tasks a CPU.
+    """As many of these workers as were asked for, or as the nodes that answer can hold.
 
-    Ray takes a while to see that a machine is lost, and would wait for it.
+    Ray takes a while to see that a machine is lost, and would wait for it. That no node answers says nothing of any.
     """
     import ray
 
     living = [node for node in ray.nodes() if node["Alive"]]
     with ThreadPoolExecutor() as threads:
-        nodes = [node for node, answers in zip(living, threads.map(_answers, living), strict=True) if answers]
+        answers = list(threads.map(_answers, living))
+    nodes = [node for node, answered in zip(living, answers, strict=True) if answered] or living
+    for node in living:
+        if node not in nodes:
+            log.warning("node %s does not answer: going on without it", node["NodeManagerAddress"])
     cpus, gpus = (int(sum(node["Resources"].get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
     room = min(_slots(workers, cpus, gpus), sum(_rooms(workers, nodes).values()))
     return replace(workers, count=max(1, room if workers.grows else min(workers.count, room)))
@@ -172,17 +179,26 @@ def lost_a_worker(error: Exception) -> bool:
 
     That a node is gone may be heard first from a worker elsewhere that exchanged tensors with it.
     """
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
     from ray.train.v2.api.exceptions import ControllerError, PreemptionError
 
     from datadream.ranks import LostPeerError
 
-    lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+    lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, RayError)
     workers = getattr(error, "worker_failures", {}).values()
     ended_by_ray = isinstance(error, (ControllerError, PreemptionError, RayError))
     only_heard = bool(workers) and all(isinstance(failure, LostPeerError) for failure in workers)
-    return ended_by_ray or only_heard or any(isinstance(failure, lost) for failure in workers)
+    # A RayTaskError is what our own code raised.
+    is_lost = [isinstance(failure, lost) and not isinstance(failure, RayTaskError) for failure in workers]
+    return ended_by_ray or only_heard or any(is_lost)
+
+
+def failures_are_ours() -> FailureConfig:
+    """Ray Train would wait for a lost machine's return, while a worker group starts too: who starts it decides."""
+    from ray.train import FailureConfig
+
+    return FailureConfig(controller_failure_limit=0, max_preemption_failures=0)
 
 
 def _start(config: ClusterConfig) -> None:

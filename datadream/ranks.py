@@ -34,6 +34,8 @@ class Ranks:
             return
         try:
             torch.distributed.all_reduce(tensor)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # our own device's
+            raise
         except RuntimeError as error:  # gloo's; NCCL's DistBackendError is one
             raise LostPeerError(f"rank {self.rank} cannot reach another: {error}") from error
 

@@ -195,7 +195,10 @@ class RunStore:
             ) from None
         if not there:
             return None
-        return ExperimentConfig.model_validate(self.read_json(CONFIG)["config"])
+        config = self.read_json(CONFIG)["config"]
+        # Runs that do not say were trained without.
+        config.setdefault("classify", {}).setdefault("lora_dropout", 0.0)
+        return ExperimentConfig.model_validate(config)
 
     def check_config(self, config: ExperimentConfig) -> None:
         """Raises ValueError naming the keys in which this folder's config differs from `config`."""

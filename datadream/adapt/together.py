@@ -26,6 +26,7 @@ from datadream.cluster import (
     Workers,
     collective_backend,
     failure_text,
+    failures_are_ours,
     lost_a_worker,
     shared_worker_device,
     train_storage,
@@ -36,7 +37,7 @@ from datadream.data.datasets import open_source
 from datadream.device import use_threads
 from datadream.monitor import show, start_monitor
 from datadream.progress import Progress, polled
-from datadream.ranks import Ranks
+from datadream.ranks import LostPeerError, Ranks
 from datadream.run_store import RunStore, adapter_checkpoint
 
 if TYPE_CHECKING:
@@ -110,12 +111,7 @@ def _run(
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
             ),
-            # Ray would wait for a lost machine's return: what to do without it is decided above.
-            run_config=ray.train.RunConfig(
-                name=uuid.uuid4().hex,
-                failure_config=ray.train.FailureConfig(controller_failure_limit=0, max_preemption_failures=0),
-                **storage,
-            ),
+            run_config=ray.train.RunConfig(name=uuid.uuid4().hex, failure_config=failures_are_ours(), **storage),
         )
         return trainer.fit().return_value
 
@@ -138,6 +134,8 @@ def _train_on_worker(loop: dict[str, Any]) -> list[str]:
             _train_and_commit(trainer, job, config, ranks, _reporter(loop["monitor"], before, ranks))
         except FloatingPointError as error:  # the same on all ranks, which go on to the next
             failures.append(f"{adapter}: {error}")
+        except LostPeerError:  # not the adapter's fault
+            raise
         except Exception as error:
             raise RuntimeError(f"{adapter}: {error}") from error
         before += job.steps

@@ -1,9 +1,9 @@
 """The synthetic images of a job on their way to the workers that train on them.
 
 A set that fits is decoded once and every worker keeps all of it. A larger one streams: every worker reads its own
-split. A training that was interrupted begins a new epoch of its stream, shuffled anew, for to find its place it would
-have to decode all that it had seen. So what it learns is not the same to the bit: some images are seen once more and
-others once less.
+split. A training that was interrupted begins a new epoch of its stream, its shards in another order and shuffled anew,
+for to find its place it would have to decode all that it had seen. So what it learns is not the same to the bit: some
+images are seen once more and others once less.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def published_images(job: ClassifierJob) -> Published | None:
     from datadream.models.clip import input_size
 
     size = input_size(job.config.classify.model)
-    return open_published(job.images, size, job.config.generate.images_per_class)
+    order = derive_seed(job.config.seed, "classifier", "shards", *job.checkpoints)
+    return open_published(job.images, size, order, job.config.generate.images_per_class)
 
 
 def shuffle_buffer(published: Published, n_readers: int) -> int:

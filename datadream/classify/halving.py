@@ -70,15 +70,20 @@ class Search:
             if steps == self.config.steps:
                 numbers = sorted({OWN, *numbers})
             rung = [Trial(self.setting, number, knobs[number], steps) for number in numbers]
-            missing = [trial for trial in rung if not self.store.exists(trial.marker)]
-            if missing:
+            found = {trial.number: self._record_of(trial) for trial in rung}
+            if missing := [trial for trial in rung if found[trial.number] is None]:
                 return missing
-            best = ranked([self.store.read_json(trial.marker) for trial in rung])
+            best = ranked(list(found.values()))
             self._check_not_all_diverged(best)
             records += best
             numbers = [record["number"] for record in best[: max(1, len(best) // search.reduction)]]
         self._record_choice(best[0], records)
         return []
+
+    def _record_of(self, trial: Trial) -> Record | None:
+        """None when it is not finished, or is that of other knobs: earlier versions numbered them otherwise."""
+        record = self.store.read_json(trial.marker) if self.store.exists(trial.marker) else None
+        return record if record and record["knobs"] == trial.knobs else None
 
     def _check_not_all_diverged(self, best: list[Record]) -> None:
         if best[0]["val_top1"] is None:

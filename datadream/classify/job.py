@@ -8,7 +8,7 @@ from datadream.classify.published import check_published
 from datadream.classify.selection import check_selection
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet
-from datadream.run_store import RunStore, classifier_marker
+from datadream.run_store import RunStore, classifier_checkpoint, classifier_marker
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,12 @@ class ClassifierJob:
     def missing(self) -> tuple[Setting, ...]:
         """Settings that the run does not hold yet."""
         return tuple(name for name in self.config.classify.settings if not self.store.exists(classifier_marker(name)))
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The states of trainings to go on with: each changes whenever its checkpoint does."""
+        paths = self.store.fs.glob(self.store.path(classifier_checkpoint("*", "*")))
+        return [str(self.store.fs.ukey(path)) for path in sorted(paths)]
 
     @property
     def needs_synthetic(self) -> bool:

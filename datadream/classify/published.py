@@ -162,11 +162,12 @@ def _named(shard: str) -> Iterator[None]:
         raise ValueError(f"shard {shard!r} cannot be read: {str(error) or type(error).__name__}. {REMEDY}") from error
 
 
-def open_published(store: RunStore, size: int, images_per_class: int | None = None) -> Published:
-    """The run's dataset, or the first `images_per_class` of each class, to be decoded to squares of `size` pixels;
-    nothing is read yet."""
+def open_published(store: RunStore, size: int, order: int, images_per_class: int | None = None) -> Published:
+    """The run's dataset, or the first `images_per_class` of each class, to be decoded to squares of `size` pixels, its
+    shards in an order of that seed; nothing is read yet."""
     marker = store.read_json(DATASET)
-    paths = [store.path(posixpath.join(FOLDER, shard)) for shard in marker["shards"]]
+    shards = np.random.default_rng(order).permutation(marker["shards"]).tolist()
+    paths = [store.path(posixpath.join(FOLDER, shard)) for shard in shards]
     if marker["format"] == "parquet":
         encoded, decode = (
             ray.data.read_parquet(paths, filesystem=store.fs, columns=["image", "label"]),

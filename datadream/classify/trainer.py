@@ -30,6 +30,7 @@ from datadream.cluster import (
     Workers,
     collective_backend,
     failure_text,
+    failures_are_ours,
     lost_a_worker,
     shared_worker_device,
     train_storage,
@@ -96,12 +97,7 @@ def train_classifiers(store: RunStore, jobs: Sequence[ClassifierJob], workers: W
 
 def _reached(jobs: Sequence[ClassifierJob]) -> list[Any]:
     """Changes with every commit and checkpoint."""
-    files = [
-        (job.store.fs, path)
-        for job in jobs
-        for path in sorted(job.store.fs.glob(job.store.path(classifier_checkpoint("*", "*"))))
-    ]
-    return [[job.missing for job in jobs], [fs.ukey(path) for fs, path in files]]
+    return [(job.missing, job.checkpoints) for job in jobs]
 
 
 def _train(store: RunStore, jobs: Sequence[ClassifierJob], workers: Workers) -> None:
@@ -148,7 +144,7 @@ def _trainer(
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=workers.resources
         ),
-        run_config=ray.train.RunConfig(name=uuid.uuid4().hex, **storage),
+        run_config=ray.train.RunConfig(name=uuid.uuid4().hex, failure_config=failures_are_ours(), **storage),
         datasets=datasets,
         dataset_config=ray.train.DataConfig(datasets_to_split=[task.dataset for task in tasks if task.buffer]),
     )

@@ -51,7 +51,7 @@ class SearchConfig(Section):
     def _has_a_choice(self) -> SearchConfig:
         combinations = self.combinations
         if len(combinations) == 1:
-            raise ValueError("one combination is no choice; list more values, or set the knob itself")
+            raise ValueError("one combination is no choice; list two values at least, or set the knob itself")
         if any(combination in combinations[:place] for place, combination in enumerate(combinations)):
             raise ValueError("a value is listed twice")
         return self

@@ -121,3 +121,14 @@ def test_combinations_are_all_products_of_what_is_listed():
     assert ClassifyConfig().search.combinations == []
     mixes = ClassifyConfig(search={"mixes": ["none", "both"], "weight_decays": [0.5]}).search.combinations
     assert mixes == [{"weight_decay": 0.5, "mixup": beta, "cutmix": beta} for beta in (0.0, 1.0)]
+
+
+def test_records_of_other_knobs_are_not_taken_for_a_trial(tmp_path):
+    """Earlier versions numbered the combinations without the config's own knobs."""
+    store = RunStore(str(tmp_path))
+    search = Search(store, "real", config())
+    first, second, *others = search.next_trials()
+    for trial in (second, *others):
+        record(store, trial, 50.0)
+    store.write_json(first.marker, {"knobs": second.knobs, "number": 0, "steps": first.steps, "val_top1": 99.0})
+    assert search.next_trials() == [first]

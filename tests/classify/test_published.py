@@ -21,9 +21,9 @@ def test_rows_are_decoded_squares(tmp_path, form):
     store = RunStore(str(tmp_path))
     publish(store, form)
     with quiet_ordered_data():
-        published = open_published(store, size=8)
+        published = open_published(store, size=8, order=0)
         rows = published.rows.take_all()
-        part = open_published(store, size=8, images_per_class=7)
+        part = open_published(store, size=8, order=0, images_per_class=7)
         first = part.rows.take_all()
     assert (published.n, published.n_bytes) == (60, 60 * 3 * 8 * 8)
     assert len({row["key"] for row in rows}) == 60
@@ -34,7 +34,7 @@ def test_rows_are_decoded_squares(tmp_path, form):
     # Of images that were selected, the first that were published: a class may have fewer.
     store.write_json(SELECTION, {"classes": [{"images": images} for images in ([1, 4, 9], [0, 2, 5], [19])]})
     with quiet_ordered_data():
-        selected = open_published(store, size=8, images_per_class=1).rows.take_all()
+        selected = open_published(store, size=8, order=0, images_per_class=1).rows.take_all()
     indices = {(row["label"], int(row["key"].partition(".")[0][-3:])) for row in selected}
     assert indices >= {(0, 1), (1, 0), (2, 19)}
     assert {(label, index) for label, index in indices if label < 2} == {(0, 0), (0, 1), (1, 0)}
@@ -54,7 +54,7 @@ def test_two_readers_get_equal_splits_and_the_same_ones_again(tmp_path):
 
 def split_keys(store: RunStore) -> list[list[list[str]]]:
     """Keys by reader and epoch, read side by side as training workers do."""
-    readers = open_published(store, size=8).rows.streaming_split(2, equal=True)
+    readers = open_published(store, size=8, order=0).rows.streaming_split(2, equal=True)
     with ThreadPoolExecutor(2) as threads:
         return list(threads.map(lambda reader: list(islice(epochs(reader), 2)), readers))
 
