@@ -16,6 +16,7 @@ from tests.tiny_models import save_pipeline
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What two processes run side by side: tests that share a Ray in one, those that kill clusters of their own in the
     other, and then the rest file by file, since modules share fixtures."""

@@ -24,7 +24,7 @@ from datadream.cluster import connected
 from datadream.config import ExperimentConfig, parse_config
 from datadream.data.few_shot import FewShotSet
 from datadream.run_store import CONFIG, FEW_SHOT, RunStore, classifier_checkpoint, classifier_marker
-from tests.processes import kill_a_worker_after
+from tests.processes import kill_a_worker_after, train_workers
 
 FIRST, LOSES_WORKER, LOSES_NODE = "zero-shot", "real", "real+synthetic"
 # Its CPU is the data tasks', so that each of two nodes has a worker.
@@ -42,6 +42,11 @@ def lose(node: Node) -> None:
     for process in (raylet, *raylet.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):  # those that end with their raylet
             process.kill()
+
+
+def wait_for(thread: threading.Thread, store: RunStore, name: str) -> None:
+    while thread.is_alive() and not store.exists(name):
+        time.sleep(0.005)
 
 
 def main(run: str) -> None:
@@ -65,9 +70,16 @@ def main(run: str) -> None:
     thread = threading.Thread(target=train, daemon=True)
     thread.start()
     killed_at = kill_a_worker_after(store, classifier_marker(FIRST), classifier_checkpoint(LOSES_WORKER, "all"))
-    while thread.is_alive() and not store.exists(classifier_checkpoint(LOSES_NODE, "all")):
-        time.sleep(0.005)
+    wait_for(thread, store, classifier_marker(LOSES_WORKER))
+    # Found before, and stopped: the training would be over before its node is dead.
+    workers = train_workers()
+    wait_for(thread, store, classifier_checkpoint(LOSES_NODE, "all"))
+    for worker in workers:
+        worker.suspend()
     lose(nodes[0])
+    for worker in workers:
+        with suppress(psutil.NoSuchProcess):
+            worker.resume()
     cluster.remove_node(nodes[0], allow_graceful=False)
     thread.join()
     told = {"failed": failed, "killed_at": killed_at}
