@@ -95,21 +95,22 @@ def choice_table(cells: Cells) -> ChoiceTable | None:
 
 
 def _trial_table(setting: str, search: dict[str, Any], config: ExperimentConfig) -> TrialTable:
+    """Combinations as they are listed (trials come ranked), then the config's own: they compete in any case."""
     trials = {(trial["steps"], _key(trial["knobs"])): trial["val_top1"] for trial in search["trials"]}
     rungs = sorted({steps for steps, _ in trials})
-    # As they are listed; trials come ranked.
-    combinations = config.classify.search.combinations
+    names, chosen = list(search["knobs"]), _key(search["knobs"])
+    listed = map(_key, config.classify.search.combinations)
     rows = [
         TrialRow(
-            [_value(value) for value in knobs.values()],
-            [_figure(trials, (steps, _key(knobs))) for steps in rungs],
-            chosen=knobs == search["knobs"],
+            [_value(dict(key)[name]) for name in names],
+            [_figure(trials, (steps, key)) for steps in rungs],
+            chosen=key == chosen,
         )
-        for knobs in combinations
+        for key in dict.fromkeys((*listed, *(key for _, key in trials)))
     ]
     return TrialTable(
         column_name(setting, method_of(setting, config)),
-        list(search["knobs"]),
+        names,
         [count(steps, "step") for steps in rungs],
         rows,
     )

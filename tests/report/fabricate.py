@@ -160,17 +160,30 @@ def write_setting(
     store.write_json(f"classifier/{setting}/metrics.json", metrics)
 
 
-def write_search(store: RunStore, setting: str, rates: tuple[float, ...], best: int) -> None:
-    """Add a search to a setting: a rung of all learning rates, of which the first diverged and two go on."""
+def write_search(
+    store: RunStore, setting: str, rates: tuple[float, ...], best: int, unlisted: float | None = None
+) -> None:
+    """Add a search to a setting: a rung of all learning rates, of which the first diverged and two go on.
+
+    An `unlisted` rate, the config's own, is behind in that rung and wins in the last.
+    """
     trials = [
         {"knobs": {"learning_rate": rate}, "steps": 33, "val_top1": 70.0 + place if place else None}
         for place, rate in enumerate(rates)
     ]
     gains = {place: 10 + (place == best) for place in range(len(rates))[-2:]}
-    last = {place: trials[place] | {"steps": 100, "val_top1": 70.0 + place + gain} for place, gain in gains.items()}
-    search = last[best] | {"n_trials": len(rates) + 2, "trials": [*trials[::-1], *last.values()]}
+    last = [trials[place] | {"steps": 100, "val_top1": 70.0 + place + gain} for place, gain in gains.items()]
+    if unlisted is not None:
+        trials.append({"knobs": {"learning_rate": unlisted}, "steps": 33, "val_top1": 60.0})
+        last.append(trials[-1] | {"steps": 100, "val_top1": 90.0})
+    found = [*_ranked(trials), *_ranked(last)]
+    search = _ranked(last)[0] | {"n_trials": len(found), "trials": found}
     name = classifier_marker(setting)
     store.write_json(name, store.read_json(name) | {"search": search})
+
+
+def _ranked(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(trials, key=lambda trial: -(trial["val_top1"] or 0.0))
 
 
 def write_selection(store: RunStore) -> None:

@@ -10,9 +10,10 @@ from tests.report.fabricate import write_search
 RATES = (1e-1, 1e-3, 1e-5)
 
 
-def searched(make_run, name: str, setting: str, best: int, **changes):
-    store, config = make_run(name, {setting: 80.0}, classify__search__learning_rates=RATES, **changes)
-    write_search(store, setting, RATES, best)
+def searched(make_run, name: str, setting: str, best: int, own: float = RATES[1], **changes):
+    rates = {"classify__search__learning_rates": RATES, "classify__learning_rate": own}
+    store, config = make_run(name, {setting: 80.0}, **rates, **changes)
+    write_search(store, setting, RATES, best, unlisted=None if own in RATES else own)
     return store, config
 
 
@@ -26,6 +27,17 @@ def test_trials_stand_in_the_order_of_the_config_by_rung(make_run):
         (["1e-05"], ["72.0", "82.0"], False),
     ]
     assert choice_table([cell]) is None
+
+
+def test_own_knobs_that_are_not_listed_stand_last_and_may_be_chosen(make_run):
+    cell = searched(make_run, "run", "real", best=1, own=1e-4)
+    (table,) = trial_tables([cell])
+    assert [(row.knobs, row.figures, row.chosen) for row in table.rows] == [
+        (["0.1"], ["diverged", ""], False),
+        (["0.001"], ["71.0", "82.0"], False),
+        (["1e-05"], ["72.0", "82.0"], False),
+        (["0.0001"], ["60.0", "90.0"], True),
+    ]
 
 
 def test_a_table_of_runs_has_a_row_for_each_choice(make_run):
