@@ -121,13 +121,14 @@ def validation_note(summary: Summary) -> str:
     n_val = max((row.n_val for row in summary.rows), default=0)
     if not n_val:
         return ""
+    knobs = "the searched knobs and " if summary.searched else ""
     if any(row.chosen_by in ("shots", "folds") for row in summary.rows):
         return (
-            f"Without validation photos, the {count(n_val, 'shot')} chose how long to train, left out in turn where "
-            "they are trained on; the figure is theirs, and flatters."
+            f"Without validation photos, the {count(n_val, 'shot')} chose {knobs}how long to train, left out in turn "
+            "where they are trained on; the figure is theirs, and flatters."
         )
-    what = "the searched knobs and which weights were kept" if summary.searched else "which weights were kept"
-    return f"The {count(n_val, 'validation photo')} also chose {what}, so that their figure flatters."
+    photos = count(n_val, "validation photo")
+    return f"The {photos} also chose {knobs}which weights were kept, so that their figure flatters."
 
 
 def searched(summary: Summary) -> str:

@@ -85,6 +85,12 @@ def test_the_validation_note_says_whose_figure_it_is():
     assert validation_note(summarise([record("real", 80.0) | {"n_val": 0, "chosen_by": None}])) == ""
 
 
+@pytest.mark.parametrize("by", ["shots", "folds"])
+def test_the_validation_note_says_that_shots_chose_the_searched_knobs(by):
+    searched = record("real", 80.0) | {"chosen_by": by, "chosen_knobs": {"learning_rate": 1e-5}}
+    assert "120 shots chose the searched knobs and how long to train" in validation_note(summarise([searched]))
+
+
 def test_no_records_are_said_to_be_none():
     assert text_table([]) == "no results yet"
 
