@@ -111,6 +111,11 @@ def method_of(setting: str, config: ExperimentConfig) -> str:
     return NO_METHOD if setting in SETTINGS_WITHOUT_IMAGES else config.method
 
 
+def images_of(setting: str, config: ExperimentConfig) -> int:
+    """Drawn images per class that a setting trains on: 0 for the settings that use none."""
+    return 0 if setting in SETTINGS_WITHOUT_IMAGES else config.generate.images_per_class
+
+
 def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
     """One record for each committed setting of one run."""
     selection = selection_totals(store)
@@ -125,7 +130,7 @@ def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
             "val_top1": measured["val_top1"],
             "n_val": measured["n_val"],
             "n_synthetic": measured["n_synthetic"],
-            "images_per_class": 0 if setting in SETTINGS_WITHOUT_IMAGES else config.generate.images_per_class,
+            "images_per_class": images_of(setting, config),
             "dataset": config.data.source,
             **{name: measured.get(name) for name in FURTHER},
             "intervals": _intervals(measured),
@@ -138,7 +143,8 @@ def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
 
 def selection_totals(store: RunStore) -> Record | None:
     """What filters left out of the run's dataset: `candidates`, `published`, `rejected` by reason, `n_short` classes
-    with fewer images than wanted, and the `worst` class; None where none were on."""
+    with fewer images than wanted, and the `worst` class; None where all images were published, or another run drew
+    them."""
     marker = store.read_json(DATASET) if store.exists(DATASET) else {}
     totals = marker.get("selection")
     if not totals:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datadream.config import ExperimentConfig
-from datadream.report.metrics import classifiers, method_of
+from datadream.report.metrics import classifiers, images_of, method_of
 from datadream.report.tables import Cells, column_name
 from datadream.report.text import count, number
 
@@ -41,6 +41,7 @@ class ChoiceRow:
     shots: int
     seed: int
     images_per_class: int
+    """0 where none are used."""
     knobs: list[str]
     validation: str
 
@@ -78,20 +79,20 @@ def choice_table(cells: Cells) -> ChoiceTable | None:
     if len(cells) < 2 or not found:
         return None
     names = list(dict.fromkeys(name for _, _, search in found for name in search["knobs"]))
-    order = list(dict.fromkeys((setting, config.method) for setting, config, _ in found))
-    found.sort(key=lambda each: (order.index((each[0], each[1].method)), each[1].data.n_shots, each[1].seed))
+    order = list(dict.fromkeys(column_name(setting, method_of(setting, config)) for setting, config, _ in found))
     rows = [
         ChoiceRow(
             column_name(setting, method_of(setting, config)),
             config.data.n_shots,
             config.seed,
-            config.generate.images_per_class,
+            images_of(setting, config),
             [_value(search["knobs"].get(name)) for name in names],
             number(search["val_top1"]),
         )
         for setting, config, search in found
     ]
-    return ChoiceTable(names, rows, len({config.generate.images_per_class for _, config, _ in found}) > 1)
+    rows.sort(key=lambda row: (order.index(row.setting), row.shots, row.images_per_class, row.seed))
+    return ChoiceTable(names, rows, len({row.images_per_class for row in rows} - {0}) > 1)
 
 
 def _trial_table(setting: str, search: dict[str, Any], config: ExperimentConfig) -> TrialTable:

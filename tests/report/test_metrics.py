@@ -6,7 +6,7 @@ import pytest
 
 from datadream.report.metrics import FURTHER, records, summarise, unique
 from datadream.run_store import classifier_marker
-from tests.report.fabricate import record
+from tests.report.fabricate import record, write_selection
 
 
 def test_a_run_gives_one_record_for_each_committed_setting(make_run):
@@ -21,6 +21,14 @@ def test_a_run_gives_one_record_for_each_committed_setting(make_run):
         (4, 3, 300, 120, config.data.source)
     }
     assert [r["n_synthetic"] for r in found] == [0, 0, 30]
+
+
+def test_filters_count_in_the_run_that_drew_alone(make_run):
+    drew, config = make_run("drew", {"synthetic": 80.0})
+    write_selection(drew)
+    uses, _ = make_run("uses", {"synthetic": 80.0}, dataset=None)
+    assert records(drew, config)[0]["selection"]["published"] == 30
+    assert records(uses, config)[0]["selection"] is None
 
 
 def test_a_baseline_that_cells_share_counts_once():

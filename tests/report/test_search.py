@@ -57,6 +57,21 @@ def test_a_table_of_runs_has_a_row_for_each_choice(make_run):
     assert (table.knobs, table.has_images) == (["learning_rate"], False)
 
 
+def test_choices_stand_by_their_number_of_images(make_run):
+    cells = [
+        searched(make_run, f"{setting}-{n}", setting, 1, generate__images_per_class=n)
+        for setting, n in (("real", 30), ("synthetic", 30), ("synthetic", 10))
+    ]
+    table = choice_table(cells)
+    assert [(row.setting.split(",")[0], row.images_per_class) for row in table.rows] == [
+        ("real", 0),
+        ("synthetic", 10),
+        ("synthetic", 30),
+    ]
+    assert table.has_images
+    assert not choice_table([cells[0], cells[2]]).has_images
+
+
 def test_what_was_not_searched_has_no_table(make_run):
     cells = [make_run("a", {"real": 80.0}), make_run("b", {"real": 80.0}, seed=1)]
     assert trial_tables(cells[:1]) == []
