@@ -53,17 +53,17 @@ def _project_in(
         width = attention.embed_dim
         query = F.linear(pick(x), weight[:width], bias[:width])
         projected = [query, *F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)]
-    for number, update in lora.outputs(x) if lora else ():
+    for number, hidden, up in lora.factors(x) if lora else ():
         picked = pick is not None and number == 0
-        projected[number] = projected[number] + (pick(update) if picked else update)
+        projected[number] = projected[number] + F.linear(pick(hidden) if picked else hidden, up)
     return projected
 
 
 def _project_out(layer: nn.Linear, x: Tensor, lora: DroppedLora | None) -> Tensor:
     if lora is None:
         return layer(x)
-    ((_, update),) = lora.outputs(x)
-    return F.linear(x, lora.weight, layer.bias) + update
+    ((_, hidden, up),) = lora.factors(x)
+    return F.linear(x, lora.weight, layer.bias) + F.linear(hidden, up)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

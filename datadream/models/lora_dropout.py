@@ -34,9 +34,9 @@ class DroppedLora:
     """Bool, shaped as the inputs."""
     rate: float
 
-    def outputs(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """What LoRA adds for inputs x: numbers of blocks of the weight's rows, and for each a tensor [..., rows]."""
-        return zip(self.update.blocks, self.update.outputs(x * self.kept, 1 / (1 - self.rate)), strict=True)
+    def factors(self, x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of what LoRA adds for inputs x; see LowRank.factors."""
+        return self.update.factors(x * self.kept, 1 / (1 - self.rate))
 
     def picked(self, pick: Callable[[Tensor], Tensor]) -> DroppedLora:
         """For some of the inputs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,8 @@ class LowRank(nn.Module):
         update = torch.bmm(self.B, self.A).to(weight.dtype)
         return blocks.index_add(0, self.chosen, update, alpha=self.scale).view_as(weight)
 
-    def outputs(self, x: Tensor, factor: float = 1.0) -> list[Tensor]:
-        """factor * scale * B A x of inputs x [..., columns]: one [..., rows] for each of `blocks`."""
+    def factors(self, x: Tensor, factor: float = 1.0) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The update factor * scale * B A x of inputs x [..., columns], before the product with B: the number of each
+        of `blocks`, factor * scale * A x [..., rank] and B [rows, rank]."""
         hidden = factor * self.scale * F.linear(x, self.A.flatten(0, 1))
-        return [F.linear(part, up) for part, up in zip(hidden.chunk(len(self.blocks), dim=-1), self.B, strict=True)]
+        return zip(self.blocks, hidden.chunk(len(self.blocks), dim=-1), self.B, strict=True)
