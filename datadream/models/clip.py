@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,13 +110,22 @@ def model_config(model: str) -> dict[str, Any]:
 
 
 def without_weights(model: str) -> nn.Module:
-    """The modules of a CLIP, on no device; raises ValueError when they cannot be built."""
+    """The modules of a CLIP, on no device; only of a Hub id the config is fetched, unless it is cached.
+
+    One layer stands for a text tower of Hugging Face's, which open_clip would fetch from there; neither has an
+    nn.MultiheadAttention.
+    Raises ValueError when the modules cannot be built.
+    """
+    config = model_config(model)
+    if config["text_cfg"].get("hf_model_name"):
+        config |= {"text_cfg": {"layers": 1, "block_type": "custom"}, "custom_text": True}
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # open_clip warns that weights are random
     try:
-        with torch.device("meta"):
-            name = _open_clip_name(model)
-            return open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+        # By its own name open_clip would download a Hub model's weights, whether it loads them or not.
+        with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
+            Path(folder, CONFIG).write_text(json.dumps({"model_cfg": config}))
+            return open_clip.create_model(LOCAL_DIR + folder, load_weights=False, device="meta")
     except (RuntimeError, OSError) as error:
         raise ValueError(f"classify.model {model!r} cannot be built: {error}") from error
     finally:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from datadream.config import ClassifyConfig, ImageTower
+from datadream.config import TRAINED_SETTINGS, ClassifyConfig, ImageTower
 from datadream.models.clip import model_config, without_weights
 from datadream.models.image_tower import runs_image_tower
 from datadream.models.low_rank import LowRank
@@ -28,7 +28,9 @@ IMAGE_TOWER = "visual"
 
 
 def check_trainable(config: ClassifyConfig) -> None:
-    """Raises ValueError, as `make_trainable` would, but without loading weights."""
+    """Raises ValueError, as the trained settings would, but without loading weights."""
+    if not set(config.settings) & set(TRAINED_SETTINGS):
+        return
     vision = model_config(config.model)["vision_cfg"]
     # In open_clip's configs several numbers of layers are a ResNet, and timm's attention is not nn.MultiheadAttention.
     takes_lora = isinstance(vision.get("layers", 12), int) and not vision.get("timm_model_name")

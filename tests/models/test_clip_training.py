@@ -149,8 +149,29 @@ def test_lora_that_cannot_be_dropped_is_told_without_weights(folder):
     """SigLIP's text tower has LoRA, and CoCa's image tower pools by attention."""
     for name, tower in (("ViT-B-16-SigLIP", "text"), ("coca_ViT-B-32", "image")):
         check_trainable(ClassifyConfig(model=name, lora_dropout=0))
+        check_trainable(ClassifyConfig(model=name, settings=("zero-shot", "gda-real")))
         with pytest.raises(ValueError, match=rf"in the {tower} tower of '{name}'"):
-            check_trainable(ClassifyConfig(model=name))
+            check_trainable(ClassifyConfig(model=name, settings=("zero-shot", "real")))
+
+
+def test_a_text_tower_of_hugging_faces_is_not_fetched_to_be_told_that_it_has_no_lora(monkeypatch):
+    monkeypatch.setattr("open_clip.model.HFTextEncoder", lambda *_, **__: pytest.fail("fetched"))
+    check_trainable(ClassifyConfig(model="roberta-ViT-B-32"))
+    # LoRA is in CoCa's text decoder, too.
+    with pytest.raises(ValueError, match="lora_dropout cannot be applied"):
+        check_trainable(ClassifyConfig(model="coca_roberta-ViT-B-32"))
+
+
+def test_only_the_config_of_a_hub_model_is_fetched(folder, monkeypatch):
+    fetched = []
+
+    def fetch(model_id: str, filename: str | None = None, **_: object) -> str:
+        fetched.append((model_id, filename))
+        return f"{folder.removeprefix('local-dir:')}/{filename or 'open_clip_model.safetensors'}"
+
+    monkeypatch.setattr("open_clip.factory.download_pretrained_from_hf", fetch)
+    check_trainable(ClassifyConfig(model="hf-hub:someone/tiny"))
+    assert set(fetched) == {("someone/tiny", "open_clip_config.json")}
 
 
 def small_resnet() -> nn.Module:
