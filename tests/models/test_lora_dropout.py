@@ -21,12 +21,14 @@ RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16
 END = 29
 
 
-def clip(projections: tuple[str, ...] = ("q", "v"), vision: dict | None = None, **text) -> nn.Module:
+def clip(
+    projections: tuple[str, ...] = ("q", "v"), vision: dict | None = None, image_tower: str = "auto", **text
+) -> nn.Module:
     """A random CLIP whose LoRA has learnt something."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = open_clip.CLIP(embed_dim=24, vision_cfg=vision or VIT, text_cfg=TEXT | text).eval()
-        make_trainable(model, rank=4, alpha=8, projections=projections, seed=0)
+        make_trainable(model, rank=4, alpha=8, projections=projections, seed=0, image_tower=image_tower)
         for parameter in trainable_parameters(model):
             parameter.data += 0.2 * torch.randn_like(parameter)
     return model
@@ -79,6 +81,23 @@ def test_features_and_gradients_are_those_of_loralib(projections):
     assert (features[1][0] - encode_images(model, images)).abs().max() > 1e-3
 
 
+def test_bf16_only_rounds():
+    """To 8 bits; gradients are kept in fp32."""
+    model, dropout, images, tokens = clip(("q", "k", "v", "out")), LoraDropout(0.4, seed=3), pixels(5), prompts()
+    features = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            image = encode_images(model, images, dropout.of_images(range(5)))
+            features.append((image, TextTower(model).encode(tokens, dropout=dropout)))
+    exact, rounded = features
+    assert not torch.equal(rounded[0], exact[0])
+    torch.testing.assert_close(rounded, exact, atol=0.02, rtol=0)
+    (rounded[0] @ rounded[1].T).square().sum().backward()
+    for parameter in trainable_parameters(model):
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.any()
+
+
 def _gradients_by_name(model: nn.Module) -> dict[str, Tensor]:
     """Under the names of `trainable_state`."""
     gradients = copy.deepcopy(model)
@@ -129,10 +148,12 @@ def test_a_prompt_is_dropped_alike_in_any_share():
             assert torch.equal(torch.cat([share[n:] for share in shares]), kept[n:])
 
 
-def test_a_fully_trained_image_tower_is_not_dropped():
+@pytest.mark.parametrize("vision", [RESNET, VIT], ids=["RN50", "ViT"])
+def test_a_fully_trained_image_tower_is_not_dropped(vision):
     """As the paper's RN50: LoRA, and so its dropout, is in the text tower alone."""
-    model, dropout, images, tokens = clip(vision=RESNET), LoraDropout(0.4, seed=3), pixels(4), prompts()
-    check_dropout(model, "RN50")
+    model = clip(vision=vision, image_tower="full")
+    dropout, images, tokens = LoraDropout(0.4, seed=3), pixels(4), prompts()
+    check_dropout(model, "mine")
     assert torch.equal(encode_images(model, images, dropout.of_images(range(4))), encode_images(model, images))
     tower = TextTower(model)
     difference = tower.encode(tokens, dropout=dropout) - tower.encode(tokens)
