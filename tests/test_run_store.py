@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 
 from datadream import recipes
-from datadream.run_store import SCRATCH, RunStore
+from datadream.config import ExperimentConfig
+from datadream.run_store import CONFIG, SCRATCH, RunStore
 from tests.object_store import s3_server
 
 
@@ -87,6 +89,20 @@ def test_another_config_is_refused_by_key(store):
     store.check_config(config.updated({"cluster.workers": 1}))
     with pytest.raises(ValueError, match=r"adapt.rank \(16 there, 4 now\); seed \(0 there, 7 now\)|seed.*adapt.rank"):
         store.check_config(config.updated({"adapt.rank": 4, "seed": 7}))
+
+
+@pytest.mark.parametrize(("recipe", "refused"), [(recipes.digits, False), (ExperimentConfig, True)])
+def test_a_run_that_does_not_say_was_made_without_lora_dropout(store, recipe, refused):
+    """Versions before it knew no such knob."""
+    config = recipe()
+    older = config.model_dump(mode="json")
+    del older["classify"]["lora_dropout"]
+    store.write_json(CONFIG, {"config": older})
+    assert store.saved_config() == config.updated({"classify.lora_dropout": 0.0})
+    with (
+        pytest.raises(ValueError, match=r"classify.lora_dropout \(0.0 there, 0.1 now\)") if refused else nullcontext()
+    ):
+        store.check_config(config)
 
 
 def test_unwritable_url_is_told_and_nothing_is_left(tmp_path):
