@@ -36,3 +36,7 @@ def test_classifying_encodes_no_token_in_vain_and_learns_what_a_plain_loop_learn
         plain, ours = checked.counters["plain"][work], checked.counters["ours"][work]
         assert ours == {"text_tokens": tokens, "text_passes": 1, "images": 19}
         assert plain == {"text_tokens": plain_runs * 20 * 77, "text_passes": plain_passes, "images": 19}
+    with classify.counted({"dropped": arms.clip.model}) as counts:
+        dropped, plain = arms.our_dropped_step(), arms.plain_step()
+    assert counts["dropped"] == {"text_tokens": tokens, "text_passes": 1, "images": 19}
+    assert abs(dropped - plain) > classify.TOLERANCE * plain
