@@ -7,7 +7,7 @@ demo: .venv/installed
 	$(BIN)/datadream run --recipe digits --run runs/demo
 
 test: .venv/installed lint
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -16,16 +16,6 @@ from tests.tiny_models import save_pipeline
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What two processes run side by side: tests that share a Ray in one, those that kill clusters of their own in the
-    other, and then the rest file by file, since modules share fixtures."""
-    for item in items:
-        kills = item.path.name == "test_chaos.py"
-        group = "chaos" if kills else "ray" if "local_ray" in item.fixturenames else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory) -> Path:
     """A random Stable Diffusion pipeline of 32-pixel images."""
