@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from datadream import cluster
 from datadream.cluster import Workers, check_workers, connected, lost_a_worker, workers_now
 from datadream.config import ClusterConfig
 from datadream.ranks import LostPeerError
@@ -39,17 +40,36 @@ def test_joins_a_session_and_leaves_it_running(local_ray):
         pass
 
 
+def test_nodes_that_do_not_answer_are_done_without_unless_none_does(local_ray, monkeypatch, caplog):
+    import ray
+
+    (here,) = ray.nodes()
+    gone = here | {"NodeID": "gone", "NodeManagerAddress": "nowhere"}
+    monkeypatch.setattr(ray, "nodes", lambda: [here, gone])
+    monkeypatch.setattr(cluster, "_answers", lambda node: node is here)
+    assert workers_now(Workers(5, 1, False)).count == 3
+    assert "node nowhere does not answer" in caplog.text
+    # As where the driver cannot reach any.
+    monkeypatch.setattr(cluster, "_answers", lambda node: False)
+    assert workers_now(Workers(5, 1, False)).count == 5
+
+
 def test_at_most():
     assert Workers(8, 1, False).at_most(3).count == 3
     assert Workers(2, 1, False).at_most(0).count == 1
 
 
 def test_what_ray_ended_is_told_from_what_failed():
+    from ray.exceptions import ObjectLostError, RayTaskError
     from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
     from ray.train.v2.api.preemption import PreemptionInfo
 
     assert lost_a_worker(ControllerError(RuntimeError()))
     assert lost_a_worker(PreemptionError(PreemptionInfo(None, {})))
     assert lost_a_worker(WorkerGroupError("failed", {1: LostPeerError()}))
+    decoded = ObjectLostError("0" * 56, None, "")
+    assert lost_a_worker(WorkerGroupError("failed", {0: LostPeerError(), 1: decoded}))
+    raised = RayTaskError("decode", "", ValueError("no such photo"))
+    assert not lost_a_worker(WorkerGroupError("failed", {0: raised}))
     assert not lost_a_worker(WorkerGroupError("failed", {0: ValueError("no such photo")}))
     assert not lost_a_worker(WorkerGroupError("failed", {0: ValueError("no such photo"), 1: LostPeerError()}))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 
-from datadream.ranks import ALONE, Ranks
+from datadream.ranks import ALONE, LostPeerError, Ranks
 
 
 @pytest.mark.parametrize(("n", "count"), [(64, 1), (64, 3), (7, 4), (2, 2), (1, 3)])
@@ -40,3 +41,18 @@ def _sum_on(rank: int, folder: str) -> None:
     Ranks(rank, 2).sum_gradients(parameters)
     torch.save([parameter.grad.tolist() for parameter in parameters], Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def test_a_rank_hears_that_another_is_gone(tmp_path):
+    with pytest.raises(mp.ProcessExitedException, match="exit code 3"):
+        mp.spawn(_lose_one_on, args=(str(tmp_path),), nprocs=2)
+
+
+def _lose_one_on(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    if rank == 1:
+        os._exit(0)
+    try:
+        Ranks(rank, 2).sum(torch.ones(2))
+    except LostPeerError:
+        os._exit(3)

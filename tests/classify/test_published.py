@@ -46,15 +46,16 @@ def test_two_readers_get_equal_splits_and_the_same_ones_again(tmp_path):
     store = RunStore(str(tmp_path))
     publish(store, shards=3)
     with quiet_ordered_data():
-        first, again = split_keys(store), split_keys(store)
+        first, again, later = (split_keys(store, order) for order in (0, 0, 1))
     assert first == again
+    assert first != later, "what goes on begins elsewhere"
     assert [len(epoch) for reader in first for epoch in reader] == [30] * 4
     assert not set(first[0][0]) & set(first[1][0])
 
 
-def split_keys(store: RunStore) -> list[list[list[str]]]:
+def split_keys(store: RunStore, order: int) -> list[list[list[str]]]:
     """Keys by reader and epoch, read side by side as training workers do."""
-    readers = open_published(store, size=8, order=0).rows.streaming_split(2, equal=True)
+    readers = open_published(store, size=8, order=order).rows.streaming_split(2, equal=True)
     with ThreadPoolExecutor(2) as threads:
         return list(threads.map(lambda reader: list(islice(epochs(reader), 2)), readers))
 
