@@ -23,14 +23,14 @@ from safetensors.torch import load
 from benchmarks.compare import counted, interleaved, machine, milliseconds, speedup
 from benchmarks.plain_adapt import PlainTrainer, train_adapter
 from datadream import recipes
-from datadream.adapt.loop import AdapterTrainer
+from datadream.adapt.lora_trainer import AdapterTrainer
 from datadream.adapt.worker import PhotosOf, load_trainer
 from datadream.config import AdaptConfig
 from datadream.data.datasets import open_source
 from datadream.methods.base import AdapterSpec, TrainingPhoto
-from datadream.models.diffusion import load_pipeline
+from datadream.models.diffusion.pipeline import load_pipeline
 from datadream.models.source import resolve
-from datadream.run_store import ADAPTER_WEIGHTS
+from datadream.run.store import ADAPTER_WEIGHTS
 
 N_ADAPTERS, SHOTS = 16, 4
 STEPS_PER_CALL = 20

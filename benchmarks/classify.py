@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from benchmarks.compare import interleaved, machine, milliseconds, speedup
 from benchmarks.plain_classify import PlainClassifier
 from datadream.classify.evaluate import count_correct
-from datadream.classify.images import LabelledImages
-from datadream.classify.training import Part, Training
+from datadream.classify.ingest.batches import LabelledImages
+from datadream.classify.train_state import Part, Training
 from datadream.config import AugmentConfig, ClassifyConfig
 from datadream.data.augment import Augment
-from datadream.models.clip import ClipModel
-from datadream.models.clip_training import make_trainable, trainable_state
-from datadream.models.text_tower import TextTower
+from datadream.models.clip.load import ClipModel
+from datadream.models.clip.text_tower import TextTower
+from datadream.models.clip.trainable import make_trainable, trainable_state
 
 LORA = {"rank": 16, "alpha": 32.0}
 RATE = 1e-4

@@ -33,10 +33,10 @@ from datadream.config import PRESETS, GenerateConfig
 from datadream.data.shards import encode_image
 from datadream.generate.sampler import Sampler
 from datadream.methods.base import ImageRequest
-from datadream.models.diffusion import load_pipeline
-from datadream.models.lora import StackedLora
+from datadream.models.diffusion.lora import StackedLora
+from datadream.models.diffusion.pipeline import load_pipeline
 from datadream.models.source import resolve
-from datadream.run_store import ADAPTER_WEIGHTS
+from datadream.run.store import ADAPTER_WEIGHTS
 
 MODEL = recipes.TINY["diffusion.model"]
 RESOLUTION = 32

@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.compare import machine
-from datadream.models.attention import SharedPromptAttention
-from datadream.models.lora import StackedLora
+from datadream.models.diffusion.attention import SharedPromptAttention
+from datadream.models.diffusion.lora import StackedLora
 
 UNET = {
     "sample_size": 64,

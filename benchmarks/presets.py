@@ -24,12 +24,12 @@ import torch
 from PIL import Image
 
 from benchmarks.compare import machine
+from benchmarks.fid import frechet_distance
 from datadream import Experiment, recipes
 from datadream.config import PRESETS
 from datadream.data.datasets import open_source
-from datadream.models.clip import ClipModel, load_clip
-from datadream.report.fid import frechet_distance
-from datadream.run_store import DATASET
+from datadream.models.clip.load import ClipModel, load_clip
+from datadream.run.store import DATASET
 
 SETTINGS = ("synthetic", "real+synthetic")
 BATCH = 256

@@ -24,13 +24,13 @@ from ray.cluster_utils import Cluster
 from benchmarks.compare import machine
 from benchmarks.samples import Samples, mib
 from datadream import recipes
-from datadream.adapt.fan_out import GROUP_SIZE, WORKER_USAGE, train_adapters
-from datadream.adapt.queue import AdapterJob, AdapterQueue
-from datadream.cluster import connected
+from datadream.adapt.stage import GROUP_SIZE, WORKER_USAGE, train_adapters
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.methods.base import AdapterSpec, TrainingPhoto
-from datadream.run_store import RunStore
+from datadream.run.store import RunStore
+from datadream.runtime.session import connected
+from datadream.runtime.work_queue import AdapterJob, AdapterQueue
 
 NODES = 4
 CALLS = 3000

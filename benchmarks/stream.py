@@ -22,14 +22,14 @@ import ray
 from benchmarks.compare import machine
 from benchmarks.samples import Samples, mib
 from datadream import recipes
-from datadream.cluster import connected
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
-from datadream.generate.chunks import split_into_chunks
 from datadream.generate.publish import publish_dataset
-from datadream.generate.stream import draw_chunks
+from datadream.generate.stage import draw_chunks
 from datadream.methods import METHODS
-from datadream.run_store import DATASET, RunStore, progress_file
+from datadream.methods.chunks import split_into_chunks
+from datadream.run.store import DATASET, RunStore, progress_file
+from datadream.runtime.session import connected
 from tests.tiny_models import save_pipeline
 
 SHOWN = 10

@@ -15,7 +15,7 @@ import yaml
 
 from datadream import recipes
 from datadream.config import ExperimentConfig, flatten, knobs, nearest, parse_config
-from datadream.run_store import RunStore
+from datadream.run.store import RunStore
 
 COMMANDS = {
     "run": "every stage that is not done yet, then the report",

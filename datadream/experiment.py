@@ -15,16 +15,16 @@ from functools import cached_property
 from typing import Any
 
 from datadream.classify.selection import check_selection
-from datadream.cluster import Workers, check_workers, connected
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
 from datadream.data.datasets import check_photos, open_source
 from datadream.data.few_shot import FewShotSet, check_held_out, draw
-from datadream.generate.chunks import Chunk, claim_run, first_chunks, split_into_chunks
-from datadream.grid import table_cells
 from datadream.methods import METHODS, AdapterSpec, Plan
+from datadream.methods.chunks import Chunk, claim_run, first_chunks, split_into_chunks
 from datadream.models.source import check_pipeline
 from datadream.overlap import spare_workers, train_beside_drawing
-from datadream.run_store import ADAPTER_INDEX, CHUNKS, FEW_SHOT, METRICS, RunStore, adapter_marker, classifier_marker
+from datadream.run.grid import table_cells
+from datadream.run.store import ADAPTER_INDEX, CHUNKS, FEW_SHOT, METRICS, RunStore, adapter_marker, classifier_marker
+from datadream.runtime.session import Workers, check_workers, connected
 from datadream.status import StageStatus, stage_status
 from datadream.tracking import Tracking, check_trackers, tracked
 
@@ -92,8 +92,8 @@ class Experiment:
         if any(cell.plan.images for cell in self.cells):
             check_pipeline(self.config.diffusion.model, self.config.diffusion.revision)
         # open_clip takes seconds to import: last.
-        from datadream.models.clip import check_clip
-        from datadream.models.clip_training import check_trainable
+        from datadream.models.clip.load import check_clip
+        from datadream.models.clip.trainable import check_trainable
 
         check_clip(self.config.classify.model, self.config.classify.pretrained)
         check_trainable(self.config.classify)
@@ -163,9 +163,9 @@ class Experiment:
             work()
 
     def _adapt(self) -> None:
-        from datadream.adapt.fan_out import train_adapters
-        from datadream.adapt.queue import AdapterJob
-        from datadream.adapt.steps import n_steps
+        from datadream.adapt.stage import train_adapters
+        from datadream.methods.n_steps import n_steps
+        from datadream.runtime.work_queue import AdapterJob
 
         jobs = [
             AdapterJob(cell.store.url, spec, n_steps(spec, cell.config.adapt))
@@ -195,7 +195,7 @@ class Experiment:
 
         A little, because all workers are to draw when the training has ended.
         """
-        from datadream.generate.stream import draw_chunks
+        from datadream.generate.stage import draw_chunks
 
         missing = {(cell.store.url, spec.adapter_id) for cell, spec in self._missing_adapters()}
         ready: list[Chunk] = []
@@ -222,8 +222,8 @@ class Experiment:
 
     def _generate(self) -> None:
         from datadream.generate.publish import publish_dataset
-        from datadream.generate.rounds import Candidates, draw_and_select
-        from datadream.generate.stream import draw_chunks
+        from datadream.generate.select.rejection_sampling import Candidates, draw_and_select
+        from datadream.generate.stage import draw_chunks
 
         self._check_adapters()
         self._claim()
@@ -240,8 +240,8 @@ class Experiment:
 
     def _classify(self) -> None:
         from datadream.classify.job import ClassifierJob
-        from datadream.classify.sweep import choose_knobs
-        from datadream.classify.trainer import train_classifiers
+        from datadream.classify.search.stage import choose_knobs
+        from datadream.classify.stage import train_classifiers
 
         jobs = [
             ClassifierJob(cell.store, cell.few_shot, cell.config, (cell._drawn_by or cell).store)

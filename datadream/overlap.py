@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 
-from datadream.cluster import Workers
 from datadream.methods import AdapterSpec
+from datadream.runtime.session import Workers
 
 log = logging.getLogger(__name__)
 

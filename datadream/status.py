@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datadream.config import ExperimentConfig
-from datadream.generate.chunks import Chunk, first_chunks, split_into_chunks
 from datadream.methods import Plan
-from datadream.run_store import (
+from datadream.methods.chunks import Chunk, first_chunks, split_into_chunks
+from datadream.run.store import (
     CANDIDATES,
     CHUNKS,
     DATASET,

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import psutil
 
-from datadream.run_store import RunStore
+from datadream.run.store import RunStore
 
 
 def ray_workers(kind: str) -> list[psutil.Process]:

@@ -8,15 +8,15 @@ import itertools
 import torch
 
 from datadream import recipes
-from datadream.adapt.loop import AdapterTrainer
-from datadream.classify.images import LabelledImages, SyntheticImages, shuffled_batches
+from datadream.adapt.lora_trainer import AdapterTrainer
+from datadream.classify.ingest.batches import LabelledImages, SyntheticImages, shuffled_batches
 from datadream.classify.setting import SettingTrainer
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.generate.sampler import Sampler
 from datadream.methods import METHODS
-from datadream.models.diffusion import load_pipeline
-from datadream.ranks import ALONE
+from datadream.models.diffusion.pipeline import load_pipeline
+from datadream.runtime.collectives import ALONE
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from datadream import recipes
-from datadream.cluster import Workers
 from datadream.config import ExperimentConfig
 from datadream.experiment import Experiment
-from datadream.run_store import DATASET, SELECTION
+from datadream.run.store import DATASET, SELECTION
+from datadream.runtime.session import Workers
 from tests.tiny_clip import save_tiny_clip
 
 

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from datadream.cli import main
-from datadream.run_store import DATASET, RunStore
+from datadream.run.store import DATASET, RunStore
 
 FILES = {
     "README.md": b"---\ntags: [synthetic]\n---\n",

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from datadream.cluster import Workers
 from datadream.methods import AdapterSpec
 from datadream.overlap import spare_workers, train_beside_drawing
+from datadream.runtime.session import Workers
 
 
 @pytest.fixture(autouse=True)

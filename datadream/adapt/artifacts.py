@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datadream.adapt.queue import AdapterJob
 from datadream.config import ExperimentConfig
-from datadream.run_store import (
+from datadream.run.store import (
     ADAPTER_INDEX,
     RunStore,
     adapter_weights,
@@ -23,9 +22,10 @@ from datadream.run_store import (
     sha256,
     spec_hash,
 )
+from datadream.runtime.work_queue import AdapterJob
 
 if TYPE_CHECKING:
-    from datadream.adapt.loop import TrainedAdapter
+    from datadream.adapt.lora_trainer import TrainedAdapter
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from datadream.adapt.latents import LatentCache
-from datadream.adapt.prior import Prior
+from datadream.adapt.latent_cache import LatentCache
+from datadream.adapt.prior_preservation import Prior
 from datadream.methods.base import AdapterSpec
-from datadream.ranks import ALONE, Ranks
+from datadream.runtime.collectives import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,15 @@ from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from datadream.adapt.artifacts import commit_adapter
-from datadream.adapt.queue import AdapterJob
 from datadream.adapt.worker import PhotosOf, load_trainer
-from datadream.cluster import (
+from datadream.config import ExperimentConfig
+from datadream.data.datasets import open_source
+from datadream.run.store import RunStore, adapter_checkpoint
+from datadream.runtime.collectives import LostPeerError, Ranks
+from datadream.runtime.device import use_threads
+from datadream.runtime.monitor import show, start_monitor
+from datadream.runtime.progress import Progress, polled
+from datadream.runtime.session import (
     Workers,
     collective_backend,
     failure_text,
@@ -32,18 +38,12 @@ from datadream.cluster import (
     train_storage,
     workers_now,
 )
-from datadream.config import ExperimentConfig
-from datadream.data.datasets import open_source
-from datadream.device import use_threads
-from datadream.monitor import show, start_monitor
-from datadream.progress import Progress, polled
-from datadream.ranks import LostPeerError, Ranks
-from datadream.run_store import RunStore, adapter_checkpoint
+from datadream.runtime.work_queue import AdapterJob
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from datadream.adapt.loop import AdapterTrainer, OnStep
+    from datadream.adapt.lora_trainer import AdapterTrainer, OnStep
 
 log = logging.getLogger(__name__)
 

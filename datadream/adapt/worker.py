@@ -14,7 +14,7 @@ from datadream.methods.base import AdapterSpec
 if TYPE_CHECKING:
     import torch
 
-    from datadream.adapt.loop import AdapterTrainer
+    from datadream.adapt.lora_trainer import AdapterTrainer
 
 
 def load_trainer(config: ExperimentConfig, device: torch.device) -> AdapterTrainer:
@@ -22,9 +22,9 @@ def load_trainer(config: ExperimentConfig, device: torch.device) -> AdapterTrain
     # Imported here, not above: diffusers takes seconds, and driver, controller and queue import this module as well.
     import torch
 
-    from datadream.adapt.loop import AdapterTrainer
-    from datadream.device import dtype_of
-    from datadream.models.diffusion import load_pipeline
+    from datadream.adapt.lora_trainer import AdapterTrainer
+    from datadream.models.diffusion.pipeline import load_pipeline
+    from datadream.runtime.device import dtype_of
 
     dtype = dtype_of(config.adapt.precision, device, on_cuda=torch.bfloat16)
     pipeline = load_pipeline(config.diffusion.model, config.diffusion.revision, device, dtype)

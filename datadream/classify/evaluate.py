@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from datadream.classify.images import DECODE_THREADS
+from datadream.classify.ingest.batches import DECODE_THREADS
 from datadream.data.datasets import Photo, PhotoSource
-from datadream.models.clip import ClipModel
+from datadream.models.clip.load import ClipModel
 
 EVAL_BATCH = 256
 KEEP_BYTES = 2**30

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datadream.classify.published import check_published
+from datadream.classify.ingest.reader import check_published
 from datadream.classify.selection import check_selection
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet
-from datadream.run_store import RunStore, classifier_checkpoint, classifier_marker
+from datadream.run.store import RunStore, classifier_checkpoint, classifier_marker
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, replace
 import torch
 from torch import Tensor
 
-from datadream.classify.training import Training
+from datadream.classify.train_state import Training
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datadream.classify.saved import SavedClassifier
+from datadream.classify.files import SavedClassifier
 from datadream.config import Setting
 from datadream.data.datasets import decode_photo
-from datadream.models.clip import load_clip
-from datadream.models.clip_export import save_checkpoint
-from datadream.models.clip_training import load_trainable_state, make_trainable, merge_lora
-from datadream.run_store import RunStore, classifier_marker
+from datadream.models.clip.export import save_checkpoint
+from datadream.models.clip.load import load_clip
+from datadream.models.clip.trainable import load_trainable_state, make_trainable, merge_lora
+from datadream.run.store import RunStore, classifier_marker
 
 BATCH = 64
 Photo = Image.Image | np.ndarray | str | PathLike[str]

@@ -12,23 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datadream.classify import gaussian
-from datadream.classify.choice import ALL_SHOTS, best_of, readings, train_chosen
+from datadream.classify import gda as gaussian
 from datadream.classify.evaluate import PhotoBatches, Scores, count_correct, score
-from datadream.classify.gaussian import Adapted, LinearHead, Moments
-from datadream.classify.images import LabelledImages, SyntheticImages, read_photos, shuffled_batches
+from datadream.classify.files import SavedClassifier
+from datadream.classify.gda import Adapted, LinearHead, Moments
+from datadream.classify.ingest.batches import LabelledImages, SyntheticImages, read_photos, shuffled_batches
 from datadream.classify.loop import Checkpoints, Reading, Report, Trained, train
 from datadream.classify.metrics import logits_parquet, measure
-from datadream.classify.saved import SavedClassifier
+from datadream.classify.model_selection import ALL_SHOTS, best_of, readings, train_chosen
 from datadream.classify.selection import Selection, selection_of
-from datadream.classify.training import Part, Training, autocast_of
+from datadream.classify.train_state import Part, Training, autocast_of
 from datadream.config import GAUSSIAN_SETTINGS, TRAINED_SETTINGS, ExperimentConfig, Setting
 from datadream.data.augment import Augment
 from datadream.data.datasets import Photo, open_source
 from datadream.data.few_shot import FewShotSet
-from datadream.models.clip import load_clip
-from datadream.models.clip_training import load_trainable_state, make_trainable, restore
-from datadream.ranks import Ranks
+from datadream.models.clip.load import load_clip
+from datadream.models.clip.trainable import load_trainable_state, make_trainable, restore
+from datadream.runtime.collectives import Ranks
 from datadream.seeds import derive_seed
 
 LOGITS = "logits.parquet"

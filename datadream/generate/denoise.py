@@ -10,8 +10,8 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
 from datadream.config import GenerateConfig
-from datadream.models.deep_cache import DeepCache
-from datadream.models.guidance import KeptPrompts, SharedPrefix
+from datadream.models.diffusion.deep_cache import DeepCache
+from datadream.models.diffusion.guidance import KeptPrompts, SharedPrefix
 
 
 class Denoiser:

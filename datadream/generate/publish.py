@@ -20,10 +20,10 @@ from datadream.config import ExperimentConfig
 from datadream.data.card import dataset_card
 from datadream.data.few_shot import FewShotSet
 from datadream.data.shards import ImageRecord, from_parquet, shard_name, to_parquet, to_webdataset
-from datadream.generate.chunks import Chunk, plan_hash
-from datadream.generate.ray_data import plain_errors, quiet_ray_data
-from datadream.generate.selection import Selection
-from datadream.run_store import DATASET, RunStore, sha256
+from datadream.generate.select.record import Selection
+from datadream.methods.chunks import Chunk, plan_hash
+from datadream.run.store import DATASET, RunStore, sha256
+from datadream.runtime.map_units import plain_errors, quiet_ray_data
 from datadream.seeds import derive_seed
 
 WINDOW_IMAGES = 5000

@@ -21,7 +21,7 @@ from torch import Tensor
 from datadream.config import GenerateConfig, nearest
 from datadream.generate.denoise import Denoiser
 from datadream.methods.base import ImageRequest
-from datadream.models.merge import InPlaceMerger
+from datadream.models.diffusion.merge import InPlaceMerger
 
 log = logging.getLogger(__name__)
 

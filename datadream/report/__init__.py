@@ -1,7 +1,7 @@
 """What came out of a run: its records, its table for the terminal and its page. Needs neither Ray nor torch."""
 
-from datadream.report.metrics import records, summarise, unique
 from datadream.report.page import write_report
+from datadream.report.records import records, summarise, unique
 from datadream.report.text import text_table
 
 __all__ = ["records", "summarise", "text_table", "unique", "write_report"]

@@ -12,10 +12,10 @@ from typing import Any
 from markupsafe import Markup
 
 from datadream.config import TRAINED_SETTINGS, ExperimentConfig
-from datadream.report.metrics import METHODS, NO_METHOD, Gain, Row, Summary, classifiers
 from datadream.report.plots import MAX_LINES, Line, Points, adapters_chart, counts_chart, line_chart
+from datadream.report.records import METHODS, NO_METHOD, Gain, Row, Summary, classifiers
 from datadream.report.tables import column_name, run_name
-from datadream.run_store import ADAPTERS, RunStore, adapter_marker
+from datadream.run.store import ADAPTERS, RunStore, adapter_marker
 
 SETTING_COLORS = {"zero-shot": "muted", "real": "series-1", "synthetic": "series-2", "real+synthetic": "series-0"}
 SETTING_COLORS |= {f"gda-{setting}": color for setting, color in SETTING_COLORS.items()}

@@ -8,10 +8,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from datadream.config import ExperimentConfig
-from datadream.report import metrics, text
+from datadream.report import records as metrics
+from datadream.report import text
 from datadream.report.curves import Chart, accuracy_by_images, accuracy_by_shots, gain_by_shots, run_curves
-from datadream.report.metrics import METHODS, NO_METHOD, SETTINGS, Summary
 from datadream.report.pictures import MAX_CLASSES, class_pictures
+from datadream.report.records import METHODS, NO_METHOD, SETTINGS, Summary
 from datadream.report.search import choice_table, trial_tables
 from datadream.report.tables import (
     REASONS,
@@ -26,7 +27,7 @@ from datadream.report.tables import (
     selection_rows,
     stage_rows,
 )
-from datadream.run_store import CONFIG, METRICS, RunStore
+from datadream.run.store import CONFIG, METRICS, RunStore
 
 PAGE = "report/index.html"
 TEMPLATE = "template.html.j2"

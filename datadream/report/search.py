@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datadream.config import ExperimentConfig
-from datadream.report.metrics import classifiers, images_of, method_of
+from datadream.report.records import classifiers, images_of, method_of
 from datadream.report.tables import Cells, column_name
 from datadream.report.text import count, number
 

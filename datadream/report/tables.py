@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datadream.config import ExperimentConfig, flatten, knobs
-from datadream.report.metrics import (
+from datadream.report.records import (
     METHODS,
     NO_METHOD,
     SETTINGS,
@@ -19,7 +19,7 @@ from datadream.report.metrics import (
     selection_totals,
 )
 from datadream.report.text import count, number, shown_sd, signed
-from datadream.run_store import RunStore
+from datadream.run.store import RunStore
 
 Cells = list[tuple[RunStore, ExperimentConfig]]
 

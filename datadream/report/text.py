@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from datadream.report.metrics import NO_METHOD, Gain, Record, Row, Summary, summarise
+from datadream.report.records import NO_METHOD, Gain, Record, Row, Summary, summarise
 
 NO_TEST = "no test photos: accuracy unknown"
 CHOSEN_ON_TEST = (

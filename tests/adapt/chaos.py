@@ -17,14 +17,14 @@ import ray
 from ray.cluster_utils import Cluster
 
 from datadream import recipes
-from datadream.adapt.fan_out import train_adapters
-from datadream.adapt.queue import AdapterJob
-from datadream.cluster import connected
+from datadream.adapt.stage import train_adapters
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.methods import METHODS
-from datadream.run_store import RunStore
+from datadream.run.store import RunStore
+from datadream.runtime.session import connected
+from datadream.runtime.work_queue import AdapterJob
 from tests.processes import train_workers
 
 N_ADAPTERS, STEPS = 8, 40

@@ -7,10 +7,10 @@ import pytest
 
 from datadream import recipes
 from datadream.adapt.artifacts import are_committed, commit_adapter, write_index
-from datadream.adapt.loop import TrainedAdapter
-from datadream.adapt.queue import AdapterJob
+from datadream.adapt.lora_trainer import TrainedAdapter
 from datadream.methods.base import AdapterSpec, TrainingPhoto
-from datadream.run_store import RunStore, adapter_weights
+from datadream.run.store import RunStore, adapter_weights
+from datadream.runtime.work_queue import AdapterJob
 
 LOSSES = [0.5 / (1 + step) for step in range(25)]
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-from datadream.adapt.loop import AdapterTrainer
+from datadream.adapt.lora_trainer import AdapterTrainer
 from datadream.data.datasets import open_source
-from datadream.models.diffusion import load_pipeline
-from datadream.run_store import RunStore, adapter_weights
+from datadream.models.diffusion.pipeline import load_pipeline
+from datadream.run.store import RunStore, adapter_weights
 from tests.adapt import chaos
 
 WATCHDOG_SECONDS = 200

@@ -14,17 +14,17 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from datadream import recipes
 from datadream.adapt import together
-from datadream.adapt.fan_out import train_adapters
-from datadream.adapt.loop import AdapterTrainer, TrainedAdapter
-from datadream.adapt.queue import AdapterJob
-from datadream.cluster import Workers
+from datadream.adapt.lora_trainer import AdapterTrainer, TrainedAdapter
+from datadream.adapt.stage import train_adapters
 from datadream.config import AdaptConfig
 from datadream.methods import AdapterSpec, TrainingPhoto
-from datadream.models.diffusion import load_pipeline
-from datadream.progress import Progress
-from datadream.ranks import Ranks
-from datadream.run_store import RunStore, adapter_checkpoint, adapter_weights
-from tests.adapt.test_loop import PROMPTS, images
+from datadream.models.diffusion.pipeline import load_pipeline
+from datadream.run.store import RunStore, adapter_checkpoint, adapter_weights
+from datadream.runtime.collectives import Ranks
+from datadream.runtime.progress import Progress
+from datadream.runtime.session import Workers
+from datadream.runtime.work_queue import AdapterJob
+from tests.adapt.test_lora_trainer import PROMPTS, images
 from tests.processes import kill_a_worker_after
 
 CONFIG = AdaptConfig(steps_per_class=6, learning_rate=1e-3, warmup_steps=2, rank=4, batch_size=5)

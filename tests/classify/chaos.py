@@ -19,11 +19,11 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from datadream.classify.job import ClassifierJob
-from datadream.classify.trainer import train_classifiers
-from datadream.cluster import connected
+from datadream.classify.stage import train_classifiers
 from datadream.config import ExperimentConfig, parse_config
 from datadream.data.few_shot import FewShotSet
-from datadream.run_store import CONFIG, FEW_SHOT, RunStore, classifier_checkpoint, classifier_marker
+from datadream.run.store import CONFIG, FEW_SHOT, RunStore, classifier_checkpoint, classifier_marker
+from datadream.runtime.session import connected
 from tests.processes import kill_a_worker_after, train_workers
 
 FIRST, LOSES_WORKER, LOSES_NODE = "zero-shot", "real", "real+synthetic"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datadream.classify.images import LabelledImages, read_photos
+from datadream.classify.ingest.batches import LabelledImages, read_photos
 from datadream.config import ClassifyConfig, ExperimentConfig, parse_config
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet, draw

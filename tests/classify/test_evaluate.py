@@ -8,9 +8,9 @@ import torch
 
 from datadream.classify import evaluate
 from datadream.classify.evaluate import PhotoBatches, count_correct, score
-from datadream.classify.training import autocast_of
+from datadream.classify.train_state import autocast_of
 from datadream.data.datasets import open_source
-from datadream.models.clip import load_clip
+from datadream.models.clip.load import load_clip
 
 FP32 = autocast_of("fp32", torch.device("cpu"))
 

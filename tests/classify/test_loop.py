@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datadream.classify.loop import Checkpoints, Reading, mean_curve, train
-from datadream.models.clip_training import trainable_parameters, trainable_state
+from datadream.models.clip.trainable import trainable_parameters, trainable_state
 from tests.classify.toy import augment_of, mild, part, training_of, with_lora
 
 

@@ -13,8 +13,8 @@ import datadream
 from datadream.classify.setting import SettingTrainer
 from datadream.cli import main
 from datadream.data.datasets import open_source
-from datadream.ranks import ALONE
-from datadream.run_store import RunStore, classifier_marker
+from datadream.run.store import RunStore, classifier_marker
+from datadream.runtime.collectives import ALONE
 
 
 @pytest.fixture(scope="module")

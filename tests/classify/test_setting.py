@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from datadream.classify.files import SavedClassifier
 from datadream.classify.loop import Checkpoints
 from datadream.classify.predictor import Classifier
-from datadream.classify.saved import SavedClassifier
 from datadream.classify.setting import SettingTrainer, batch_plan
-from datadream.ranks import ALONE
-from datadream.run_store import RunStore
+from datadream.run.store import RunStore
+from datadream.runtime.collectives import ALONE
 
 CPU = torch.device("cpu")
 

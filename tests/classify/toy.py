@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from datadream.classify.images import LabelledImages, shuffled_batches
-from datadream.classify.training import Part, Training
+from datadream.classify.ingest.batches import LabelledImages, shuffled_batches
+from datadream.classify.train_state import Part, Training
 from datadream.config import AugmentConfig, ClassifyConfig
 from datadream.data.augment import Augment
-from datadream.models.clip import ClipModel, load_clip
-from datadream.models.clip_training import make_trainable
-from datadream.ranks import ALONE, Ranks
+from datadream.models.clip.load import ClipModel, load_clip
+from datadream.models.clip.trainable import make_trainable
+from datadream.runtime.collectives import ALONE, Ranks
 from tests.classify.colors import COLORS
 
 OFF = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "color_jitter": 0, "grayscale": 0}

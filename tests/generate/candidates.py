@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from datadream.data.shards import ImageRecord, encode_image, to_parquet
-from datadream.generate.chunks import Chunk
-from datadream.run_store import RunStore
+from datadream.methods.chunks import Chunk
+from datadream.run.store import RunStore
 
 
 def commit_chunk(chunk: Chunk, images: Sequence[Image.Image]) -> None:

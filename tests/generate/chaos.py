@@ -22,15 +22,15 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from datadream import recipes
-from datadream.cluster import Workers, connected
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet, draw
-from datadream.generate.chunks import Chunk, split_into_chunks
 from datadream.generate.publish import publish_dataset
-from datadream.generate.stream import draw_chunks
+from datadream.generate.stage import draw_chunks
 from datadream.methods import METHODS
-from datadream.run_store import CHUNKS, RunStore
+from datadream.methods.chunks import Chunk, split_into_chunks
+from datadream.run.store import CHUNKS, RunStore
+from datadream.runtime.session import Workers, connected
 from tests.processes import ray_workers
 
 FORMATS = ("parquet", "webdataset")

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from datadream.cluster import Workers
-from datadream.run_store import RunStore, adapter_marker, adapter_weights, sha256
+from datadream.run.store import RunStore, adapter_marker, adapter_weights, sha256
+from datadream.runtime.session import Workers
 from tests.generate import chaos
 from tests.models.adapters import random_adapter
 from tests.object_store import s3_server

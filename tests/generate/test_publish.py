@@ -10,13 +10,13 @@ import pytest
 import ray.data
 from PIL import Image
 
-from datadream.cluster import Workers
 from datadream.generate import publish as publishing
-from datadream.generate.chunks import split_into_chunks
 from datadream.generate.publish import publish_dataset
-from datadream.generate.stream import draw_chunks
+from datadream.generate.stage import draw_chunks
 from datadream.methods import METHODS
-from datadream.run_store import DATASET, RunStore
+from datadream.methods.chunks import split_into_chunks
+from datadream.run.store import DATASET, RunStore
+from datadream.runtime.session import Workers
 
 datasets = pytest.importorskip("datasets")
 webdataset = pytest.importorskip("webdataset")

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from datadream.models.diffusion import load_pipeline
-from datadream.models.lora import StackedLora
+from datadream.models.diffusion.lora import StackedLora
+from datadream.models.diffusion.pipeline import load_pipeline
 
 
 def random_adapter(pipeline_folder: Path, seed: int, scale: float = 0.1) -> bytes:

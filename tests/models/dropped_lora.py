@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datadream.models.lora_dropout import BlockLora, LoraDropout
-from datadream.models.text_tower import PackedPrompts
+from datadream.models.clip.lora_dropout import BlockLora, LoraDropout
+from datadream.models.clip.text_tower import PackedPrompts
 
 
 class DroppedLoraAttention(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from datadream.config import ExperimentConfig
-from datadream.run_store import RunStore
+from datadream.run.store import RunStore
 from tests.report.fabricate import (
     CLASS_NAMES,
     write_adapters,

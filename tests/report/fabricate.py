@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datadream.run_store import DATASET, RunStore, classifier_marker
+from datadream.run.store import DATASET, RunStore, classifier_marker
 
 CLASS_NAMES = ("<b>&x", "cat", "dog")
 IMAGES_PER_CLASS = 10

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datadream.report import write_report
-from datadream.run_store import RunStore
+from datadream.run.store import RunStore
 from tests.report.fabricate import (
     CLASS_NAMES,
     write_adapters,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datadream.report import write_report
 from datadream.report.search import choice_table, trial_tables
-from datadream.run_store import RunStore
+from datadream.run.store import RunStore
 from tests.report.fabricate import write_search
 
 RATES = (1e-1, 1e-3, 1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datadream.report.metrics import summarise
+from datadream.report.records import summarise
 from datadream.report.text import (
     duration,
     number,

@@ -1,0 +1,91 @@
+"""The preservation loss's samples (DreamBooth; paper, table 4): what the base generator draws for the same prompts.
+
+They stay latents: decoding and encoding them again would only blur them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from datadream.config import AdaptConfig
+from datadream.methods.base import AdapterSpec
+from datadream.runtime.collectives import ALONE, Ranks
+from datadream.seeds import derive_seed
+
+IMAGES_PER_CALL = 8
+GUIDANCE = 7.5
+STEPS = 50
+"""diffusers' DreamBooth script draws its class images with the pipeline's defaults, which are these two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Samples of the base generator."""
+
+    latents: Tensor
+    """[samples, 4, h, w], as the UNet sees them."""
+    prompts: list[str]
+    """One for each sample."""
+    weight: float
+    """Of the preservation loss, beside 1 for the photos."""
+
+
+def draw_priors(
+    pipeline: StableDiffusionPipeline,
+    specs: Sequence[AdapterSpec],
+    config: AdaptConfig,
+    resolution: int,
+    ranks: Ranks = ALONE,
+    alive: Callable[[], None] = lambda: None,
+) -> list[Prior | None]:
+    """`config.prior_images` samples for each prompt of each adapter; None for all without `config.prior_weight`.
+
+    The pipeline's adapters must be fresh, for then they change nothing. Each rank draws its share. `alive` is called
+    now and then, for this takes long.
+    """
+    if not config.prior_weight:
+        return [None] * len(specs)
+    dtype = pipeline.unet.dtype
+    with torch.autocast(pipeline.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        return [_draw(pipeline, spec, len(specs), config, resolution, ranks, alive) for spec in specs]
+
+
+def _draw(
+    pipeline: StableDiffusionPipeline,
+    spec: AdapterSpec,
+    n_adapters: int,
+    config: AdaptConfig,
+    resolution: int,
+    ranks: Ranks,
+    alive: Callable[[], None],
+) -> Prior:
+    prompts = sorted({photo.prompt for photo in spec.photos})
+    samples = [(prompt, number) for prompt in prompts for number in range(config.prior_images)]
+    own = range(len(samples))[ranks.share(len(samples))]
+    side = resolution // pipeline.vae_scale_factor
+    latents = torch.zeros((len(samples), pipeline.unet.config.in_channels, side, side), device=pipeline.device)
+    per_call = IMAGES_PER_CALL * n_adapters  # stacked adapters take batches that they divide
+    for start in range(own.start, own.stop, per_call):
+        rows = range(start, min(start + per_call, own.stop))
+        filled = [samples[row] for row in (*rows, *[rows[-1]] * (per_call - len(rows)))]
+        drawn = pipeline(
+            [prompt for prompt, _ in filled],
+            generator=[
+                torch.Generator().manual_seed(derive_seed(spec.seed, "prior", prompt, number))
+                for prompt, number in filled
+            ],
+            height=resolution,
+            width=resolution,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            output_type="latent",
+        ).images
+        latents[rows.start : rows.stop] = drawn[: len(rows)].float()
+        alive()
+    ranks.sum(latents)
+    return Prior(latents, [prompt for prompt, _ in samples], config.prior_weight)

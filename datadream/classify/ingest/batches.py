@@ -1,0 +1,107 @@
+"""Training images as uint8 squares: endless seeded batches of them, from memory or from a stream.
+
+Every rank draws the same global batches from memory and takes its share, so what is learnt does not depend on how many
+ranks there are. A stream is for sets that do not fit: each rank shuffles its own split of it through a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datadream.data.datasets import Photo, PhotoSource
+from datadream.data.decode import square
+from datadream.runtime.collectives import Ranks
+
+DECODE_THREADS = 4
+"""Pillow decodes and resizes outside of Python's lock; more threads than this only take memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """Images uint8 [n, 3, size, size] and labels int64 [n]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor | slice) -> LabelledImages:
+        return LabelledImages(self.images[rows], self.labels[rows])
+
+    def of_all_ranks(self, n: int, ranks: Ranks) -> LabelledImages:
+        """The whole batch of n images, of which these are our share."""
+        return LabelledImages(ranks.gather(self.images, n), ranks.gather(self.labels, n))
+
+    def to(self, device: torch.device) -> LabelledImages:
+        return LabelledImages(self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticImages:
+    """The synthetic training images: how many there are, and this rank's share of seeded endless batches of them."""
+
+    n: int
+    batches: Callable[[int, int, int], Iterator[LabelledImages]]
+    """(batch size over all ranks, seed, step) -> batches from that step on."""
+
+
+def read_photos(source: PhotoSource, photos: Sequence[Photo], size: int) -> LabelledImages:
+    """Decode photos into memory."""
+    with ThreadPoolExecutor(DECODE_THREADS) as threads:
+        squares = list(threads.map(lambda photo: square(source.read(photo.key), size), photos))
+    return LabelledImages(torch.from_numpy(np.stack(squares)), torch.tensor([photo.label for photo in photos]))
+
+
+def shuffled_batches(
+    pool: LabelledImages, batch_size: int, ranks: Ranks, seed: int, start: int = 0
+) -> Iterator[LabelledImages]:
+    """Our share of endless batches of `batch_size` images over all ranks; every image is drawn once in each epoch.
+
+    From batch `start` on they are the same as if all before had been drawn; of those only the epochs' orders are.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    epochs, place = divmod(start * batch_size, len(pool))
+    for _ in range(epochs):
+        torch.randperm(len(pool), generator=rng)
+    rows = torch.randperm(len(pool), generator=rng)[place:]
+    while True:
+        while len(rows) < batch_size:
+            rows = torch.cat([rows, torch.randperm(len(pool), generator=rng)])
+        batch, rows = rows[:batch_size], rows[batch_size:]
+        yield pool[batch[ranks.share(batch_size)].to(pool.labels.device)]
+
+
+def rows_per_read(batch_size: int, ranks: Ranks) -> int:
+    """Images that every rank takes from its stream for a step.
+
+    The same on all ranks, even where shares differ by one: all must come to the end of an epoch at the same step, or
+    the one that waits for the next epoch and the one that waits for gradients wait for each other.
+    """
+    return -(-batch_size // ranks.count)
+
+
+def buffered_batches(
+    reads: Iterable[LabelledImages], batch_size: int, ranks: Ranks, buffer: int, seed: int
+) -> Iterator[LabelledImages]:
+    """Our share of batches from a stream of reads of `rows_per_read` images, shuffled through `buffer` images.
+
+    A batch is drawn from random places of the buffer, and the next read takes its place.
+    """
+    share = ranks.share(batch_size)
+    size = share.stop - share.start
+    rng = torch.Generator().manual_seed(seed)
+    reads = iter(reads)
+    n_reads = max(1, buffer // rows_per_read(batch_size, ranks))
+    first = [read for _, read in zip(range(n_reads), reads, strict=False)]
+    pool = LabelledImages(torch.cat([read.images for read in first]), torch.cat([read.labels for read in first]))
+    for read in reads:
+        places = torch.randperm(len(pool), generator=rng)[: len(read)]
+        yield pool[places[:size]]
+        pool.images[places], pool.labels[places] = read.images, read.labels

@@ -1,0 +1,238 @@
+"""The published synthetic images as a Ray Data stream of decoded squares."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import posixpath
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+from ray.data import DataContext
+
+from datadream.data.decode import decode_squares
+from datadream.run.store import DATASET, SELECTION, RunStore
+
+FOLDER = posixpath.dirname(DATASET)
+ENCODINGS = ("webp", "png", "jpg")
+"""Names under which a WebDataset sample holds its image."""
+ROWS_PER_DECODE = 256
+_INDEX = re.compile(r"(\d+)(?:\.\w+)?$")
+REMEDY = "Remove the run's dataset folder and run generate again."
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Rows of image (uint8 [3, size, size]), label and key; `key` is unique and gives the rows an order."""
+
+    rows: ray.data.Dataset
+    n: int
+    size: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all decoded images."""
+        return self.n * 3 * self.size**2
+
+
+@contextmanager
+def quiet_ordered_data() -> Iterator[None]:
+    """Ray Data as this module needs it: rows in the order of the shards, no progress bars; then as it was before."""
+    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
+    before = (
+        context.enable_progress_bars,
+        context.use_datasource_v2,
+        context.execution_options.preserve_order,
+        context.raise_original_map_exception,
+        logger.level,
+    )
+    context.enable_progress_bars = False
+    # Ray 2.60's new reader lists files from threads that import fsspec's HTTP file system at the same time: without
+    # aiohttp that now and then fails with "cannot import name 'HTTPFileSystem'". It also joins small shards to a
+    # block.
+    context.use_datasource_v2 = False
+    context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.use_datasource_v2 = before[:2]
+        context.execution_options.preserve_order, context.raise_original_map_exception = before[2:4]
+        logger.setLevel(before[4])
+
+
+def check_published(store: RunStore, class_names: Sequence[str]) -> None:
+    """Find before any work what training on the run's dataset would stumble over.
+
+    Of all shards the sizes are listed, of Parquet the labels are read, of WebDataset the beginning of each shard; all
+    else is seen when it is decoded. Raises ValueError when nothing was published, when a shard is missing, has another
+    size than was published or cannot be read, when classes are not the run's, or when one has no image.
+    """
+    if not store.exists(DATASET):
+        raise ValueError(
+            f"run {store.url!r} has no synthetic images to train on: {DATASET} is missing. Run generate first."
+        )
+    marker = store.read_json(DATASET)
+    if not marker["n_images"]:
+        raise ValueError(f"run {store.url!r}: the published dataset is empty. {REMEDY}")
+    if marker["class_names"] != list(class_names):
+        pairs = itertools.zip_longest(marker["class_names"], class_names)
+        label, (theirs, ours) = next((label, pair) for label, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise ValueError(
+            f"run {store.url!r}: class {label} is {theirs!r} in the dataset, {ours!r} in the run. {REMEDY}"
+        )
+    _check_sizes(store, marker)
+    look = _parquet_labels if marker["format"] == "parquet" else _first_label
+    with ThreadPoolExecutor() as threads:
+        labels = list(threads.map(lambda shard: look(store, posixpath.join(FOLDER, shard)), marker["shards"]))
+    if marker["format"] == "parquet":
+        check_labels(np.concatenate(labels), class_names)
+    else:
+        check_range(np.concatenate(labels), len(class_names))
+
+
+def _check_sizes(store: RunStore, marker: dict[str, Any]) -> None:
+    """Shards that were cut short or replaced, by one listing: a tar shows nothing of it at its beginning.
+
+    Markers of older versions do not tell sizes.
+    """
+    if "n_bytes" not in marker:
+        return
+    shards = [posixpath.join(FOLDER, shard) for shard in marker["shards"]]
+    found = {}
+    for folder in filter(store.exists, {posixpath.dirname(shard) for shard in shards}):
+        for entry in store.fs.ls(store.path(folder), detail=True):
+            found[posixpath.join(folder, posixpath.basename(entry["name"]))] = entry["size"]
+    for shard, n_bytes in zip(shards, marker["n_bytes"], strict=True):
+        size = found.get(shard)
+        if size is None:
+            raise ValueError(f"shard {shard!r} is missing. {REMEDY}")
+        if size != n_bytes:
+            raise ValueError(
+                f"shard {shard!r} has {size} bytes, but {n_bytes} were published: it was cut short or replaced. "
+                f"{REMEDY}"
+            )
+
+
+def check_labels(labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """Raises ValueError when a label of a whole dataset is no class's, or a class has no image."""
+    check_range(labels, len(class_names))
+    missing = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
+    if len(missing):
+        raise ValueError(
+            f"class {class_names[missing[0]]!r} has no image in the dataset ({len(missing)} such classes): "
+            f"perhaps generate.select left none. {REMEDY}"
+        )
+
+
+def check_range(labels: np.ndarray, n_classes: int) -> None:
+    """Raises ValueError when a label is no class's."""
+    wrong = labels[(labels < 0) | (labels >= n_classes)]
+    if len(wrong):
+        raise ValueError(f"the dataset has label {wrong[0]}, but the run's classes are 0 to {n_classes - 1}. {REMEDY}")
+
+
+def _parquet_labels(store: RunStore, shard: str) -> np.ndarray:
+    with _named(shard), store.fs.open(store.path(shard)) as file:
+        return pq.read_table(file, columns=["label"])["label"].to_numpy().astype(np.int64)
+
+
+def _first_label(store: RunStore, shard: str) -> np.ndarray:
+    with _named(shard), store.fs.open(store.path(shard)) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        member = next(member for member in tar if member.name.endswith(".cls"))
+        return np.array([int(tar.extractfile(member).read())])
+
+
+@contextmanager
+def _named(shard: str) -> Iterator[None]:
+    """Says which shard cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, StopIteration, tarfile.TarError, pa.ArrowException) as error:
+        raise ValueError(f"shard {shard!r} cannot be read: {str(error) or type(error).__name__}. {REMEDY}") from error
+
+
+def open_published(store: RunStore, size: int, order: int, images_per_class: int | None = None) -> Published:
+    """The run's dataset, or the first `images_per_class` of each class, to be decoded to squares of `size` pixels, its
+    shards in an order of that seed; nothing is read yet."""
+    marker = store.read_json(DATASET)
+    shards = np.random.default_rng(order).permutation(marker["shards"]).tolist()
+    paths = [store.path(posixpath.join(FOLDER, shard)) for shard in shards]
+    if marker["format"] == "parquet":
+        encoded, decode = (
+            ray.data.read_parquet(paths, filesystem=store.fs, columns=["image", "label"]),
+            _decode_parquet,
+        )
+    else:
+        suffixes = [*(f"*.{name}" for name in ENCODINGS), "*.cls"]
+        encoded, decode = (
+            ray.data.read_webdataset(paths, filesystem=store.fs, decoder=None, suffixes=suffixes),
+            _decode_webdataset,
+        )
+    ends, n = _ends(store, marker, images_per_class)
+    rows = encoded.map_batches(
+        decode, fn_kwargs={"size": size, "ends": ends}, batch_size=ROWS_PER_DECODE, batch_format="pyarrow"
+    )
+    return Published(rows, n, size)
+
+
+def _ends(store: RunStore, marker: dict[str, Any], images_per_class: int | None) -> tuple[list[int] | None, int]:
+    """Below which index the first `images_per_class` published images of each class lie, and how many these are.
+
+    None where all images are wanted. A selection leaves gaps between the indices.
+    """
+    if images_per_class is None:
+        return None, marker["n_images"]
+    if store.exists(SELECTION):
+        published = [entry["images"] for entry in store.read_json(SELECTION)["classes"]]
+        first = [images[:images_per_class] for images in published]
+        ends, n = [max(images, default=-1) + 1 for images in first], sum(map(len, first))
+    else:
+        ends = [images_per_class] * len(marker["class_names"])
+        n = sum(ends)
+    return (ends, n) if n < marker["n_images"] else (None, marker["n_images"])
+
+
+def _first_of_each_class(table: pa.Table, keys: list[str], labels: list[int], ends: list[int] | None) -> pa.Table:
+    """The rows whose key ends in an index below the end of their class."""
+    if ends is None:
+        return table
+    kept = [int(_INDEX.search(key)[1]) < ends[label] for key, label in zip(keys, labels, strict=True)]
+    return table.filter(pa.array(kept, pa.bool_()))
+
+
+def _decode_parquet(table: pa.Table, size: int, ends: list[int] | None) -> dict[str, np.ndarray]:
+    table = _first_of_each_class(table, _paths(table), table["label"].to_pylist(), ends)
+    image = table["image"].combine_chunks()
+    keys = _paths(table)
+    return {
+        "image": decode_squares(image.field("bytes").to_pylist(), keys, size),
+        "label": table["label"].to_numpy().astype(np.int64),
+        "key": np.array(keys, dtype=str),
+    }
+
+
+def _paths(table: pa.Table) -> list[str]:
+    return table["image"].combine_chunks().field("path").to_pylist()
+
+
+def _decode_webdataset(table: pa.Table, size: int, ends: list[int] | None) -> dict[str, Any]:
+    encoding = next(name for name in ENCODINGS if name in table.column_names)
+    labels = [int(label) for label in table["cls"].to_pylist()]
+    table = _first_of_each_class(table, table["__key__"].to_pylist(), labels, ends)
+    keys = table["__key__"].to_pylist()
+    return {
+        "image": decode_squares(table[encoding].to_pylist(), keys, size),
+        "label": np.array([int(label) for label in table["cls"].to_pylist()], np.int64),
+        "key": np.array(keys, dtype=str),
+    }

@@ -1,0 +1,134 @@
+"""Choose knobs of training by validation accuracy: synchronous successive halving, and its records in a run's folder.
+
+Every combination is trained for a few steps; the best third goes on with three times the steps, and so on, until the
+steps are those of the final training (Jamieson & Talwalkar, AISTATS 2016). There the config's own knobs compete in any
+case: with few shots a short training can favour what overfits in a long one, and a search should not choose worse than
+no search. ASHA gives up a trial when it is worse than those that happen to be done; here a rung waits for all of its
+trials, so that the choice depends on neither their order nor the workers. A trial begins anew in each rung: its
+warm-up and cosine fit the rung's steps, so that what is compared are finished trainings, and a rung of a third of the
+steps costs a third of the last.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from datadream.config import ClassifyConfig, Setting
+from datadream.run.store import CLASSIFIERS, RunStore
+
+Record = dict[str, Any]
+
+OWN = 0
+"""Number of the config's own knobs among the candidates: of equal ones, nothing is changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One combination in one rung."""
+
+    setting: Setting
+    number: int
+    """Place among the candidates."""
+    knobs: dict[str, float]
+    """What is under trial."""
+    steps: int
+
+    @property
+    def marker(self) -> str:
+        """Where its record is, once it is finished."""
+        return f"{CLASSIFIERS}/{self.setting}/search/{self.steps:06d}-{self.number:04d}.json"
+
+    def schedule(self, config: ClassifyConfig) -> dict[str, Any]:
+        """Knobs of training for its steps: warm-up and readings keep their share of them."""
+        return {
+            "steps": self.steps,
+            "warmup_steps": config.warmup_steps * self.steps // config.steps,
+            "eval_every": min(config.eval_every, self.steps),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The search of one setting of one run; all that it knows is in the run's folder."""
+
+    store: RunStore
+    setting: Setting
+    config: ClassifyConfig
+
+    def next_trials(self) -> list[Trial]:
+        """Trials of the first rung that lacks records; none when the choice is made, and then it is recorded.
+
+        Raises RuntimeError when training diverged under every combination.
+        """
+        if self.store.exists(search_marker(self.setting)):
+            return []
+        search, records, knobs = self.config.search, [], candidates(self.config)
+        numbers = list(range(len(knobs)))
+        for steps in rung_steps(self.config.steps, search.grace, search.reduction):
+            if steps == self.config.steps:
+                numbers = sorted({OWN, *numbers})
+            rung = [Trial(self.setting, number, knobs[number], steps) for number in numbers]
+            found = {trial.number: self._record_of(trial) for trial in rung}
+            if missing := [trial for trial in rung if found[trial.number] is None]:
+                return missing
+            best = ranked(list(found.values()))
+            self._check_not_all_diverged(best)
+            records += best
+            numbers = [record["number"] for record in best[: max(1, len(best) // search.reduction)]]
+        self._record_choice(best[0], records)
+        return []
+
+    def _record_of(self, trial: Trial) -> Record | None:
+        """None when it is not finished, or is that of other knobs: earlier versions numbered them otherwise."""
+        record = self.store.read_json(trial.marker) if self.store.exists(trial.marker) else None
+        return record if record and record["knobs"] == trial.knobs else None
+
+    def _check_not_all_diverged(self, best: list[Record]) -> None:
+        if best[0]["val_top1"] is None:
+            raise RuntimeError(
+                f"{self.setting}: training diverged under every combination of classify.search. "
+                "List lower learning rates, in a new run."
+            )
+
+    def _record_choice(self, best: Record, records: list[Record]) -> None:
+        fields = ("knobs", "steps", "val_top1")
+        trials = [{name: record[name] for name in fields} for record in records]
+        found = {name: best[name] for name in fields} | {"n_trials": len(trials), "trials": trials}
+        self.store.write_json(search_marker(self.setting), found)
+
+
+def candidates(config: ClassifyConfig) -> list[dict[str, float]]:
+    """The config's own values of the knobs that are searched, then all other combinations."""
+    listed = config.search.combinations
+    own = {name: getattr(config, name) for name in listed[0]}
+    return [own, *(combination for combination in listed if combination != own)]
+
+
+def rung_steps(steps: int, grace: float, reduction: int) -> list[int]:
+    """Steps of the rungs, the last of which has all; the first has at least the share `grace` of them."""
+    rungs = [steps]
+    while (shorter := steps // reduction ** len(rungs)) >= max(1, grace * steps):
+        rungs.insert(0, shorter)
+    return rungs
+
+
+def ranked(records: list[Record]) -> list[Record]:
+    """Best first by validation accuracy; of equal ones the first candidate, and last what diverged."""
+    return sorted(records, key=lambda record: (-_accuracy(record), record["number"]))
+
+
+def _accuracy(record: Record) -> float:
+    return -math.inf if record["val_top1"] is None else record["val_top1"]
+
+
+def search_marker(setting: Setting) -> str:
+    """The marker that a setting's knobs are chosen."""
+    return f"{CLASSIFIERS}/{setting}/search.json"
+
+
+def found_knobs(store: RunStore, setting: Setting) -> Record | None:
+    """What the search of a setting found: its knobs, their validation accuracy and all trials; None without search."""
+    marker = search_marker(setting)
+    return store.read_json(marker) if store.exists(marker) else None

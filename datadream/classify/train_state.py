@@ -1,0 +1,258 @@
+"""The state of a CLIP in training, alone or as one rank of several, and one optimiser step of it.
+
+The loss of a batch is a weighted sum over its images whose weights add up to one over all ranks. Summing gradients is
+then exact for any number of ranks, and lambda*CE(real) + (1-lambda)*CE(synthetic) is just a choice of weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from datadream.classify.ingest.batches import LabelledImages
+from datadream.config import ClassifyConfig
+from datadream.data.augment import Augment
+from datadream.data.mix import draw_mix
+from datadream.models.clip.load import ClipModel
+from datadream.models.clip.lora_dropout import LoraDropout
+from datadream.models.clip.trainable import (
+    check_dropout,
+    load_trainable_state,
+    trainable_parameters,
+    trainable_state,
+)
+from datadream.runtime.collectives import ALONE, Ranks
+from datadream.runtime.device import dtype_of
+from datadream.seeds import derive_seed
+
+
+class DivergedError(ValueError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One origin of the images of every batch."""
+
+    batches: Callable[[int], Iterator[LabelledImages]]
+    """Step -> this rank's share of endless batches from that step on."""
+    batch_size: int
+    """Images of a batch over all ranks."""
+    weight: float
+    """Share of the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """This rank's images of a step, augmented."""
+
+    pixels: Tensor
+    """Normalised, float [n, 3, size, size]."""
+    labels: Tensor
+    weights: Tensor
+    """Of each image in the loss, [n]."""
+    other_labels: Tensor
+    """Labels of the images that were mixed in, [n]."""
+    shares: Tensor
+    """Share of the own label, [n]; 1 where nothing was mixed in."""
+    numbers: Tensor
+    """Of each image among those of all parts and ranks, [n] on the CPU."""
+
+    def split(self, size: int) -> Iterator[Batch]:
+        fields = (self.pixels, self.labels, self.weights, self.other_labels, self.shares, self.numbers)
+        yield from itertools.starmap(Batch, zip(*(field.split(size) for field in fields), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Training:
+    """Trains what `make_trainable` left to learn of a CLIP, in place."""
+
+    def __init__(
+        self,
+        clip: ClipModel,
+        tokens: Tensor,
+        parts: Sequence[Part],
+        augment: Augment,
+        config: ClassifyConfig,
+        *,
+        seed: int,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """`tokens` are the class prompts' ids [n_classes, context] on the model's device."""
+        self.steps = 0
+        """Optimiser steps done."""
+        self._clip, self._tokens, self._parts, self._augment, self._config = clip, tokens, parts, augment, config
+        self._seed, self._ranks = seed, ranks
+        self._rng = torch.Generator().manual_seed(seed)
+        self._batches = [part.batches(0) for part in parts]
+        self._parameters = trainable_parameters(clip.model)
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=tokens.is_cuda
+        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: _rate(step, config.warmup_steps, config.steps)
+        )
+        self._autocast = autocast_of(config.precision, tokens.device)
+        self._loss_sum, self._losses = torch.zeros((), device=tokens.device), 0
+        self._frozen_classes: Tensor | None = None
+        if config.lora_dropout:
+            check_dropout(clip.model, config.model)
+
+    def step(self) -> None:
+        """One optimiser step on the next batch."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._loss_sum += self.backward()
+        self._losses += 1
+        self._ranks.sum_gradients(self._parameters)
+        self._optimizer.step()
+        self._schedule.step()
+        self.steps += 1
+
+    def backward(self) -> Tensor:
+        """This rank's part of the next batch's loss, whose gradients are added to those of the parameters.
+
+        The classes are encoded once however many micro-batches there are: their gradients are gathered first.
+        """
+        batch, dropout = self._draw(), self._dropout()
+        classes = self._classes(dropout)
+        gathered = classes.detach().requires_grad_(classes.requires_grad)
+        total = torch.zeros((), device=self._tokens.device)
+        for micro in batch.split(self._config.micro_batch_size or len(batch)):
+            with self._autocast, parametrize.cached():
+                features = self._clip.encode_image(micro.pixels, dropout and dropout.of_images(micro.numbers.tolist()))
+            loss = self._losses_of(micro, features, gathered) @ micro.weights
+            loss.backward()
+            total += loss.detach()
+        if classes.requires_grad:
+            classes.backward(gathered.grad)
+        return total
+
+    def mean_loss(self) -> float:
+        """Of the steps since this was last asked, over all ranks, which must all ask.
+
+        Raises DivergedError when the loss is no longer a number.
+        """
+        loss = self._loss_of_all_ranks() / self._losses
+        self._loss_sum.zero_()
+        self._losses = 0
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the classifier's loss became {loss}. Lower classify.learning_rate, or use classify.precision=fp32."
+            )
+        return loss
+
+    def weights(self) -> dict[str, Tensor]:
+        """CPU copies of what is trained."""
+        return trainable_state(self._clip.model)
+
+    def state(self) -> dict[str, Any]:
+        """All that `resume` needs to take the same steps that would have followed; every rank must ask."""
+        return {
+            "weights": self.weights(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "rng": self._rng.get_state(),
+            "steps": self.steps,
+            "loss_sum": self._loss_of_all_ranks(),
+            "losses": self._losses,
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a `state` of any number of ranks, with the batches that follow."""
+        load_trainable_state(self._clip.model, state["weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._rng.set_state(state["rng"])
+        self.steps, self._losses = state["steps"], state["losses"]
+        self._loss_sum.fill_(state["loss_sum"] if self._ranks.rank == 0 else 0)
+        self._batches = [part.batches(self.steps) for part in self._parts]
+
+    def check_ranks_agree(self) -> None:
+        """Raises RuntimeError when ranks are not at the same step: one read another checkpoint than the others."""
+        steps = torch.tensor(float(self.steps), device=self._tokens.device)
+        self._ranks.sum(steps)
+        if steps.item() != self._ranks.count * self.steps:
+            raise RuntimeError("the workers see different checkpoints: the run's folder is not the same for all.")
+
+    def _classes(self, dropout: LoraDropout | None) -> Tensor:
+        """Features of the prompts [n_classes, D]; a text tower that LoRA does not fit is frozen, and runs once."""
+        if self._frozen_classes is not None:
+            return self._frozen_classes
+        # Cached: attention asks for its weight several times, and LoRA would be added anew each time.
+        with self._autocast, parametrize.cached():
+            classes = self._clip.encode_text(self._tokens, self._ranks, dropout)
+        if not classes.requires_grad:
+            self._frozen_classes = classes
+        return classes
+
+    def _dropout(self) -> LoraDropout | None:
+        """Of this step."""
+        rate = self._config.lora_dropout
+        return LoraDropout(rate, derive_seed(self._seed, "dropout", self.steps)) if rate else None
+
+    def _draw(self) -> Batch:
+        """Our share of the next batch of every part."""
+        drawn = [self._draw_part(number) for number in range(len(self._parts))]
+        return Batch(*(torch.cat(fields) for fields in zip(*drawn, strict=True)))
+
+    def _draw_part(self, number: int) -> tuple[Tensor, ...]:
+        """The fields of a Batch."""
+        part, images = self._parts[number], next(self._batches[number]).to(self._tokens.device)
+        rows = self._ranks.share(part.batch_size)
+        if len(images) != rows.stop - rows.start:
+            raise ValueError(
+                f"a batch holds {len(images)} images, but rank {self._ranks.rank} of {self._ranks.count} needs "
+                f"{rows.stop - rows.start} of the {part.batch_size}."
+            )
+        # Drawn for the batch of all ranks: an image's crop does not depend on how many share the batch.
+        numbers = self._augment.draw(part.batch_size, self._rng)
+        pixels, others, share = self._augment.apply(images.images, numbers[rows]), images, 1.0
+        mix = draw_mix(self._config, self._clip.size, derive_seed(self._seed, "mix", self.steps, number))
+        if mix is not None:
+            # Every image with the one before it in the batch of all ranks, as in torchvision.
+            before = torch.arange(rows.start, rows.stop) - 1
+            others, share = images.of_all_ranks(part.batch_size, self._ranks)[before], mix.share
+            pixels = mix.apply(pixels, self._augment.apply(others.images, numbers[before]))
+        weights, shares = (
+            torch.full((len(images),), value, device=pixels.device) for value in (part.weight / part.batch_size, share)
+        )
+        first = sum(part.batch_size for part in self._parts[:number])
+        numbers_of_all = torch.arange(first + rows.start, first + rows.stop)
+        return pixels, images.labels, weights, others.labels, shares, numbers_of_all
+
+    def _losses_of(self, batch: Batch, features: Tensor, classes: Tensor) -> Tensor:
+        """Cross-entropy of each image [n]."""
+        logits = self._clip.model.logit_scale.exp() * features @ classes.T
+        own, other = (
+            F.cross_entropy(logits, labels, reduction="none", label_smoothing=self._config.label_smoothing)
+            for labels in (batch.labels, batch.other_labels)
+        )
+        return other.lerp(own, batch.shares)
+
+    def _loss_of_all_ranks(self) -> float:
+        total = self._loss_sum.clone()
+        self._ranks.sum(total)
+        return total.item()
+
+
+def autocast_of(precision: str, device: torch.device) -> torch.autocast:
+    """The number type of the towers for a `precision` knob: bf16 or fp32."""
+    dtype = dtype_of(precision, device, on_cuda=torch.bfloat16)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def _rate(step: int, warmup: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -1,0 +1,49 @@
+"""The record of what was chosen: dataset/selection.json, from which publishing, the card and readers learn it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datadream.methods.chunks import Chunk
+from datadream.run.store import SELECTION, RunStore
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The images to publish, class by class, as in the file."""
+
+    classes: Sequence[dict[str, Any]]
+
+    @classmethod
+    def read(cls, store: RunStore) -> Selection:
+        return cls(store.read_json(SELECTION)["classes"])
+
+    def clip_scores(self, chunks: Iterable[Chunk]) -> dict[tuple[str, int], float]:
+        """CLIP scores of the images to publish, by chunk file and row."""
+        scores = [dict(zip(entry["images"], entry["clip_scores"], strict=True)) for entry in self.classes]
+        return {
+            (chunk.file, row): scores[request.label][request.index]
+            for chunk in chunks
+            for row, request in enumerate(chunk.requests)
+            if request.index in scores[request.label]
+        }
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Candidates of all classes, those left out by reason, the classes that have too few images, and the class
+        that kept the smallest share of its candidates."""
+        rejected: Counter[str] = Counter()
+        for entry in self.classes:
+            rejected.update(entry["rejected"])
+        worst = min(self.classes, key=lambda entry: entry["n_images"] / max(1, entry["candidates"]))
+        return {
+            "candidates": sum(entry["candidates"] for entry in self.classes),
+            "rejected": dict(rejected),
+            "short": {
+                entry["name"]: entry["n_images"] for entry in self.classes if entry["n_images"] < entry["wanted"]
+            },
+            "worst": {name: worst[name] for name in ("name", "candidates", "n_images")},
+        }

@@ -1,0 +1,199 @@
+"""CLIP through open_clip: what its ids mean, and both towers without work that cannot matter."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from datadream.config import nearest
+from datadream.models.clip.image_tower import encode_images
+from datadream.models.clip.lora_dropout import LoraDropout
+from datadream.models.clip.text_tower import TextTower
+from datadream.models.source import resolve
+from datadream.runtime.collectives import ALONE, Ranks
+
+LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+CONFIG = "open_clip_config.json"
+"""The file that makes a folder or a Hub repository an open_clip model."""
+WEIGHTS = (".safetensors", ".bin", ".pth")
+"""Suffixes of the weights that open_clip finds in a folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipModel:
+    """A CLIP with what it expects of its inputs."""
+
+    model: nn.Module
+    preprocess: Callable[[Image.Image], Tensor]
+    """open_clip's evaluation transform: photo -> normalised float [3, size, size]."""
+    tokenizer: Callable[[Sequence[str]], Tensor]
+    """Prompts -> token ids [n, context]."""
+    text_tower: TextTower
+
+    def encode_text(self, tokens: Tensor, ranks: Ranks = ALONE, dropout: LoraDropout | None = None) -> Tensor:
+        """Unit features fp32 [n, D] of token ids [n, context] on the model's device; see TextTower.encode."""
+        return self.text_tower.encode(tokens, ranks, dropout)
+
+    def encode_image(self, images: Tensor, dropout: LoraDropout | None = None) -> Tensor:
+        """Unit features fp32 [n, D] of images float [n, 3, size, size] on the model's device."""
+        return encode_images(self.model, images, dropout)
+
+    @property
+    def size(self) -> int:
+        """Side of the square input, in pixels."""
+        size = self.model.visual.image_size
+        return size if isinstance(size, int) else size[0]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return tuple(self.model.visual.preprocess_cfg["mean"])
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return tuple(self.model.visual.preprocess_cfg["std"])
+
+
+def load_clip(model: str, pretrained: str | None, device: torch.device | str) -> ClipModel:
+    """Load a CLIP in evaluation mode and fp32.
+
+    A checkpoint folder holds its own weights, so `pretrained` is then not read.
+    Raises FileNotFoundError or ValueError saying what is wrong with the ids and what would be right.
+    """
+    check_clip(model, pretrained)
+    name = _open_clip_name(model)
+    try:
+        clip, _, preprocess = open_clip.create_model_and_transforms(
+            name, pretrained=None if _is_folder(name) else pretrained, device=device
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+    except (RuntimeError, OSError) as error:
+        weights = "" if _is_folder(name) else f" with classify.pretrained {pretrained!r}"
+        raise ValueError(f"classify.model {model!r}{weights} cannot be loaded: {error}") from error
+    return ClipModel(clip.eval(), preprocess, tokenizer, TextTower(clip))
+
+
+def check_clip(model: str, pretrained: str | None) -> None:
+    """Check a model's ids without loading weights; of a Hub id the config is fetched, unless it is cached.
+
+    Raises FileNotFoundError for a missing folder or file, ValueError for an unknown architecture or tag.
+    """
+    name = _open_clip_name(model)
+    if name.startswith(LOCAL_DIR):
+        _check_folder(model, Path(name.removeprefix(LOCAL_DIR)))
+    elif name.startswith(HF_HUB):
+        _check_hub(model)
+    else:
+        _check_architecture(model, pretrained)
+
+
+def input_size(model: str) -> int:
+    """Side in pixels of the images that a model takes, without loading weights."""
+    size = model_config(model)["vision_cfg"].get("image_size", 224)
+    return size if isinstance(size, int) else size[0]
+
+
+def model_config(model: str) -> dict[str, Any]:
+    """open_clip's config of an architecture or a checkpoint folder."""
+    name = _open_clip_name(model)
+    return open_clip.get_model_config(name if _is_folder(name) else name.replace("/", "-"))
+
+
+def without_weights(model: str) -> nn.Module:
+    """The modules of a CLIP, on no device; only of a Hub id the config is fetched, unless it is cached.
+
+    One layer stands for a text tower of Hugging Face's, which open_clip would fetch from there; neither has an
+    nn.MultiheadAttention.
+    Raises ValueError when the modules cannot be built.
+    """
+    config = model_config(model)
+    if config["text_cfg"].get("hf_model_name"):
+        config |= {"text_cfg": {"layers": 1, "block_type": "custom"}, "custom_text": True}
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # open_clip warns that weights are random
+    try:
+        # By its own name open_clip would download a Hub model's weights, whether it loads them or not.
+        with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
+            Path(folder, CONFIG).write_text(json.dumps({"model_cfg": config}))
+            return open_clip.create_model(LOCAL_DIR + folder, load_weights=False, device="meta")
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"classify.model {model!r} cannot be built: {error}") from error
+    finally:
+        logging.disable(disabled)
+
+
+def _open_clip_name(model: str) -> str:
+    path = resolve(model)
+    return path if path == model else LOCAL_DIR + path
+
+
+def _is_folder(name: str) -> bool:
+    return name.startswith((LOCAL_DIR, HF_HUB))
+
+
+def _check_folder(model: str, folder: Path) -> None:
+    config = folder / CONFIG
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"classify.model is {model!r}: {str(config)!r} does not exist. Use a folder that open_clip saved."
+        )
+    try:
+        usable = "model_cfg" in json.loads(config.read_text())
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(
+            f"classify.model is {model!r}: {str(config)!r} is no open_clip config with a model_cfg. "
+            "Save the folder again."
+        )
+    if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
+        raise FileNotFoundError(
+            f"classify.model is {model!r}: folder {str(folder)!r} holds no weights. Add open_clip_model.safetensors."
+        )
+
+
+def _check_hub(model: str) -> None:
+    from huggingface_hub import hf_hub_download
+
+    if model == HF_HUB:
+        raise ValueError(f"classify.model is {model!r}: the Hub id is missing. Use hf-hub:<owner>/<model>.")
+    try:
+        hf_hub_download(model.removeprefix(HF_HUB), CONFIG)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"classify.model is {model!r}: no open_clip model that the Hub hands out here ({type(error).__name__}). "
+            "Check the id and the network, or use local-dir:<folder>."
+        ) from None
+
+
+def _check_architecture(model: str, pretrained: str | None) -> None:
+    known = open_clip.list_models()
+    architecture = model.replace("/", "-")
+    if architecture not in known:
+        folder = f" For that folder use {LOCAL_DIR}{model}." if os.path.isdir(model) else ""
+        hint = folder or f" {nearest(architecture, known)}".rstrip()
+        raise ValueError(
+            f"classify.model is {model!r}: no architecture of open_clip.{hint} "
+            f"Checkpoint folders are {HF_HUB}<id>, {LOCAL_DIR}<folder> or package://<module>/<folder>."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if pretrained is None:
+        raise ValueError(
+            f"classify.pretrained is unset, and {model!r} is only an architecture. "
+            f"Use a file of weights, or a tag: {', '.join(tags)}."
+        )
+    if not open_clip.get_pretrained_cfg(architecture, pretrained) and not os.path.isfile(pretrained):
+        hint = nearest(pretrained, tags)
+        raise ValueError(
+            f"classify.pretrained is {pretrained!r}: neither a file nor weights of {model!r}. {hint}".rstrip()
+        )

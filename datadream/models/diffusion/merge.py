@@ -1,0 +1,51 @@
+"""Draw with adapters at no cost per step: their weights merged into the base model's, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import safetensors.torch
+import torch
+from diffusers import StableDiffusionPipeline
+
+from datadream.models.diffusion.lora import TEXT_LEVEL
+
+
+class InPlaceMerger:
+    """Puts adapters into the base weights: W <- W0 + sum of weight * BA, in the storage that W already has.
+
+    W0 of the adapted layers is kept, so weights never drift, and the base is restored to the bit.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+        self._modules = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+        self._base: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def merge(self, adapters: Sequence[tuple[bytes, float]]) -> None:
+        """Merge adapter files, each with a weight, over the base; none restores the base."""
+        updates: dict[str, torch.Tensor] = {}
+        for data, share in adapters:
+            for layer, update in self._updates(data).items():
+                updates[layer] = updates.get(layer, 0) + share * update
+        for layer in self._base.keys() | updates.keys():
+            weight = self._weight(layer)
+            base = self._base.setdefault(layer, weight.clone())
+            weight.copy_(base.float() + updates[layer] if layer in updates else base)
+
+    def _updates(self, data: bytes) -> dict[str, torch.Tensor]:
+        """BA of every layer of an adapter file, fp32."""
+        state = safetensors.torch.load(data)
+        updates = {}
+        for key in (key for key in state if key.endswith(".down.weight")):
+            # unet.<layer>.lora.down.weight and text_encoder.<layer>.lora_linear_layer.down.weight
+            layer = key.removesuffix(".down.weight").rpartition(".")[0]
+            device = self._weight(layer).device
+            down, up = (state[name].to(device).float() for name in (key, key.replace(".down.", ".up.")))
+            updates[layer] = up @ down
+        return updates
+
+    def _weight(self, layer: str) -> torch.Tensor:
+        model, _, name = layer.partition(".")
+        module = self._modules[model]
+        return module.get_submodule(name if hasattr(module, "text_model") else name.removeprefix(TEXT_LEVEL)).weight

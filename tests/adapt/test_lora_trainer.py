@@ -1,0 +1,228 @@
+"""Our training step is a plain diffusers and peft loop's."""
+
+import re
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import get_peft_model_state_dict
+from PIL import Image
+
+from datadream.adapt.lora_trainer import AdapterTrainer, TrainedAdapter
+from datadream.config import AdaptConfig
+from datadream.methods import AdapterSpec, TrainingPhoto
+from datadream.methods.n_steps import n_steps
+from datadream.models.diffusion.lora import StackedLora
+from datadream.models.diffusion.pipeline import load_pipeline
+from datadream.run.store import ADAPTER_WEIGHTS
+from tests.tiny_models import save_pipeline
+
+CONFIG = AdaptConfig(steps_per_class=20, learning_rate=1e-3, warmup_steps=4, rank=4, batch_size=3)
+PROMPTS = ("a photo of a cat", "a photo of a dog")
+
+
+def spec(adapter_id: str = "class-00000", seed: int = 3, n_photos: int = 4) -> AdapterSpec:
+    photos = tuple(TrainingPhoto(f"{i}.png", PROMPTS[i % 2]) for i in range(n_photos))
+    return AdapterSpec(adapter_id, photos, 1, seed)
+
+
+def images(n: int = 4) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(n)]
+
+
+def trainer(folder, config: AdaptConfig = CONFIG) -> AdapterTrainer:
+    return AdapterTrainer(load_pipeline(str(folder), None, torch.device("cpu"), torch.float32), config, 32)
+
+
+def train_one(ours: AdapterTrainer) -> TrainedAdapter:
+    (trained,) = ours.train([spec()], [images()])
+    return trained
+
+
+def plain_loop(folder, seed: int) -> dict[str, torch.Tensor]:
+    """The same 20 steps as a script on diffusers and peft would take them: every crop and prompt encoded every
+    step."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    unet, text_encoder, vae = pipeline.unet, pipeline.text_encoder, pipeline.vae
+    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    for module in (unet, text_encoder, vae):
+        module.requires_grad_(False)
+    lora = StackedLora(load_pipeline(str(folder), None, torch.device("cpu"), torch.float32), 1, CONFIG.rank, True)
+    lora.reset(0, seed)  # both loops must start from the same A
+    (folder / ADAPTER_WEIGHTS).write_bytes(lora.to_bytes(0))
+    pipeline.load_lora_weights(folder, adapter_name="default")
+    for module in (unet, text_encoder):
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+    parameters = [p for module in (unet, text_encoder) for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay)
+    factor = lambda step: (step / 4) if step < 4 else 0.5 * (1 + np.cos(np.pi * (step - 4) / 16))  # noqa: E731
+    learning_rate = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    generator = torch.Generator().manual_seed(seed)
+    pixels = (
+        torch.stack([torch.from_numpy(np.asarray(image)).permute(2, 0, 1) for image in images()]).float() / 127.5 - 1
+    )
+    order: list[int] = []
+    for _ in range(20):
+        while len(order) < 3:
+            order += torch.randperm(4, generator=generator).tolist()
+        batch, order = order[:3], order[3:]
+        for _ in range(2 * len(batch)):  # the crop offsets, of which a square photo has one
+            torch.randint(1, (), generator=generator)
+        distribution = vae.encode(pixels[batch]).latent_dist
+        latents = distribution.mean + distribution.std * torch.randn(distribution.mean.shape, generator=generator)
+        latents = latents * vae.config.scaling_factor
+        noise = torch.randn(latents.shape, generator=generator)
+        times = torch.randint(1000, (3,), generator=generator)
+        tokens = pipeline.tokenizer(
+            [PROMPTS[i % 2] for i in batch], padding="max_length", return_tensors="pt"
+        ).input_ids
+        predicted = unet(schedule.add_noise(latents, noise, times), times, text_encoder(tokens)[0]).sample
+        epsilon = schedule.config.prediction_type == "epsilon"
+        target = noise if epsilon else schedule.get_velocity(latents, noise, times)
+        F.mse_loss(predicted, target).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        learning_rate.step()
+        optimizer.zero_grad()
+    StableDiffusionPipeline.save_lora_weights(
+        folder / "trained",
+        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)),
+        text_encoder_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(text_encoder)),
+    )
+    return safetensors.torch.load_file(folder / "trained" / ADAPTER_WEIGHTS)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_twenty_steps_equal_a_plain_loop(tmp_path, prediction_type):
+    folder = save_pipeline(tmp_path / "pipeline", prediction_type)
+    ours = safetensors.torch.load(train_one(trainer(folder)).weights)
+    ours = {key.replace("text_model.", ""): value for key, value in ours.items()}
+    plain = plain_loop(folder, seed=3)
+    assert ours.keys() == plain.keys()
+    for key in plain:
+        error = (ours[key] - plain[key]).norm() / plain[key].norm()
+        assert error < 1e-4, key
+
+
+def test_an_adapter_does_not_depend_on_those_trained_before_it(pipeline_folder):
+    alone = train_one(trainer(pipeline_folder))
+    warm = trainer(pipeline_folder)
+    warm.train([spec("class-00001", seed=9), spec("class-00002", seed=8)], [images()] * 2)
+    assert train_one(warm).weights == alone.weights
+    assert alone.vae_encodes == 4
+
+
+def test_adapters_trained_side_by_side_are_those_trained_alone(pipeline_folder):
+    """With other seeds, other numbers of photos and prompts: only the number of steps must agree."""
+    ours = trainer(pipeline_folder)
+    specs = [spec("a", 3, 4), spec("b", 9, 1), spec("c", 7, 2)]
+    photos = [images(len(one.photos)) for one in specs]
+    together = ours.train(specs, photos)
+    for one, own, trained in zip(specs, photos, together, strict=True):
+        (alone,) = ours.train([one], [own])
+        assert trained.losses == pytest.approx(alone.losses, rel=1e-5)
+        expected, found = safetensors.torch.load(alone.weights), safetensors.torch.load(trained.weights)
+        for key in expected:
+            assert (found[key] - expected[key]).norm() / expected[key].norm() < 1e-5, key
+
+
+def test_a_step_encodes_a_prompt_once_and_a_crop_never_again(pipeline_folder):
+    ours = trainer(pipeline_folder)
+    encoded = []
+    ours._pipeline.text_encoder.register_forward_pre_hook(lambda module, inputs: encoded.append(len(inputs[0])))
+    one_prompt = [AdapterSpec(str(seed), spec().photos[:1], 1, seed) for seed in range(3)]
+    trained = ours.train(one_prompt, [images(1)] * 3)
+    assert encoded == [3] * 20
+    assert [one.vae_encodes for one in trained] == [1, 1, 1]
+
+
+def test_an_adapter_that_breaks_leaves_those_beside_it_alone(pipeline_folder):
+    ours = trainer(pipeline_folder)
+    (expected,) = ours.train([spec("b", 9)], [images()])
+    ours._lora.weights.data.zero_()
+    reset = ours._reset
+
+    def start_broken(specs):
+        reset(specs)
+        ours._lora.weights.data[0] = float("nan")
+
+    ours._reset = start_broken
+    broken, found = ours.train([spec("a"), spec("b", 9)], [images()] * 2)
+    assert isinstance(broken, FloatingPointError)
+    assert "the loss is nan at step 1" in str(broken)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+
+
+def test_without_text_encoder_only_the_unet_is_adapted(pipeline_folder):
+    config = CONFIG.model_copy(update={"text_encoder": False, "steps_per_class": 2})
+    weights = train_one(trainer(pipeline_folder, config)).weights
+    assert {key.split(".")[0] for key in safetensors.torch.load(weights)} == {"unet"}
+
+
+def test_progress_and_losses_cover_every_step(pipeline_folder):
+    steps = []
+    (trained,) = trainer(pipeline_folder).train([spec()], [images()], lambda step, losses: steps.append(step))
+    assert steps == list(range(1, 21))
+    assert len(trained.losses) == 20
+    assert trained.curve() == [
+        (10, pytest.approx(sum(trained.losses[:10]) / 10)),
+        (20, pytest.approx(sum(trained.losses[10:]) / 10)),
+    ]
+
+
+def test_nan_loss_names_adapter_and_step(pipeline_folder):
+    broken = trainer(pipeline_folder, CONFIG.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0}))
+    (error,) = broken.train([spec()], [images()])
+    assert re.match(r"the loss is (nan|inf) at step \d+", str(error))
+
+
+def test_class_adapters_share_the_dataset_adapters_steps():
+    config = AdaptConfig()
+    one = AdapterSpec("a", spec(n_photos=16).photos, 1, 0)
+    assert n_steps(one, config) == 400
+    whole = AdapterSpec("d", one.photos * 10, 10, 0)
+    assert n_steps(whole, config) == 10 * n_steps(one, config)
+    assert n_steps(whole, AdaptConfig(steps_per_class=150)) == 1500
+
+
+def test_the_fastest_group_is_measured_and_bounded(pipeline_folder):
+    ours = trainer(pipeline_folder)
+    assert ours.fastest_group(most=1) == 1
+    assert ours.fastest_group(most=5) in (1, 2, 4)
+    expected = train_one(trainer(pipeline_folder))
+    assert train_one(ours).weights == expected.weights
+
+
+def test_out_of_memory_halves_the_group(pipeline_folder, caplog):
+    ours = trainer(pipeline_folder)
+    train, sizes = ours._train, []
+
+    def with_little_memory(specs, *others):
+        sizes.append(len(specs))
+        if len(specs) > 2:
+            raise torch.OutOfMemoryError
+        return train(specs, *others)
+
+    ours._train = with_little_memory
+    specs = [spec(str(seed), seed) for seed in range(5)]
+    trained = ours.train(specs, [images()] * 5)
+    assert sizes == [5, 3, 2, 1, 2]
+    assert "out of memory with 5 adapters side by side: going on with 3" in caplog.text
+    assert len({one.weights for one in trained}) == 5
+
+
+def test_out_of_memory_with_one_adapter_is_its_failure(pipeline_folder):
+    ours = trainer(pipeline_folder)
+
+    def without_memory(*_):
+        raise torch.OutOfMemoryError
+
+    ours._train = without_memory
+    (error,) = ours.train([spec()], [images()])
+    assert "does not suffice for one adapter. Lower adapt.batch_size" in str(error)

@@ -1,0 +1,72 @@
+"""What a CLIP's ids mean, and loading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from datadream.models.clip.load import check_clip, input_size, load_clip
+from tests.models.plain_clip import features, plain
+from tests.tiny_clip import PIXELS, save_tiny_clip
+
+
+def test_a_loaded_clip_is_open_clips_own(folder, images):
+    clip = load_clip(folder, None, "cpu")
+    for ours, theirs in zip(
+        features(clip.model, folder, images), features(plain(folder), folder, images), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    assert (clip.size, clip.mean, clip.std) == (PIXELS, (0.5,) * 3, (0.25,) * 3)
+    assert input_size(folder) == PIXELS
+    assert input_size("ViT-L-14-336") == 336
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "error", "message"),
+    [
+        ("ViT-B-16-quickglu", "openai", ValueError, r"ViT-B-16-quickglu.*Did you mean 'ViT-B-16-quickgelu'"),
+        ("ViT-B-16-quickgelu", "opnai", ValueError, r"'opnai'.*Did you mean 'openai'"),
+        ("ViT-B-16-quickgelu", None, ValueError, r"pretrained is unset.*openai"),
+        ("local-dir:/nowhere", None, FileNotFoundError, r"/nowhere/open_clip_config.json"),
+        ("package://datadream/nothing", None, FileNotFoundError, r"has no folder 'nothing'"),
+        ("hf-hub:", None, ValueError, r"Hub id is missing"),
+    ],
+)
+def test_unknown_ids_are_explained(model, pretrained, error, message):
+    with pytest.raises(error, match=message):
+        check_clip(model, pretrained)
+    with pytest.raises(error, match=message):
+        load_clip(model, pretrained, "cpu")
+
+
+def test_a_folder_without_its_scheme_is_pointed_out(folder):
+    path = folder.removeprefix("local-dir:")
+    with pytest.raises(ValueError, match=f"use local-dir:{path}"):
+        check_clip(path, None)
+
+
+def test_a_folder_without_weights_or_config_is_refused(tmp_path: Path):
+    folder = save_tiny_clip(tmp_path / "clip")
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        check_clip(f"local-dir:{folder}", None)
+    (folder / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="no open_clip config"):
+        check_clip(f"local-dir:{folder}", None)
+
+
+def test_known_ids_pass(folder):
+    check_clip("ViT-B-16-quickgelu", "openai")
+    check_clip("ViT-B/32", "laion2b_s34b_b79k")
+    check_clip("ViT-L-14", "openai")
+    check_clip("RN50", "openai")
+    check_clip(folder, None)
+
+
+def test_an_unknown_hub_id_is_told_before_weights_are_wanted(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for model in ("hf-hub:nobody/no-such-clip", "hf-hub:a/b/c"):
+        with pytest.raises(ValueError, match=f"{model}'.*Check the id and the network"):
+            check_clip(model, None)

@@ -1,0 +1,117 @@
+"""Writes are whole or absent; a folder belongs to one config."""
+
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import pytest
+
+from datadream import recipes
+from datadream.config import ExperimentConfig
+from datadream.run.store import CONFIG, SCRATCH, RunStore
+from tests.object_store import s3_server
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def store(request, tmp_path) -> RunStore:
+    if request.param == "s3":
+        return RunStore(f"{request.getfixturevalue('bucket')}/{tmp_path.name}/run")
+    return RunStore(str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}/run")
+
+
+def test_write_read_and_markers(store):
+    store.write_bytes("a/b.bin", b"12")
+    store.write_json("a/b.json", {"x": 1})
+    assert store.read_bytes("a/b.bin") == b"12"
+    assert store.read_json("a/b.json") == {"x": 1}
+    assert store.markers("a") == {"b"}
+    assert store.markers("nothing") == set()
+    assert store.child("a").exists("b.bin")
+    store.move("a/b.bin", "a/c.bin")
+    assert not store.exists("a/b.bin")
+    assert store.read_bytes("a/c.bin") == b"12"
+
+
+def test_of_several_writers_the_first_one_counts(store):
+    assert store.write_json_once("a/b.json", {"x": 1}) == {"x": 1}
+    assert store.write_json_once("a/b.json", {"x": 2}) == {"x": 1}
+    assert store.markers("a") == {"b"}
+
+
+def test_what_another_process_writes_is_seen(bucket):
+    """The client of an object store keeps listings, unless it is told not to."""
+    store = RunStore(f"{bucket}/shared")
+    store.write_json("chunks/0.json", {})
+    assert (store.markers("chunks"), store.exists("chunks/1.json")) == ({"0"}, False)
+    code = f"from datadream.run.store import RunStore; RunStore({store.url!r}).write_json('chunks/1.json', {{}})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (store.markers("chunks"), store.exists("chunks/1.json")) == ({"0", "1"}, True)
+    store.write_bytes(f"{SCRATCH}1/half", b"")
+    store.sweep_temporary()
+    assert {path.rpartition("/")[2] for path in store.fs.find(store.root)} == {"0.json", "1.json"}
+
+
+def test_object_stores_that_cannot_be_used_are_told(bucket):
+    store = RunStore(f"{bucket}/new/run")
+    store.check_writable()
+    assert store.fs.find(store.root) == []
+    with pytest.raises(ValueError, match="'s3://elsewhere/run' cannot be written: The specified bucket does not"):
+        RunStore("s3://elsewhere/run").check_writable()
+
+
+def test_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch):
+    store = RunStore(str(tmp_path / "run"))
+    store.write_bytes("a", b"old")
+    monkeypatch.setattr(store.fs, "mv", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        store.write_bytes("a", b"new")
+    assert store.read_bytes("a") == b"old"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["a"]
+
+
+def test_sweep_removes_only_temporaries(tmp_path):
+    store = RunStore(str(tmp_path))
+    store.write_bytes("x/kept.tmp", b"")
+    (tmp_path / "x" / ".half.json.123.tmp").write_bytes(b"half")
+    store.sweep_temporary()
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["kept.tmp"]
+
+
+def test_another_config_is_refused_by_key(store):
+    config = recipes.digits()
+    store.save_config(config)
+    store.check_config(config.updated({"cluster.workers": 1}))
+    with pytest.raises(ValueError, match=r"adapt.rank \(16 there, 4 now\); seed \(0 there, 7 now\)|seed.*adapt.rank"):
+        store.check_config(config.updated({"adapt.rank": 4, "seed": 7}))
+
+
+@pytest.mark.parametrize(("recipe", "refused"), [(recipes.digits, False), (ExperimentConfig, True)])
+def test_a_run_that_does_not_say_was_made_without_lora_dropout(store, recipe, refused):
+    """Versions before it knew no such knob."""
+    config = recipe()
+    older = config.model_dump(mode="json")
+    del older["classify"]["lora_dropout"]
+    store.write_json(CONFIG, {"config": older})
+    assert store.saved_config() == config.updated({"classify.lora_dropout": 0.0})
+    with (
+        pytest.raises(ValueError, match=r"classify.lora_dropout \(0.0 there, 0.1 now\)") if refused else nullcontext()
+    ):
+        store.check_config(config)
+
+
+def test_unwritable_url_is_told_and_nothing_is_left(tmp_path):
+    with pytest.raises(ValueError, match="cannot be written"):
+        RunStore("/proc/nowhere/run").check_writable()
+    RunStore(str(tmp_path / "deep" / "run")).check_writable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_scheme_is_told():
+    with pytest.raises(ValueError, match="cannot be opened"):
+        RunStore("nosuch://bucket/run")
