@@ -30,7 +30,7 @@ from datadream.data.datasets import open_source
 from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.models.diffusion.pipeline import load_pipeline
 from datadream.models.source import resolve
-from datadream.run.store import ADAPTER_WEIGHTS
+from datadream.run.layout import ADAPTER_WEIGHTS
 
 N_ADAPTERS, SHOTS = 16, 4
 STEPS_PER_CALL = 20

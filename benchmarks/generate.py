@@ -36,7 +36,7 @@ from datadream.methods.base import ImageRequest
 from datadream.models.diffusion.lora import StackedLora
 from datadream.models.diffusion.pipeline import load_pipeline
 from datadream.models.source import resolve
-from datadream.run.store import ADAPTER_WEIGHTS
+from datadream.run.layout import ADAPTER_WEIGHTS
 
 MODEL = recipes.TINY["diffusion.model"]
 RESOLUTION = 32

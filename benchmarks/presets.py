@@ -29,7 +29,7 @@ from datadream import Experiment, recipes
 from datadream.config import PRESETS
 from datadream.data.datasets import open_source
 from datadream.models.clip.load import ClipModel, load_clip
-from datadream.run.store import DATASET
+from datadream.run.layout import DATASET
 
 SETTINGS = ("synthetic", "real+synthetic")
 BATCH = 256

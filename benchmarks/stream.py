@@ -28,7 +28,8 @@ from datadream.generate.publish import publish_dataset
 from datadream.generate.stage import draw_chunks
 from datadream.methods import METHODS
 from datadream.methods.chunks import split_into_chunks
-from datadream.run.store import DATASET, RunStore, progress_file
+from datadream.run.layout import DATASET, progress_file
+from datadream.run.store import RunStore
 from datadream.runtime.session import connected
 from tests.tiny_models import save_pipeline
 

@@ -23,7 +23,8 @@ from datadream.methods.chunks import Chunk, claim_run, first_chunks, split_into_
 from datadream.models.source import check_pipeline
 from datadream.overlap import spare_workers, train_beside_drawing
 from datadream.run.grid import table_cells
-from datadream.run.store import ADAPTER_INDEX, CHUNKS, FEW_SHOT, METRICS, RunStore, adapter_marker, classifier_marker
+from datadream.run.layout import ADAPTER_INDEX, CHUNKS, FEW_SHOT, METRICS, adapter_marker, classifier_marker
+from datadream.run.store import RunStore
 from datadream.runtime.session import Workers, check_workers, connected
 from datadream.status import StageStatus, stage_status
 from datadream.tracking import Tracking, check_trackers, tracked

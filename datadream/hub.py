@@ -7,7 +7,8 @@ import posixpath
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
 
-from datadream.run.store import DATASET, RunStore
+from datadream.run.layout import DATASET
+from datadream.run.store import RunStore
 
 SHARDS = "data/"
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from datadream.config import ExperimentConfig
 from datadream.methods import Plan
 from datadream.methods.chunks import Chunk, first_chunks, split_into_chunks
-from datadream.run.store import (
+from datadream.run.layout import (
     CANDIDATES,
     CHUNKS,
     DATASET,
     SELECTION,
-    RunStore,
     adapter_marker,
     classifier_marker,
     progress_file,
 )
+from datadream.run.store import RunStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from datadream.config import ExperimentConfig, TrackerName, flatten
-from datadream.run.store import RunStore, progress_file, sha256
+from datadream.run.layout import progress_file
+from datadream.run.store import RunStore, sha256
 
 log = logging.getLogger(__name__)
 

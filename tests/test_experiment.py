@@ -13,7 +13,7 @@ import pytest
 from datadream import recipes
 from datadream.config import ExperimentConfig
 from datadream.experiment import Experiment
-from datadream.run.store import DATASET, SELECTION
+from datadream.run.layout import DATASET, SELECTION
 from datadream.runtime.session import Workers
 from tests.tiny_clip import save_tiny_clip
 

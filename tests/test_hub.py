@@ -9,7 +9,8 @@ import huggingface_hub
 import pytest
 
 from datadream.cli import main
-from datadream.run.store import DATASET, RunStore
+from datadream.run.layout import DATASET
+from datadream.run.store import RunStore
 
 FILES = {
     "README.md": b"---\ntags: [synthetic]\n---\n",

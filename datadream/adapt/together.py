@@ -23,7 +23,8 @@ from datadream.adapt.artifacts import commit_adapter
 from datadream.adapt.worker import PhotosOf, load_trainer
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
-from datadream.run.store import RunStore, adapter_checkpoint
+from datadream.run.layout import adapter_checkpoint
+from datadream.run.store import RunStore
 from datadream.runtime.collectives import LostPeerError, Ranks
 from datadream.runtime.device import use_threads
 from datadream.runtime.monitor import show, start_monitor

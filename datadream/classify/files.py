@@ -10,7 +10,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from datadream.models.clip.trainable import is_lora
-from datadream.run.store import CLASSIFIERS, RunStore
+from datadream.run.layout import CLASSIFIERS
+from datadream.run.store import RunStore
 
 HEAD_TENSORS = ("text_features", "logit_scale", "bias")
 LABEL_FIELDS = ("classes", "prompts", "model", "pretrained", "trained")

@@ -8,7 +8,8 @@ from datadream.classify.ingest.reader import check_published
 from datadream.classify.selection import check_selection
 from datadream.config import ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet
-from datadream.run.store import RunStore, classifier_checkpoint, classifier_marker
+from datadream.run.layout import classifier_checkpoint, classifier_marker
+from datadream.run.store import RunStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from datadream.data.datasets import decode_photo
 from datadream.models.clip.export import save_checkpoint
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.trainable import load_trainable_state, make_trainable, merge_lora
-from datadream.run.store import RunStore, classifier_marker
+from datadream.run.layout import classifier_marker
+from datadream.run.store import RunStore
 
 BATCH = 64
 Photo = Image.Image | np.ndarray | str | PathLike[str]

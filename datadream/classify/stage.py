@@ -27,7 +27,8 @@ from datadream.classify.job import ClassifierJob, check_job
 from datadream.classify.search.successive_halving import Record, found_knobs
 from datadream.classify.selection import selection_of
 from datadream.config import TRAINED_SETTINGS, Setting
-from datadream.run.store import RunStore, classifier_checkpoint, classifier_marker
+from datadream.run.layout import classifier_checkpoint, classifier_marker
+from datadream.run.store import RunStore
 from datadream.runtime.collectives import Ranks
 from datadream.runtime.device import use_threads
 from datadream.runtime.monitor import show, start_monitor

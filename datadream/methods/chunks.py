@@ -9,7 +9,8 @@ from operator import attrgetter
 
 from datadream.config import ExperimentConfig
 from datadream.methods.base import ImageRequest
-from datadream.run.store import CHUNKS, DATASET, RunStore, spec_hash
+from datadream.run.layout import CHUNKS, DATASET
+from datadream.run.store import RunStore, spec_hash
 
 DRAWN_PLAN = "stages/generate-plan.json"
 """Which plan a run's chunks belong to."""

@@ -15,7 +15,8 @@ from datadream.config import TRAINED_SETTINGS, ExperimentConfig
 from datadream.report.plots import MAX_LINES, Line, Points, adapters_chart, counts_chart, line_chart
 from datadream.report.records import METHODS, NO_METHOD, Gain, Row, Summary, classifiers
 from datadream.report.tables import column_name, run_name
-from datadream.run.store import ADAPTERS, RunStore, adapter_marker
+from datadream.run.layout import ADAPTERS, adapter_marker
+from datadream.run.store import RunStore
 
 SETTING_COLORS = {"zero-shot": "muted", "real": "series-1", "synthetic": "series-2", "real+synthetic": "series-0"}
 SETTING_COLORS |= {f"gda-{setting}": color for setting, color in SETTING_COLORS.items()}

@@ -27,7 +27,8 @@ from datadream.report.tables import (
     selection_rows,
     stage_rows,
 )
-from datadream.run.store import CONFIG, METRICS, RunStore
+from datadream.run.layout import CONFIG, METRICS
+from datadream.run.store import RunStore
 
 PAGE = "report/index.html"
 TEMPLATE = "template.html.j2"

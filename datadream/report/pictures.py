@@ -16,7 +16,8 @@ from PIL import Image
 
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import IMAGE_SUFFIXES, PhotoSource, open_source
-from datadream.run.store import DATASET, FEW_SHOT, RunStore
+from datadream.run.layout import DATASET, FEW_SHOT
+from datadream.run.store import RunStore
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, MethodName, Setting
-from datadream.run.store import DATASET, RunStore, classifier_marker
+from datadream.run.layout import DATASET, classifier_marker
+from datadream.run.store import RunStore
 
 Record = dict[str, Any]
 Group = tuple[str, str, int, int]

@@ -12,7 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datadream.run.store import RunStore, progress_file
+from datadream.run.layout import progress_file
+from datadream.run.store import RunStore
 
 log = logging.getLogger("datadream")
 

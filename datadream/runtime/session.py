@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.fs
 
 from datadream.config import ClusterConfig
-from datadream.run.store import SCRATCH, RunStore
+from datadream.run.layout import SCRATCH
+from datadream.run.store import RunStore
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from datadream.methods.base import AdapterSpec
-from datadream.run.store import adapter_marker
+from datadream.run.layout import adapter_marker
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

@@ -9,7 +9,8 @@ from datadream import recipes
 from datadream.adapt.artifacts import are_committed, commit_adapter, write_index
 from datadream.adapt.lora_trainer import TrainedAdapter
 from datadream.methods.base import AdapterSpec, TrainingPhoto
-from datadream.run.store import RunStore, adapter_weights
+from datadream.run.layout import adapter_weights
+from datadream.run.store import RunStore
 from datadream.runtime.work_queue import AdapterJob
 
 LOSSES = [0.5 / (1 + step) for step in range(25)]

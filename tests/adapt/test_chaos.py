@@ -10,7 +10,8 @@ import torch
 from datadream.adapt.lora_trainer import AdapterTrainer
 from datadream.data.datasets import open_source
 from datadream.models.diffusion.pipeline import load_pipeline
-from datadream.run.store import RunStore, adapter_weights
+from datadream.run.layout import adapter_weights
+from datadream.run.store import RunStore
 from tests.adapt import chaos
 
 WATCHDOG_SECONDS = 200

@@ -18,7 +18,7 @@ from datadream.methods import AdapterSpec, TrainingPhoto
 from datadream.methods.n_steps import n_steps
 from datadream.models.diffusion.lora import StackedLora
 from datadream.models.diffusion.pipeline import load_pipeline
-from datadream.run.store import ADAPTER_WEIGHTS
+from datadream.run.layout import ADAPTER_WEIGHTS
 from tests.tiny_models import save_pipeline
 
 CONFIG = AdaptConfig(steps_per_class=20, learning_rate=1e-3, warmup_steps=4, rank=4, batch_size=3)

@@ -15,7 +15,8 @@ from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.methods import METHODS
 from datadream.methods.base import AdapterSpec, TrainingPhoto
-from datadream.run.store import RunStore, adapter_weights
+from datadream.run.layout import adapter_weights
+from datadream.run.store import RunStore
 from datadream.runtime.session import Workers
 from datadream.runtime.work_queue import AdapterJob
 

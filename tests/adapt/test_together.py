@@ -19,7 +19,8 @@ from datadream.adapt.stage import train_adapters
 from datadream.config import AdaptConfig
 from datadream.methods import AdapterSpec, TrainingPhoto
 from datadream.models.diffusion.pipeline import load_pipeline
-from datadream.run.store import RunStore, adapter_checkpoint, adapter_weights
+from datadream.run.layout import adapter_checkpoint, adapter_weights
+from datadream.run.store import RunStore
 from datadream.runtime.collectives import Ranks
 from datadream.runtime.progress import Progress
 from datadream.runtime.session import Workers

@@ -22,7 +22,8 @@ from datadream.classify.job import ClassifierJob
 from datadream.classify.stage import train_classifiers
 from datadream.config import ExperimentConfig, parse_config
 from datadream.data.few_shot import FewShotSet
-from datadream.run.store import CONFIG, FEW_SHOT, RunStore, classifier_checkpoint, classifier_marker
+from datadream.run.layout import CONFIG, FEW_SHOT, classifier_checkpoint, classifier_marker
+from datadream.run.store import RunStore
 from datadream.runtime.session import connected
 from tests.processes import kill_a_worker_after, train_workers
 

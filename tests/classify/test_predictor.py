@@ -13,7 +13,8 @@ import datadream
 from datadream.classify.setting import SettingTrainer
 from datadream.cli import main
 from datadream.data.datasets import open_source
-from datadream.run.store import RunStore, classifier_marker
+from datadream.run.layout import classifier_marker
+from datadream.run.store import RunStore
 from datadream.runtime.collectives import ALONE
 
 

@@ -25,7 +25,8 @@ from datadream.classify.setting import SettingTrainer
 from datadream.classify.stage import train_classifiers
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.trainable import load_trainable_state, make_trainable
-from datadream.run.store import RunStore, progress_file
+from datadream.run.layout import progress_file
+from datadream.run.store import RunStore
 from datadream.runtime.collectives import ALONE
 from datadream.runtime.session import Workers
 from tests.classify import chaos

@@ -29,7 +29,8 @@ from datadream.generate.publish import publish_dataset
 from datadream.generate.stage import draw_chunks
 from datadream.methods import METHODS
 from datadream.methods.chunks import Chunk, split_into_chunks
-from datadream.run.store import CHUNKS, RunStore
+from datadream.run.layout import CHUNKS
+from datadream.run.store import RunStore
 from datadream.runtime.session import Workers, connected
 from tests.processes import ray_workers
 

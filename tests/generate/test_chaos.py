@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from datadream.run.store import RunStore, adapter_marker, adapter_weights, sha256
+from datadream.run.layout import adapter_marker, adapter_weights
+from datadream.run.store import RunStore, sha256
 from datadream.runtime.session import Workers
 from tests.generate import chaos
 from tests.models.adapters import random_adapter

@@ -15,7 +15,8 @@ from datadream.generate.publish import publish_dataset
 from datadream.generate.stage import draw_chunks
 from datadream.methods import METHODS
 from datadream.methods.chunks import split_into_chunks
-from datadream.run.store import DATASET, RunStore
+from datadream.run.layout import DATASET
+from datadream.run.store import RunStore
 from datadream.runtime.session import Workers
 
 datasets = pytest.importorskip("datasets")

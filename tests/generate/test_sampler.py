@@ -10,7 +10,7 @@ from datadream.config import GenerateConfig
 from datadream.generate.sampler import Sampler, centre_square
 from datadream.methods import ImageRequest
 from datadream.models.diffusion.pipeline import load_pipeline
-from datadream.run.store import ADAPTER_WEIGHTS
+from datadream.run.layout import ADAPTER_WEIGHTS
 from tests.models.adapters import random_adapter
 
 CONFIG = GenerateConfig(steps=4)

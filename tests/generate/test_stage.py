@@ -6,7 +6,8 @@ from datadream.data.shards import from_parquet
 from datadream.generate.stage import FAILED_CHUNKS, draw_chunks
 from datadream.methods import METHODS
 from datadream.methods.chunks import split_into_chunks
-from datadream.run.store import RunStore, adapter_marker, adapter_weights, progress_file, sha256
+from datadream.run.layout import adapter_marker, adapter_weights, progress_file
+from datadream.run.store import RunStore, sha256
 from datadream.runtime.session import Workers
 from tests.models.adapters import random_adapter
 

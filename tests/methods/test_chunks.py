@@ -7,7 +7,8 @@ from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.methods import METHODS
 from datadream.methods.chunks import claim_run, plan_hash, split_into_chunks
-from datadream.run.store import DATASET, RunStore
+from datadream.run.layout import DATASET
+from datadream.run.store import RunStore
 
 
 def test_chunks_cover_the_plan_in_order():

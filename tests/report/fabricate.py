@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datadream.run.store import DATASET, RunStore, classifier_marker
+from datadream.run.layout import DATASET, classifier_marker
+from datadream.run.store import RunStore
 
 CLASS_NAMES = ("<b>&x", "cat", "dog")
 IMAGES_PER_CLASS = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datadream.report.records import FURTHER, records, summarise, unique
-from datadream.run.store import classifier_marker
+from datadream.run.layout import classifier_marker
 from tests.report.fabricate import record, write_selection
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from datadream import recipes
 from datadream.config import ExperimentConfig
-from datadream.run.store import CONFIG, SCRATCH, RunStore
+from datadream.run.layout import CONFIG, SCRATCH
+from datadream.run.store import RunStore
 from tests.object_store import s3_server
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from datadream.run.store import RunStore, progress_file
+from datadream.run.layout import progress_file
+from datadream.run.store import RunStore
 from datadream.runtime import progress
 from datadream.runtime.progress import Progress
 

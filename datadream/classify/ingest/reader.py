@@ -20,7 +20,8 @@ import ray.data
 from ray.data import DataContext
 
 from datadream.data.decode import decode_squares
-from datadream.run.store import DATASET, SELECTION, RunStore
+from datadream.run.layout import DATASET, SELECTION
+from datadream.run.store import RunStore
 
 FOLDER = posixpath.dirname(DATASET)
 ENCODINGS = ("webp", "png", "jpg")

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from datadream.config import ClassifyConfig, Setting
-from datadream.run.store import CLASSIFIERS, RunStore
+from datadream.run.layout import CLASSIFIERS
+from datadream.run.store import RunStore
 
 Record = dict[str, Any]
 

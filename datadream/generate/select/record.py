@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from datadream.methods.chunks import Chunk
-from datadream.run.store import SELECTION, RunStore
+from datadream.run.layout import SELECTION
+from datadream.run.store import RunStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from datadream.generate.select.features import PROMPTS, encode_features, feature
 from datadream.generate.select.filters import COPY, LABEL, ClassSelection, next_candidates, select
 from datadream.generate.stage import draw_chunks
 from datadream.methods.chunks import Chunk, first_chunks, n_images
-from datadream.run.store import CANDIDATES, SELECTION, RunStore
+from datadream.run.layout import CANDIDATES, SELECTION
+from datadream.run.store import RunStore
 from datadream.runtime.map_units import plain_errors
 from datadream.runtime.progress import Facts, Progress
 from datadream.runtime.session import Workers

@@ -18,7 +18,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from torch import Tensor, nn
 
-from datadream.run.store import ADAPTER_WEIGHTS
+from datadream.run.layout import ADAPTER_WEIGHTS
 
 UNET_TARGETS = ("to_k", "to_out.0", "to_q", "to_v")
 TEXT_TARGETS = ("k_proj", "out_proj", "q_proj", "v_proj")

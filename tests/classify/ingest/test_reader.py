@@ -10,7 +10,8 @@ import pytest
 from ray.data import DataContext, DataIterator
 
 from datadream.classify.ingest.reader import check_labels, check_published, open_published, quiet_ordered_data
-from datadream.run.store import SELECTION, RunStore
+from datadream.run.layout import SELECTION
+from datadream.run.store import RunStore
 from tests.classify.colors import COLORS, publish
 
 pytestmark = pytest.mark.usefixtures("local_ray")

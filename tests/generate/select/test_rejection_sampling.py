@@ -19,7 +19,8 @@ from datadream.generate.select.features import _FeatureEncoder, feature_jobs
 from datadream.generate.select.rejection_sampling import Candidates, draw_and_select
 from datadream.methods import METHODS
 from datadream.methods.chunks import split_into_chunks
-from datadream.run.store import CANDIDATES, DATASET, SELECTION, RunStore, progress_file
+from datadream.run.layout import CANDIDATES, DATASET, SELECTION, progress_file
+from datadream.run.store import RunStore
 from datadream.runtime.session import Workers
 from datadream.status import stage_status
 from tests.generate.candidates import commit_chunk

@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from datadream.models.diffusion import lora
 from datadream.models.diffusion.lora import LoraLinear, StackedLora
 from datadream.models.diffusion.pipeline import load_pipeline
-from datadream.run.store import ADAPTER_WEIGHTS
+from datadream.run.layout import ADAPTER_WEIGHTS
 from tests.models.adapters import unet_output
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from diffusers import StableDiffusionPipeline
 
 from datadream.models.diffusion.merge import InPlaceMerger
 from datadream.models.diffusion.pipeline import load_pipeline
-from datadream.run.store import ADAPTER_WEIGHTS
+from datadream.run.layout import ADAPTER_WEIGHTS
 from tests.models.adapters import random_adapter, unet_output
 
 CPU = torch.device("cpu")
