@@ -19,7 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from datadream.config import ExperimentConfig, flatten
-from datadream.run.layout import CONFIG, SCRATCH
+from datadream.run.layout import CONFIG, SCRATCH, adapter_marker, adapter_weights
 
 LIBRARIES = ("datadream", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
 
