@@ -101,6 +101,10 @@ class RunStore:
     def move(self, name: str, new_name: str) -> None:
         self.fs.mv(self.path(name), self.path(new_name))
 
+    def files(self, folder: str) -> set[str]:
+        """Paths of all files in a folder and below, by one listing."""
+        return {posixpath.relpath(path, self.root) for path in self.fs.find(self.path(folder))}
+
     def markers(self, folder: str) -> set[str]:
         """Stems of the JSON markers directly in a folder."""
         if not self.exists(folder):

@@ -1,4 +1,4 @@
-"""Which part of every batch is ours when several workers train one model, and sums over all of them."""
+"""The process group of one data-parallel training: which part of every batch is ours, and sums over all ranks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import Any
 import torch.distributed
 from torch import Tensor
 
-
-class LostPeerError(RuntimeError):
-    """Another rank is gone."""
+from datadream.runtime.failures import LostPeerError
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class Collectives:
     """One worker among `count`; alone unless said otherwise."""
 
     rank: int = 0
@@ -58,18 +56,18 @@ class _Gather(torch.autograd.Function):
     """A sum of shares padded with zeros: the shares may differ in size, and it is exact."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, n: int, ranks: Ranks) -> Tensor:
-        ctx.ranks, ctx.n = ranks, n
+    def forward(ctx: Any, rows: Tensor, n: int, collectives: Collectives) -> Tensor:
+        ctx.collectives, ctx.n = collectives, n
         whole = rows.new_zeros(n, *rows.shape[1:])
-        whole[ranks.share(n)] = rows
-        ranks.sum(whole)
+        whole[collectives.share(n)] = rows
+        collectives.sum(whole)
         return whole
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         gradient = gradient.clone()
-        ctx.ranks.sum(gradient)
-        return gradient[ctx.ranks.share(ctx.n)], None, None
+        ctx.collectives.sum(gradient)
+        return gradient[ctx.collectives.share(ctx.n)], None, None
 
 
-ALONE = Ranks()
+ALONE = Collectives()

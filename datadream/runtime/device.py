@@ -17,6 +17,20 @@ def worker_device(use_gpu: bool) -> torch.device:
     return torch.device("cuda") if use_gpu and torch.cuda.is_available() else torch.device("cpu")
 
 
+def shared_worker_device(use_gpu: bool) -> torch.device:
+    """The device of a Ray Train worker that has a process group with the others.
+
+    For their sake Ray shows it all GPUs of its node, and says which one is its own.
+    """
+    if worker_device(use_gpu).type == "cpu":
+        return torch.device("cpu")
+    import ray.train.torch
+
+    device = ray.train.torch.get_device()
+    torch.cuda.set_device(device)
+    return device
+
+
 def dtype_of(precision: str, device: torch.device, on_cuda: torch.dtype) -> torch.dtype:
     """Number type of a `precision` knob; auto is `on_cuda` on CUDA and fp32 elsewhere."""
     if precision == "auto":

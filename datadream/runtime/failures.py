@@ -1,25 +1,174 @@
-"""How a stage ends when some of its units failed and the others are done."""
+"""What goes wrong, told apart by the kind of error, and what follows: one policy for all stages.
+
+| kind | what follows |
+|---|---|
+| passing | tried again on the spot, with back-off (`retried`) |
+| the unit's own | the unit is named with its cause and given up; the others go on |
+| the host's | the unit goes back to the others; the place is left out after a few in a row |
+| a loss | the unit goes back; one that costs several workers is given up and named |
+
+A passing fault that outlasts its retries counts as the host's: it may be this node's network that is down.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeVar
 
 from datadream.run.store import RunStore
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+
+GIVE_UP_AFTER = 3
+"""The one rule for giving up: a unit after so many losses or host's faults, a place after so many host's faults in a
+row, each with another unit. Twice can be chance (a node that was drained and then a spot node that was taken)."""
+BACK_OFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Pauses between attempts at what a passing fault broke: S3 asks throttled clients to slow down for seconds."""
 SHOWN = 10
-"""Failures that the message names; the file has all."""
+"""Failures that a message names; the file has all."""
 
 
-def check_none_failed(store: RunStore, file: str, failures: Sequence[str], what: str) -> None:
-    """Raises RuntimeError, "`what` failed" and why, after writing all failures to `file`; without any, the list of an
-    earlier start is removed."""
+class LostPeerError(RuntimeError):
+    """Another rank of a data-parallel training is gone; seldom the first to know, and never to blame."""
+
+
+class Kind(StrEnum):
+    PASSING = "passing"
+    UNIT = "unit"
+    HOST = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a unit was not done, small enough to travel from a worker."""
+
+    kind: Kind
+    reason: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        return cls(kind_of(error), describe(error))
+
+
+_PASSING_ERRNOS = {errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.EINTR, errno.ESTALE, errno.ENETUNREACH}
+"""s3fs maps S3's SlowDown and 503 to EBUSY and RequestTimeout to ETIMEDOUT; ESTALE is NFS's."""
+_DEVICE_WORDS = ("CUDA error", "CUDA driver", "CUBLAS_", "CUDNN_", "NCCL", "No CUDA GPUs", "no NVIDIA driver")
+"""How torch words a broken device in older places that raise a bare RuntimeError."""
+
+
+def kind_of(error: BaseException) -> Kind:
+    """Tell kinds of errors apart; what is not known to be of another kind is the unit's own."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, (TimeoutError, ConnectionError)) or getattr(error, "errno", None) in _PASSING_ERRNOS:
+        return Kind.PASSING
+    if isinstance(status, int) and (status == 429 or status >= 500):  # the Hub's client, whose errors are no OSError
+        return Kind.PASSING
+    # What one node cannot find or open, another may: photos, weights and run lie on shared storage.
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)) or _is_device_error(error):
+        return Kind.HOST
+    return Kind.UNIT
+
+
+def _is_device_error(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")  # importing it takes seconds, and the queue's process has no use for it
+    if torch is not None and isinstance(error, torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _DEVICE_WORDS)
+
+
+def describe(error: BaseException) -> str:
+    """One line: the type, unless the message alone says it all, and the message."""
+    text = " ".join(str(error).split())
+    says_all = bool(text) and isinstance(error, (ValueError, FloatingPointError, MemoryError))
+    return text if says_all else f"{type(error).__name__}: {text}"
+
+
+def retried(work: Callable[[], T], what: str, pauses: Sequence[float] = BACK_OFF_SECONDS) -> T:
+    """Do `work`, again after each pause while only passing faults break it; raises the last error."""
+    for pause in pauses:
+        try:
+            return work()
+        except Exception as error:
+            if kind_of(error) is not Kind.PASSING:
+                raise
+            log.warning("%s: %s; trying again in %g s", what, describe(error), pause)
+            time.sleep(pause)
+    return work()
+
+
+class Ledger(Generic[K]):
+    """Who failed how often: which units are given up, and which places are left out.
+
+    Keys tell units apart; a place is where a worker runs, and what is written of it names the node.
+    """
+
+    def __init__(self) -> None:
+        self.given_up: dict[K, str] = {}
+        """Why, by unit."""
+        self.left_out: dict[str, str] = {}
+        """Why, by place."""
+        self._strikes: Counter[K] = Counter()
+        self._faults: dict[str, set[Hashable]] = {}
+
+    def fail(self, key: K, reason: str) -> None:
+        """The unit is at fault, and would fail again."""
+        self.given_up[key] = reason
+
+    def lose(self, key: K, reason: str) -> None:
+        """A worker was lost with the unit: the unit goes back, unless it has cost too many."""
+        self._strikes[key] += 1
+        if self._strikes[key] >= GIVE_UP_AFTER:
+            self.given_up[key] = f"given up after {GIVE_UP_AFTER} attempts: {reason}"
+
+    def blame(self, place: str, reason: str, key: K | None = None) -> bool:
+        """The host is at fault: its unit goes back, and the place is left out after a few units in a row.
+
+        Without a key, the place could not even begin. Returns whether the place is left out from now on.
+        """
+        if key is not None:
+            self.lose(key, reason)
+        faults = self._faults.setdefault(place, set())
+        faults.add(f"start {len(faults)}" if key is None else key)
+        if place in self.left_out or len(faults) < GIVE_UP_AFTER:
+            return False
+        self.left_out[place] = reason
+        return True
+
+    def succeed(self, place: str, key: K) -> None:
+        """The place did a unit, so that its earlier faults were not the host's."""
+        self._faults.pop(place, None)
+        self.given_up.pop(key, None)
+
+    def advance(self, key: K) -> None:
+        """The unit got further before its worker was lost: losses count in a row."""
+        self._strikes.pop(key, None)
+
+    @property
+    def suspects(self) -> set[str]:
+        """Places that had a host's fault since they last did a unit."""
+        return set(self._faults)
+
+
+def finish(store: RunStore, file: str, failures: Sequence[str], what: str) -> None:
+    """How a stage ends: raises RuntimeError, "`what` failed" and why, after writing all failures to `file`; without
+    any, the list of an earlier start is removed."""
     if not failures:
         if store.exists(file):
             store.remove(file)
         return
-    with suppress(OSError):  # a full disk, perhaps, is why they failed
-        store.write_json(file, failures)
+    with suppress(OSError):  # a full disk may be why they failed
+        store.write_json(file, list(failures))
     few = "\n  ".join(failures[:SHOWN])
     rest = f"\nAll are listed in {store.path(file)}." if len(failures) > SHOWN else ""
     raise RuntimeError(f"{what} failed:\n  {few}{rest}")

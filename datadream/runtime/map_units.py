@@ -1,29 +1,218 @@
-"""How this stage runs Ray Data: without its progress lines, and with a worker's own words when it fails."""
+"""Mapped units: rows that stream through a pool of actors, and perhaps a second step on CPUs that commits (Ray Data).
+
+A row is one unit. What it returns does not depend on which actor does it or when, so a pool may grow, shrink and lose
+members. Ray Data repeats what a lost process or node held; errors are caught in the worker, so that one row's error is
+not the end of all.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic
 
+import ray
 import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from datadream.run.store import RunStore
+from datadream.runtime.failures import GIVE_UP_AFTER, Failure, Kind, Ledger
+from datadream.runtime.nodes import address_of, avoiding, check_sees_run, living_nodes, scratch, to_avoid
+from datadream.runtime.ray_errors import plain_errors
+from datadream.runtime.unit import P, Unit
+from datadream.runtime.workers import Workers
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+SECONDS_TO_STEP_BACK = 5.0
+"""A worker that had several host's faults in a row waits so long with each further row: Ray Data hands rows to whoever
+is free, and one that fails at once is free more often than all others."""
 
 
-def quiet_ray_data() -> None:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.enable_operator_progress_bars = False
-    context.raise_original_map_exception = True
+@dataclass(frozen=True, slots=True)
+class Mapped(Generic[P]):
+    """What a stage wants done with each unit."""
+
+    load: Callable[[Any, torch.device | None], Callable[[Unit[P]], Any]]
+    """Called once in every worker with `load_from` and the worker's device; what it returns does one unit."""
+    load_from: Any
+    what: str
+    """For messages: what is done, such as "generating"."""
+    commit: Callable[[Unit[P], Any], Any] | None = None
+    """A second step, on CPUs beside the workers, that gets what the first returned."""
+    bytes_each: int = 0
+    """Memory that a unit needs, where units are done by tasks; Ray then runs no more than a node can hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[P]):
+    """A unit that was done."""
+
+    unit: Unit[P]
+    value: Any
+    """What the last step returned."""
+    busy_seconds: float
+    """Of the first step."""
+    idle_seconds: float
+    """That the worker had waited for it."""
+
+
+def run_mapped(
+    store: RunStore, units: Sequence[Unit[P]], how: Mapped[P], workers: Workers | None, ledger: Ledger[tuple[str, str]]
+) -> Iterator[Done[P]]:
+    """Do every unit, in no particular order; `ledger` then has why units were given up, by their keys.
+
+    Without `workers`, by tasks of one CPU each in place of actors: for what loads nothing.
+
+    Units that met a host's fault are done again by others, as long as there are any. `store` lends scratch space.
+    Raises RuntimeError when Ray itself gives up.
+    """
+    by_key = {unit.key: unit for unit in units}
+    with scratch(store) as folder, quiet_data(), plain_errors(how.what):
+        while todo := [unit for unit in by_key.values() if unit.key not in ledger.given_up]:
+            without = to_avoid(ledger.suspects)
+            for row in _rows(todo, how, workers, (store.url, folder), without).iter_rows():
+                failure: Failure | None = pickle.loads(row["failure"])
+                unit = by_key[tuple(pickle.loads(row["key"]))]
+                if failure is None:
+                    del by_key[unit.key]
+                    ledger.succeed(row["node"], unit.key)
+                    yield Done(unit, pickle.loads(row["value"]), row["busy_seconds"], row["idle_seconds"])
+                elif failure.kind is Kind.UNIT:
+                    ledger.fail(unit.key, failure.reason)
+                else:
+                    known = row["node"] in ledger.suspects
+                    ledger.blame(row["node"], failure.reason, unit.key)
+                    if not known:
+                        log.warning("node %s has a fault: %s", address_of(row["node"]), failure.reason)
+
+
+def _rows(
+    units: Sequence[Unit], how: Mapped, workers: Workers | None, probe: tuple[str, str], without: set[str]
+) -> ray.data.Dataset:
+    items = [{"unit": pickle.dumps(unit), "key": pickle.dumps(unit.key)} for unit in units]
+    rows = ray.data.from_items(items, override_num_blocks=len(items))
+    if workers is None:
+        # More than a node has would wait for ever.
+        most = max(node["Resources"].get("memory", 0) for node in living_nodes())
+        memory = {"memory": int(min(how.bytes_each, most))} if how.bytes_each else {}
+        return rows.map(_do, fn_kwargs={"how": how, "probe": probe}, num_cpus=1, **memory, **avoiding(without))
+    rows = rows.map(
+        _Worker,
+        fn_constructor_args=(how, workers, probe),
+        compute=_pool(workers, len(units)),
+        **workers.data_resources,
+        **avoiding(without),
+    )
+    if how.commit is None:
+        return rows
+    # Workers on CPUs may fill all of them when nodes are lost; beside these, encoding takes next to nothing.
+    return rows.map(_commit, fn_kwargs={"how": how}, num_cpus=1 if workers.use_gpu else 0)
+
+
+def _pool(workers: Workers, n_units: int) -> ActorPoolStrategy:
+    """As many actors as were asked for; where nobody asked, those that fit now, and more or fewer as nodes join and
+    leave."""
+    count = workers.at_most(n_units).count
+    if not workers.grows:
+        return ActorPoolStrategy(size=count)
+    return ActorPoolStrategy(min_size=1, initial_size=count, max_size=n_units)
+
+
+class _Worker:
+    """Ray Data actor: holds what `load` returned."""
+
+    def __init__(self, how: Mapped, workers: Workers | None, probe: tuple[str, str]) -> None:
+        self._node = ray.get_runtime_context().get_node_id()
+        self._faults = 0
+        self._ended: float | None = None
+        """When the last unit was done."""
+        self._broken: Failure | None = None
+        try:
+            check_sees_run(*probe)
+            self._work = how.load(how.load_from, None if workers is None else _device(workers))
+        except Exception as error:
+            # Raised here it would end all rows. What no host can load is for each unit to fail by.
+            self._broken = Failure.of(error)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        started = time.monotonic()
+        idle_seconds = started - self._ended if self._ended else 0.0
+        value, failure = (None, self._broken) if self._broken else _attempt(self._work, pickle.loads(row["unit"]))
+        self._ended = time.monotonic()
+        is_hosts = failure is not None and failure.kind is not Kind.UNIT
+        self._faults = self._faults + 1 if is_hosts else 0
+        if self._faults >= GIVE_UP_AFTER:
+            time.sleep(SECONDS_TO_STEP_BACK)
+        told = {"busy_seconds": self._ended - started, "idle_seconds": idle_seconds, "node": self._node}
+        return {**row, "value": pickle.dumps(value), "failure": pickle.dumps(failure), **told}
+
+
+def _device(workers: Workers) -> torch.device:
+    # Imported here, not above: torch takes a second, and the commit tasks import this module as well.
+    from datadream.runtime.device import use_threads, worker_device
+
+    use_threads(workers.threads)
+    return worker_device(workers.use_gpu)
+
+
+def _do(row: dict[str, Any], how: Mapped, probe: tuple[str, str]) -> dict[str, Any]:
+    return _Worker(how, None, probe)(row)
+
+
+def _commit(row: dict[str, Any], how: Mapped) -> dict[str, Any]:
+    """The second step, for rows whose first succeeded."""
+    if pickle.loads(row["failure"]) is not None or how.commit is None:
+        return row
+    commit, value = how.commit, pickle.loads(row["value"])
+    value, failure = _attempt(lambda unit: commit(unit, value), pickle.loads(row["unit"]))
+    told = {"value": pickle.dumps(value), "failure": pickle.dumps(failure)}
+    return row | told | {"node": ray.get_runtime_context().get_node_id()}
+
+
+def _attempt(work: Callable[[Unit], Any], unit: Unit) -> tuple[Any, Failure | None]:
+    try:
+        return work(unit), None
+    except Exception as error:
+        failure = Failure.of(error)
+        log.warning("%s: %s", unit.name, failure.reason)
+        return None, failure
 
 
 @contextmanager
-def plain_errors(what: str) -> Iterator[None]:
-    """Raise what a worker said, not Ray's account of it."""
+def quiet_data(in_order: bool = False) -> Iterator[None]:
+    """Ray Data without its progress lines and with a worker's own words when it fails; then as it was before.
+
+    `in_order`: rows come in the order of the files that they are read from.
+    """
+    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
+    names = (
+        "enable_progress_bars",
+        "enable_operator_progress_bars",
+        "use_datasource_v2",
+        "raise_original_map_exception",
+    )
+    before = {name: getattr(context, name) for name in names}
+    order, level = context.execution_options.preserve_order, logger.level
+    context.enable_progress_bars = context.enable_operator_progress_bars = False
+    # Ray 2.60's new reader lists files from threads that import fsspec's HTTP file system at the same time: without
+    # aiohttp that now and then fails with "cannot import name 'HTTPFileSystem'". It also joins small shards to a
+    # block.
+    context.use_datasource_v2 = False
+    context.raise_original_map_exception = True
+    context.execution_options.preserve_order = in_order
+    logger.setLevel(logging.ERROR)
     try:
         yield
-    except ray.exceptions.RayTaskError as error:
-        # Ours is the first line; Ray Data appends its retry advice.
-        raise RuntimeError(f"{what} images failed: {str(error.cause).splitlines()[0]}") from None
-    except ray.exceptions.RayError as error:
-        raise RuntimeError(f"{what} images failed: {error}") from error
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+        context.execution_options.preserve_order = order
+        logger.setLevel(level)

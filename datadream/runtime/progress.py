@@ -1,4 +1,8 @@
-"""Progress of a stage: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+"""How far a stage is: workers tell one reporter on the driver, and whoever wants to know listens to it in process.
+
+The bar or the log line, the file that `datadream status` reads on other machines, trackers and Ray's metrics are all
+listeners. Nothing that only tells may stop what is done, so a listener that fails is muted.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from tqdm import tqdm
 
@@ -22,73 +27,144 @@ Facts = dict[str, float | str]
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_POLLS = 0.5
 SECONDS_BETWEEN_FILES = 10.0
+"""In an object store each file is a request that is paid for."""
 
 
+@dataclass(frozen=True, slots=True)
 class Progress:
-    """Counts `total` units of work; use as a context manager."""
+    """A stage at one moment."""
 
-    def __init__(self, stage: str, total: int, unit: str, store: RunStore, done: int = 0) -> None:
-        """`store` is where other machines read how far the stage is, while it runs."""
-        self.stage, self.total, self.unit, self.done = stage, total, unit, done
-        self._store, self._last_file = store, float("-inf")
-        self._last_line = time.monotonic()
+    stage: str
+    noun: str
+    """What is counted, in the singular."""
+    total: int
+    done: int
+    rate: float | None = None
+    """Per second since the first was done; None until then."""
+    waiting_for: str = ""
+    """What the stage waits for while nothing is done."""
+    facts: Facts = field(default_factory=dict)
+    ended: bool = False
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """For curves."""
+        numbers = {name: fact for name, fact in self.facts.items() if not isinstance(fact, str)}
+        return numbers | {f"{self.noun}s_per_second": self.rate or 0.0}
+
+    @property
+    def text(self) -> str:
+        return ", ".join([f"{self.done}/{self.total} {self.noun}s", *filter(None, [self._pace, *_texts(self.facts)])])
+
+    @property
+    def _pace(self) -> str:
+        if self.rate:
+            return f"{self.rate:.3g}/s, {duration((self.total - self.done) / self.rate)} left"
+        return f"waiting for {self.waiting_for}" if self.waiting_for else ""
+
+
+class Listener(Protocol):
+    """Hears of every stage's progress, every half second or more often."""
+
+    def hear(self, progress: Progress) -> None: ...
+
+
+class Reporter:
+    """Counts the units of a stage and tells listeners; use as a context manager, which closes with a line."""
+
+    def __init__(self, stage: str, total: int, noun: str, listeners: Sequence[Listener] = (), done: int = 0) -> None:
+        """`done` counts what earlier starts did."""
+        self._listeners = list(listeners)
+        self._started, self._before = time.monotonic(), done
         self._counted_from: tuple[int, float] | None = None
-        self._facts: Facts = {}
-        self._bar = (
-            tqdm(total=total, initial=done, desc=stage, unit=unit, smoothing=0.1) if sys.stderr.isatty() else None
-        )
+        self._failed = 0
+        self.now = Progress(stage, noun, total, done)
 
-    def update(self, done: int, **facts: float | str) -> None:
-        """Say that `done` units are finished in all, with facts such as the current loss."""
-        if self._counted_from is None and done > self.done:
-            # The first that is done says how far an interrupted start had come, and that its workers are there.
-            self._counted_from = (done, time.monotonic())
-        grown, self.done, self._facts = done - self.done, done, facts
-        if self._bar is not None:
-            self._bar.set_postfix(_texts(facts), refresh=False)
-            self._bar.update(grown)
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            log.info("%s: %s", self.stage, self._text(facts))
-        if time.monotonic() - self._last_file >= SECONDS_BETWEEN_FILES:
-            self._last_file = time.monotonic()
-            self._tell()
-
-    def _tell(self) -> None:
-        with suppress(OSError):  # what is only told must not stop what is done
-            self._store.write_json(progress_file(self.stage), self._said(self._facts))
+    @property
+    def done(self) -> int:
+        return self.now.done
 
     @property
     def rate(self) -> float:
-        """Units per second since the first was done."""
-        if self._counted_from is None:
-            return 0.0
-        done, then = self._counted_from
-        return (self.done - done) / max(time.monotonic() - then, 1e-9)
+        return self.now.rate or 0.0
 
-    def _said(self, facts: Facts) -> dict[str, Any]:
-        numbers = {name: fact for name, fact in facts.items() if not isinstance(fact, str)}
-        numbers[f"{self.unit}s_per_second"] = self.rate
-        return {"text": self._text(facts), "time": time.time(), "done": self.done, "numbers": numbers}
+    def update(self, done: int, waiting_for: str = "", failed: int = 0, **facts: float | str) -> None:
+        """`done` units are finished in all; with facts such as the current loss."""
+        moment = time.monotonic()
+        if self._counted_from is None and done > self.now.done:
+            # The first that is done says how far an interrupted start had come, and that its workers are there.
+            self._counted_from = (done, moment)
+        rate = None
+        if self._counted_from is not None and done > self._counted_from[0]:
+            rate = (done - self._counted_from[0]) / max(moment - self._counted_from[1], 1e-9)
+        self._failed = failed
+        told: Facts = dict(facts) | ({"failed": failed} if failed else {})
+        self._tell(Progress(self.now.stage, self.now.noun, self.now.total, done, rate, waiting_for, told))
 
-    def _text(self, facts: Facts) -> str:
-        left = f"{(self.total - self.done) / self.rate:.0f} s left" if self.rate > 0 else "no rate yet"
-        told = {"": f"{self.rate:.2f}/s, {left}"} | _texts(facts)
-        return f"{self.done}/{self.total} {self.unit}s, " + ", ".join(
-            f"{name} {fact}".strip() for name, fact in told.items()
-        )
+    def _tell(self, progress: Progress) -> None:
+        self.now = progress
+        for listener in list(self._listeners):
+            try:
+                listener.hear(progress)
+            except Exception as error:
+                self._listeners.remove(listener)
+                log.warning("%s no longer hears of the progress: %s", type(listener).__name__, error)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Reporter:
+        self._tell(self.now)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        now = self.now
+        self._tell(Progress(now.stage, now.noun, now.total, now.done, now.rate, "", now.facts, ended=True))
+        took, failed = duration(time.monotonic() - self._started), f", {self._failed} failed" if self._failed else ""
+        how = "stopped" if kind else "done"
+        log.info("%s: %s, %d %ss in %s%s", now.stage, how, now.done - self._before, now.noun, took, failed)
+
+
+class Terminal:
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._last = float("-inf")
+
+    def hear(self, progress: Progress) -> None:
+        if sys.stderr.isatty():
+            self._draw(progress)
+        elif not progress.ended and time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            log.info("%s: %s", progress.stage, progress.text)
+
+    def _draw(self, progress: Progress) -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=progress.total, initial=progress.done, desc=progress.stage, unit=progress.noun)
+        self._bar.set_postfix_str(
+            ", ".join(filter(None, [progress.waiting_for, *_texts(progress.facts)])), refresh=False
+        )
+        self._bar.update(progress.done - self._bar.n)
+        if progress.ended:
             self._bar.close()
-        self._tell()
+            self._bar = None
 
 
-def _texts(facts: Facts) -> dict[str, str]:
-    return {name.replace("_", " "): fact if isinstance(fact, str) else f"{fact:.4g}" for name, fact in facts.items()}
+class ProgressFile:
+    """A file in the run's folder, from which other machines learn how far the stage is; gone when it has ended."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._last = float("-inf")
+
+    def hear(self, progress: Progress) -> None:
+        name = progress_file(progress.stage)
+        if progress.ended:
+            self._last = float("-inf")
+            if self._store.exists(name):
+                self._store.remove(name)
+        elif time.monotonic() - self._last >= SECONDS_BETWEEN_FILES:
+            self._last = time.monotonic()
+            said = {"text": progress.text, "time": time.time(), "done": progress.done, "numbers": progress.numbers}
+            self._store.write_json(name, said)
 
 
 @contextmanager
@@ -108,3 +184,19 @@ def polled(update: Callable[[], None]) -> Iterator[None]:
         ended.set()
         thread.join()
     update()
+
+
+def duration(seconds: float) -> str:
+    """42 s, 3 min 20 s, 5 h 7 min: two units at most."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _texts(facts: Facts) -> list[str]:
+    return [
+        f"{name.replace('_', ' ')} {fact if isinstance(fact, str) else f'{fact:.4g}'}" for name, fact in facts.items()
+    ]

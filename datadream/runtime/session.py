@@ -4,59 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
-import uuid
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import pyarrow.fs
+from dataclasses import replace
 
 from datadream.config import ClusterConfig
-from datadream.run.layout import SCRATCH
-from datadream.run.store import RunStore
-
-if TYPE_CHECKING:
-    import torch
-    from ray.train import FailureConfig
-
-log = logging.getLogger(__name__)
-
-# Train workers hold their CPUs for a whole stage; Ray Data's tasks beside them need at least one more, or both wait
-# forever.
-CPUS_FOR_DATA_TASKS = 1
-
-SECONDS_TO_ANSWER = 5.0
-"""A node that takes no connection for so long is done without."""
-
-NODE_LABEL = "ray.io/node-id"
-
-
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """The workers of a stage."""
-
-    count: int
-    threads: int
-    use_gpu: bool
-    slots: int = 1
-    """Workers that the cluster could hold, had nobody asked for fewer."""
-    grows: bool = False
-    """Whether nodes that join later are used: on a cluster, where nobody asked for a number of workers."""
-    shares_cores: bool = False
-    """Whether another stage's workers would run on the same cores: Ray's CPUs are only tickets on a Ray of our own."""
-
-    def at_most(self, n_tasks: int) -> Workers:
-        """No more workers than there are tasks for."""
-        return replace(self, count=max(1, min(self.count, n_tasks)))
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """Ray resources of one worker."""
-        return {"CPU": 1, "GPU": 1} if self.use_gpu else {"CPU": self.threads}
+from datadream.runtime.workers import CPUS_FOR_DATA_TASKS, Workers
 
 
 def check_workers(config: ClusterConfig) -> None:
@@ -88,120 +42,6 @@ def connected(config: ClusterConfig) -> Iterator[Workers]:
             ray.shutdown()
 
 
-def workers_to_add(workers: Workers, there: Mapping[str, int], n_tasks: int) -> dict[str, Workers]:
-    """Workers to add, by node id, to those that are `there`, for a stage that has `n_tasks` tasks left.
-
-    As many as were asked for; where nobody asked, as many as the cluster can hold, which grows when nodes join. A node
-    gets workers when it has none, as many as fit it.
-    """
-    rooms = _node_rooms(workers)
-    wanted = min(_wanted(workers), n_tasks) - sum(there.values())
-    added: dict[str, Workers] = {}
-    for node, room in rooms.items():
-        count = min(room, wanted) if node not in there else 0
-        if count > 0:
-            added[node] = replace(workers, count=count)
-            wanted -= count
-    return added
-
-
-def workers_now(workers: Workers) -> Workers:
-    """As many of these workers as were asked for, or as the nodes that answer can hold.
-
-    Ray takes a while to see that a machine is lost, and would wait for it. That no node answers says nothing of any.
-    """
-    import ray
-
-    living = [node for node in ray.nodes() if node["Alive"]]
-    with ThreadPoolExecutor() as threads:
-        answers = list(threads.map(_answers, living))
-    nodes = [node for node, answered in zip(living, answers, strict=True) if answered] or living
-    for node in living:
-        if node not in nodes:
-            log.warning("node %s does not answer: going on without it", node["NodeManagerAddress"])
-    cpus, gpus = (int(sum(node["Resources"].get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
-    room = min(_slots(workers, cpus, gpus), sum(_rooms(workers, nodes).values()))
-    return replace(workers, count=max(1, room if workers.grows else min(workers.count, room)))
-
-
-def beside_driver() -> dict[str, Any]:
-    """Options of a small actor that must outlive any other node: it lives on the driver's, and takes no CPU."""
-    import ray
-
-    return {"num_cpus": 0, "label_selector": {NODE_LABEL: ray.get_runtime_context().get_node_id()}}
-
-
-@contextmanager
-def train_storage(store: RunStore) -> Iterator[dict[str, Any]]:
-    """Storage arguments of a Ray Train run: a folder that every node reaches, gone afterwards.
-
-    Ray Train insists on shared storage even where, as here, our own markers are the only record of what is done.
-    """
-    folder = SCRATCH + uuid.uuid4().hex[:8]
-    path = store.path(folder)
-    filesystem = None if store.is_local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs))
-    try:
-        yield {"storage_path": path, "storage_filesystem": filesystem}
-    finally:
-        if store.exists(folder):
-            store.fs.rm(path, recursive=True)
-
-
-def failure_text(error: Exception) -> str:
-    """What the workers that failed said, not Ray's account of it."""
-    failures = getattr(error, "worker_failures", {})
-    said = [f"{type(failures[rank]).__name__}: {failures[rank]}" for rank in sorted(failures)]
-    return " / ".join(dict.fromkeys(said)) or str(error)
-
-
-def shared_worker_device(use_gpu: bool) -> torch.device:
-    """The device of a Ray Train worker that has a process group with the others.
-
-    For their sake Ray shows it all GPUs of its node, and says which one is its own.
-    """
-    import torch
-
-    if not (use_gpu and torch.cuda.is_available()):
-        return torch.device("cpu")
-    import ray.train.torch
-
-    device = ray.train.torch.get_device()
-    torch.cuda.set_device(device)
-    return device
-
-
-def collective_backend(workers: Workers) -> str:
-    """torch.distributed's backend for them. The driver's own devices say nothing of the workers'."""
-    return "nccl" if workers.use_gpu else "gloo"
-
-
-def lost_a_worker(error: Exception) -> bool:
-    """Whether a Ray Train run ended because a process or a node died, and not by an error of its code.
-
-    That a node is gone may be heard first from a worker elsewhere that exchanged tensors with it.
-    """
-    from ray.exceptions import RayError, RayTaskError
-    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
-    from ray.train.v2.api.exceptions import ControllerError, PreemptionError
-
-    from datadream.runtime.collectives import LostPeerError
-
-    lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, RayError)
-    workers = getattr(error, "worker_failures", {}).values()
-    ended_by_ray = isinstance(error, (ControllerError, PreemptionError, RayError))
-    only_heard = bool(workers) and all(isinstance(failure, LostPeerError) for failure in workers)
-    # A RayTaskError is what our own code raised.
-    is_lost = [isinstance(failure, lost) and not isinstance(failure, RayTaskError) for failure in workers]
-    return ended_by_ray or only_heard or any(is_lost)
-
-
-def failures_are_ours() -> FailureConfig:
-    """Ray Train would wait for a lost machine's return, while a worker group starts too: who starts it decides."""
-    from ray.train import FailureConfig
-
-    return FailureConfig(controller_failure_limit=0, max_preemption_failures=0)
-
-
 def _start(config: ClusterConfig) -> None:
     import ray
 
@@ -223,7 +63,7 @@ def _workers(config: ClusterConfig, own: bool) -> Workers:
     cpus, gpus = _cluster_size()
     _check_fits(config, cpus, gpus, "the cluster")
     workers = Workers(config.workers or 1, config.threads_per_worker, _use_gpu(config, gpus))
-    slots = max(1, _cores() // workers.threads) if own and not workers.use_gpu else _cluster_slots(workers)
+    slots = max(1, _cores() // workers.threads if own and not workers.use_gpu else workers.slots_in(cpus, gpus))
     asked = config.workers is not None
     workers = replace(
         workers,
@@ -236,22 +76,11 @@ def _workers(config: ClusterConfig, own: bool) -> Workers:
     return workers
 
 
-def _cluster_slots(workers: Workers) -> int:
-    """Workers that the cluster can hold now, one at least."""
-    return max(1, _slots(workers, *_cluster_size()))
-
-
-def _slots(workers: Workers, cpus: int, gpus: int) -> int:
-    return gpus if workers.use_gpu else (cpus - CPUS_FOR_DATA_TASKS) // workers.threads
-
-
-def _wanted(workers: Workers) -> int:
-    return _cluster_slots(workers) if workers.grows else workers.count
-
-
 def _check_nodes(config: ClusterConfig, workers: Workers) -> None:
     """A worker lives on one node, so that the cluster's sum of CPUs is not enough."""
-    room = sum(_node_rooms(workers).values())
+    from datadream.runtime.nodes import living_nodes, rooms
+
+    room = sum(rooms(workers, living_nodes()).values())
     if room < (config.workers or 1):
         raise ValueError(
             f"cluster.threads_per_worker is {workers.threads}, but the nodes can hold {room} workers of that size. "
@@ -288,35 +117,6 @@ def _cluster_size() -> tuple[int, int]:
     return int(total.get("CPU", 0)), int(total.get("GPU", 0))
 
 
-def living_nodes() -> set[str]:
-    """Ids of the nodes that are there now."""
-    import ray
-
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-def _node_rooms(workers: Workers) -> dict[str, int]:
-    """How many workers of this size each living node can hold, the roomiest first."""
-    import ray
-
-    return _rooms(workers, [node for node in ray.nodes() if node["Alive"]])
-
-
-def _rooms(workers: Workers, nodes: list[dict[str, Any]]) -> dict[str, int]:
-    resource, size = ("GPU", 1) if workers.use_gpu else ("CPU", workers.threads)
-    rooms = {node["NodeID"]: int(node["Resources"].get(resource, 0)) // size for node in nodes}
-    return dict(sorted(rooms.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _answers(node: dict[str, Any]) -> bool:
-    """Whether a node's raylet takes connections."""
-    try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), SECONDS_TO_ANSWER).close()
-    except OSError:
-        return False
-    return True
-
-
 def _address(config: ClusterConfig) -> str | None:
     return config.address or os.environ.get("RAY_ADDRESS")
 
@@ -339,5 +139,6 @@ def _local_gpus(config: ClusterConfig) -> int:
 
 
 def _local_cpus() -> int:
-    # Twice the cores: Ray's CPUs are tickets, and decoding beside a training worker is how the cores stay busy.
+    # In a Ray that we start, num_cpus is a quota: twice the cores, so that decoding runs beside training workers and
+    # the cores stay busy.
     return max(4, 2 * _cores())

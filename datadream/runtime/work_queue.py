@@ -1,45 +1,31 @@
-"""Which adapters wait, which are being trained and which are done: plain bookkeeping, a Ray actor when it is used."""
+"""Which units wait, which are being worked on and which are done: plain bookkeeping, a Ray actor when it is used."""
 
 from __future__ import annotations
 
-import posixpath
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic
 
-from datadream.methods.base import AdapterSpec
-from datadream.run.layout import adapter_marker
+from datadream.runtime.failures import Failure, Kind, Ledger
+from datadream.runtime.unit import P, Unit, titles
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-MAX_LOSSES = 3
-"""Workers that an adapter may cost before it is given up: it may be what kills them."""
+SECONDS_BEFORE_SAME_PLACE = 10.0
+"""A unit that failed by a host's fault returns to the same place only after so long: others, which may still be
+loading their model, get it first; and where there are no others, a folder that is being mounted gets time."""
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterJob:
-    """One adapter and the run that it belongs to."""
+class Group(Generic[P]):
+    """Units to work on side by side."""
 
-    run_url: str
-    spec: AdapterSpec
-    steps: int
-
-    @property
-    def marker(self) -> str:
-        return adapter_marker(self.spec.adapter_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Adapters to train side by side."""
-
-    places: tuple[int, ...]
-    """Their places in the queue."""
-    jobs: tuple[AdapterJob, ...]
+    positions: tuple[int, ...]
+    """Of its units in the queue."""
+    units: tuple[Unit[P], ...]
     missing: tuple[bool, ...]
     """Which of them nobody has committed yet."""
 
@@ -50,140 +36,152 @@ class _Lease:
     group: Group
     since: float
     heard: float
-    step: int = 0
+    done: int = 0
     loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class QueueProgress:
-    """How far the training of all adapters is."""
+    """How far all units are."""
 
-    steps: int
-    """Done in all, those of adapters in training included."""
-    adapters: int
+    done: int
+    """Work done in all, that of units in progress included."""
+    units: int
     """Done in all, those that were committed before included."""
     failed: int
     loss: float | None
-    """Mean over the adapters in training."""
+    """Mean over the units in progress."""
+    workers: int
+    """That have asked for work so far."""
 
 
-class AdapterQueue:
-    """Leases groups of adapters to workers, longest training first.
+class WorkQueue(Generic[P]):
+    """Leases groups of units to workers, largest first.
 
-    Which adapters form a group depends on the plan and the size of a group alone, so that a run that was interrupted
-    forms the same ones. A lease is renewed by every report; when it runs out, or its worker is replaced, its adapters
-    wait again. A result counts whoever brings it: a second one for the same adapter is the same.
+    Which units form a group depends on the plan and the size of a group alone, so that a run that was interrupted
+    forms the same ones: side by side with others, an adapter would differ in its last bits. A lease is renewed by
+    every report; when it runs out, or its worker is replaced, its units wait again. A result counts whoever brings it.
     """
 
     def __init__(
         self,
-        jobs: Sequence[AdapterJob],
+        units: Sequence[Unit[P]],
         done: Sequence[bool],
         lease_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`done` tells for each job whether it is committed already. A worker that was not heard of for
-        `lease_seconds` has lost its adapters to others."""
-        order = sorted(range(len(jobs)), key=lambda place: -jobs[place].steps)
-        self._jobs = [jobs[place] for place in order]
-        self._open = {place for place, original in enumerate(order) if not done[original]}
+        """`done` tells for each unit whether it is committed already. A worker that was not heard of for
+        `lease_seconds` has lost its units to others."""
+        order = sorted(range(len(units)), key=lambda position: -units[position].size)
+        self._units = [units[position] for position in order]
+        self._open = {position for position, original in enumerate(order) if not done[original]}
         self._waiting = set(self._open)
         self._leases: dict[str, _Lease] = {}
-        self._losses: Counter[int] = Counter()
+        self._ledger: Ledger[int] = Ledger()
+        self._not_before: dict[tuple[int, str], float] = {}
         self._first_lease: dict[str, float] = {}
         self._busy = 0.0
-        self._heard = clock()
         self._lease_seconds, self._clock = lease_seconds, clock
-        self._failures: dict[int, str] = {}
-        self._size: int | None = None
-        self._hopeless: str | None = None
+        self._heard = clock()
+        self._group_size: int | None = None
         self._controllers: dict[str, ActorHandle] = {}
 
-    def lease(self, place: str, worker: str, size: int) -> Group | None:
-        """The next group of at most `size` adapters for a worker; the first size that anybody names holds for all.
+    def lease(self, place: str, worker: str, size: int) -> Group[P] | None:
+        """The next group of at most `size` units for a worker; the first size that anybody names holds for all.
 
-        A group holds adapters that take equally many steps, those done already included: trained with other
-        neighbours, an adapter would differ in its last bits. None when nothing waits; some may come back from a lost
-        worker, so ask again until `is_done`. `worker` names the process, of which a `place` has one at a time.
+        None when nothing waits for this place; some may come back from a lost worker, so ask again until
+        `is_over`. `worker` names the process, of which a `place` has one at a time.
         """
         self._heard = self._clock()
         self._take_back(place, worker)
-        if not self._waiting or self._hopeless is not None:
+        if place in self._ledger.left_out:
             return None
-        self._size = self._size or size
-        group = self._group_of(min(self._waiting), self._size)
-        self._waiting.difference_update(group.places)
+        allowed = [
+            position for position in self._waiting if self._not_before.get((position, place), 0.0) <= self._heard
+        ]
+        if not allowed:
+            return None
+        self._group_size = self._group_size or size
+        group = self._group_of(min(allowed), self._group_size)
+        self._waiting.difference_update(group.positions)
         self._leases[worker] = _Lease(place, group, self._heard, self._heard)
         self._first_lease.setdefault(worker, self._heard)
         return group
 
-    def report(self, worker: str, step: int, loss: float | None = None) -> None:
-        """A worker lives, and has done `step` steps of its group, the last with a mean `loss`."""
+    def report(self, worker: str, done: int | None = None, loss: float | None = None) -> None:
+        """A worker lives; it may have done so much of each unit of its group, at last with a mean `loss`."""
         self._heard = self._clock()
         if worker in self._leases:
             lease = self._leases[worker]
-            lease.heard, lease.step, lease.loss = self._clock(), step, loss
+            lease.heard = self._heard
+            if done is not None:
+                lease.done, lease.loss = done, loss
 
-    def renew(self, worker: str) -> None:
-        """A worker lives."""
+    def finish(self, worker: str, place: str, group: Group[P], failures: Mapping[int, Failure]) -> None:
+        """A worker is through with its group; `failures` tells why units were not done, by their positions."""
         self._heard = self._clock()
-        if worker in self._leases:
-            self._leases[worker].heard = self._heard
+        lease = self._leases.pop(worker, None)
+        if lease is not None:
+            self._busy += self._heard - lease.since
+        for position, missing in zip(group.positions, group.missing, strict=True):
+            failure = failures.get(position)
+            if failure is None:
+                self._ledger.succeed(place, position)
+                self._close(position)
+            elif not missing or position not in self._open:
+                continue  # somebody else has done it
+            elif failure.kind is Kind.UNIT:
+                self._ledger.fail(position, failure.reason)
+                self._close(position)
+            else:
+                self._ledger.blame(place, failure.reason, position)
+                self._not_before[position, place] = self._heard + SECONDS_BEFORE_SAME_PLACE
+                self._give_back(position)
 
-    def finish(self, worker: str, group: Group, failures: Mapping[int, str]) -> None:
-        """A worker is through with its group; `failures` tells why adapters failed by themselves, by their places.
-
-        What failed by itself would fail again, so it is given up.
-        """
+    def cannot_start(self, place: str, failure: Failure) -> None:
+        """A worker could not load what it needs. What is no host's fault would be the same at the next try."""
         self._heard = self._clock()
-        if worker in self._leases:
-            self._busy += self._heard - self._leases.pop(worker).since
-        for place, missing in zip(group.places, group.missing, strict=True):
-            if place not in failures:
-                self._failures.pop(place, None)
-            elif missing:
-                self._failures[place] = failures[place]
-        self._open.difference_update(group.places)
-        self._waiting.difference_update(group.places)
+        self._ledger.blame(place, failure.reason)
+        if failure.kind is Kind.UNIT:
+            self._ledger.left_out.setdefault(place, failure.reason)
 
-    def introduce(self, squad: str, controller: ActorHandle) -> None:
-        """Remember who directs a squad."""
-        self._controllers[squad] = controller
+    def left_out(self) -> dict[str, str]:
+        """Places that get no more work, and why."""
+        return dict(self._ledger.left_out)
 
-    def controller(self, squad: str) -> ActorHandle | None:
-        """Who directs a squad, once it said so."""
-        return self._controllers.get(squad)
+    def introduce(self, group: str, controller: ActorHandle) -> None:
+        """Remember who directs a group of workers."""
+        self._controllers[group] = controller
 
-    def disband(self, squad: str) -> None:
-        """All workers whose place begins with `squad/` are gone."""
-        for name in [name for name, lease in self._leases.items() if lease.place.startswith(f"{squad}/")]:
+    def controller(self, group: str) -> ActorHandle | None:
+        """Who directs a group of workers, once it said so."""
+        return self._controllers.get(group)
+
+    def disband(self, group: str) -> None:
+        """All workers whose place begins with `group/` are gone."""
+        for name in [name for name, lease in self._leases.items() if lease.place.startswith(f"{group}/")]:
             self._lose(self._leases.pop(name).group)
-
-    def give_up(self, reason: str) -> None:
-        """A worker cannot train anything, and no other could."""
-        self._hopeless = reason
-
-    def hopeless(self) -> str | None:
-        """Why no worker can train anything, if so."""
-        return self._hopeless
 
     def silent_for(self) -> float:
         """Seconds since any worker was heard of."""
         return self._clock() - self._heard
 
-    def failures(self) -> list[str]:
-        """Adapters that failed by themselves, and why."""
-        many_runs = len({job.run_url for job in self._jobs}) > 1
-        named = []
-        for place, reason in sorted(self._failures.items()):
-            job = self._jobs[place]
-            run = f"{posixpath.basename(job.run_url)}/" if many_runs else ""
-            named.append(f"{run}{job.spec.adapter_id}: {reason}")
-        return named
+    def failures(self) -> dict[tuple[str, str], str]:
+        """Why units were given up, by their keys, in the order of the queue."""
+        return {self._units[position].key: reason for position, reason in sorted(self._ledger.given_up.items())}
+
+    def named_failures(self) -> list[str]:
+        """The same in words."""
+        names = titles(self._units)
+        return [f"{names[key]}: {reason}" for key, reason in self.failures().items()]
 
     def n_open(self) -> int:
-        """Adapters that are not done."""
+        """Units that are not done."""
         return len(self._open)
+
+    def is_over(self, place: str | None = None) -> bool:
+        """Whether nothing is left to do, for anybody or at this place."""
+        return not self._open or place in self._ledger.left_out
 
     def usage(self) -> dict[str, float]:
         """Workers that there were, seconds from the first lease of each to the last sign of any, and how many of these
@@ -191,28 +189,33 @@ class AdapterQueue:
         seconds = sum(self._heard - first for first in self._first_lease.values())
         return {"workers": len(self._first_lease), "seconds": seconds, "busy_seconds": self._busy}
 
-    def is_done(self) -> bool:
-        return not self._open or self._hopeless is not None
-
     def progress(self) -> QueueProgress:
-        closed = [job.steps for place, job in enumerate(self._jobs) if place not in self._open]
+        closed = [unit.size for position, unit in enumerate(self._units) if position not in self._open]
         leases = self._leases.values()
-        in_training = sum(lease.step * len(self._open.intersection(lease.group.places)) for lease in leases)
+        in_progress = sum(lease.done * len(self._open.intersection(lease.group.positions)) for lease in leases)
         losses = [lease.loss for lease in leases if lease.loss is not None]
-        failed = len(self._failures)
+        failed = len(self._ledger.given_up)
         return QueueProgress(
-            sum(closed) + in_training, len(closed) - failed, failed, fmean(losses) if losses else None
+            done=sum(closed) + in_progress,
+            units=len(closed) - failed,
+            failed=failed,
+            loss=fmean(losses) if losses else None,
+            workers=len(self._first_lease),
         )
 
-    def _group_of(self, first: int, size: int) -> Group:
+    def _group_of(self, first: int, size: int) -> Group[P]:
+        """The group of a position: neighbours in the queue of equal size, those done already included."""
         start = first // size * size
-        near = range(start, min(start + size, len(self._jobs)))
-        places = tuple(place for place in near if self._jobs[place].steps == self._jobs[first].steps)
+        near = range(start, min(start + size, len(self._units)))
+        positions = tuple(position for position in near if self._units[position].size == self._units[first].size)
         return Group(
-            places, tuple(self._jobs[place] for place in places), tuple(place in self._open for place in places)
+            positions,
+            tuple(self._units[position] for position in positions),
+            tuple(position in self._open for position in positions),
         )
 
     def _take_back(self, place: str, worker: str) -> None:
+        """End the leases of this worker, of its predecessor in the same place, and of workers that fell silent."""
         now = self._clock()
         for name, lease in list(self._leases.items()):
             replaced = lease.place == place and name != worker
@@ -220,11 +223,17 @@ class AdapterQueue:
                 del self._leases[name]
                 self._lose(lease.group)
 
-    def _lose(self, group: Group) -> None:
-        lost = self._open.intersection(group.places)
-        self._losses.update(lost)
-        for place in lost:
-            if self._losses[place] >= MAX_LOSSES:
-                self._open.remove(place)
-                self._failures[place] = f"{MAX_LOSSES} workers died or fell silent while they trained it."
-        self._waiting |= self._open.intersection(lost)
+    def _lose(self, group: Group[P]) -> None:
+        for position in self._open.intersection(group.positions):
+            self._ledger.lose(position, "its workers died or fell silent.")
+            self._give_back(position)
+
+    def _give_back(self, position: int) -> None:
+        if position in self._ledger.given_up:
+            self._close(position)
+        else:
+            self._waiting.add(position)
+
+    def _close(self, position: int) -> None:
+        self._open.discard(position)
+        self._waiting.discard(position)

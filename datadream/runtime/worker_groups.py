@@ -1,7 +1,8 @@
-"""Keep as many workers training as there is room for, whatever dies or joins: squads of workers on one queue.
+"""Leased units: groups of workers, one per node, stay loaded and lease units from a queue, whatever dies or joins.
 
-A squad is one Ray Train run on one node. Ray replaces a worker that dies, alone; a node that dies takes its squad with
-it and no other; a node that joins gets one. The queue knows what is left to do, so squads may come and go.
+A group is one Ray Train run on one node. Ray replaces a worker that dies, alone; a node that dies takes its group with
+it and no other; a node that joins gets one. The queue knows what is left to do, so groups may come and go. It is
+work-stealing and not one trainer per unit, because a Ray Train start costs seconds and a small adapter costs few.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import itertools
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
+import ray.train
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -23,22 +26,112 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from datadream.runtime.session import NODE_LABEL, Workers, failure_text, living_nodes
+from datadream.run.store import RunStore
+from datadream.runtime.failures import GIVE_UP_AFTER, Failure
+from datadream.runtime.nodes import (
+    NODE_LABEL,
+    address_of,
+    beside_driver,
+    check_sees_run,
+    living_nodes,
+    scratch,
+    train_storage,
+    workers_to_add,
+)
+from datadream.runtime.ray_errors import failure_text
+from datadream.runtime.unit import Unit
+from datadream.runtime.work_queue import Group, QueueProgress, WorkQueue
+from datadream.runtime.workers import Workers
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_QUESTIONS = 1.0
+"""A worker for which nothing waits asks again after so long."""
+SECONDS_BETWEEN_REPORTS = 0.5
 SECONDS_TO_END = 2.0
-"""What a squad gets to end by itself when all is done; its workers have nothing left to lose."""
+"""Grace period before controllers are killed once all work is committed."""
 SECONDS_TO_INTRODUCE = 20.0
-"""How long a squad that was just launched may be without a controller to end."""
+"""How long a group that was just launched may be without a controller to end."""
 SECONDS_OF_SILENCE = 600.0
 """No worker was heard of for so long: starting one, with its model, takes less."""
-MAX_FRUITLESS = 3
-"""Squads in a row that may fail without a single adapter done."""
+
+
+class GroupWorker(Protocol):
+    """What a worker has loaded."""
+
+    def group_size(self, most: int) -> int:
+        """How many units, at most `most`, to work on side by side; asked where nobody has said."""
+
+    def work(self, group: Group, heartbeat: Heartbeat) -> Mapping[int, Failure]:
+        """Do and commit a group's missing units; returns why some were not done, by their positions in the queue.
+
+        What it raises is the fault of all of them, and ends the process.
+        """
+
+
+Load = Callable[[Any, "torch.device"], GroupWorker]
+"""Called once in every worker with what `run_leased` was given to load from, and the worker's device."""
+
+
+class Heartbeat:
+    """Tells the queue now and then how far a worker is, which also renews its lease."""
+
+    def __init__(self, queue: ActorHandle, worker: str) -> None:
+        self._queue, self._worker = queue, worker
+        self._last = time.monotonic()
+
+    def step(self, done: int, losses: torch.Tensor) -> None:
+        """Hears of every step of a group; reads the losses, which waits for the device, now and then."""
+        if time.monotonic() - self._last > SECONDS_BETWEEN_REPORTS:
+            self._last = time.monotonic()
+            self._queue.report.remote(self._worker, done, losses.mean().item())
+
+    def alive(self) -> None:
+        """The worker is busy with something other than steps."""
+        self._queue.report.remote(self._worker)
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """How a stage wants its units leased."""
+
+    load: Load
+    load_from: Any
+    group_size: int | None
+    """Units side by side; None: each worker measures, and the first answer holds for all."""
+    most: int
+    """At most so many side by side where it is measured."""
+    lease_seconds: float
+
+
+def run_leased(
+    store: RunStore,
+    units: Sequence[Unit],
+    done: Sequence[bool],
+    how: Leased,
+    workers: Workers,
+    look: Callable[[QueueProgress], None],
+) -> tuple[dict[tuple[str, str], str], dict[str, float]]:
+    """Work until every unit is done or given up; returns why units were given up, by their keys, and the usage.
+
+    `store` lends scratch space; `look` is told the progress now and then. Raises RuntimeError when every place is left
+    out, or when groups of workers are lost again and again and nothing gets done.
+    """
+    queue = ray.remote(WorkQueue).options(**beside_driver()).remote(units, done, how.lease_seconds)
+    with scratch(store) as folder:
+        settings = {"queue": queue, "how": how, "run_url": store.url, "scratch": folder}
+        groups = _Groups(queue, settings, workers, train_storage(store, folder))
+        groups.run(lambda: look(ray.get(queue.progress.remote())))
+    return ray.get(queue.failures.remote()), ray.get(queue.usage.remote())
 
 
 class _IndependentBackend(Backend):
+    # Made for TorchFT, and undocumented: without it Ray Train restarts all workers of a run when one dies.
+    # tests/runtime/test_worker_groups.py fails where a new Ray changes it.
     has_replica_groups = True
 
 
@@ -54,31 +147,26 @@ class IndependentWorkers(BackendConfig):
 class _Introduction(ControllerCallback):
     """Ray Train's controller tells the queue who it is, so that one that waits forever can be ended."""
 
-    def __init__(self, queue: ActorHandle, squad: str) -> None:
-        self._queue, self._squad = queue, squad
+    def __init__(self, queue: ActorHandle, group: str) -> None:
+        self._queue, self._group = queue, group
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        self._queue.introduce.remote(self._squad, ray.get_runtime_context().current_actor)
+        self._queue.introduce.remote(self._group, ray.get_runtime_context().current_actor)
 
 
-class _Squad:
+class _Group:
     """One Ray Train run on a thread of its own."""
 
     def __init__(
-        self,
-        name: str,
-        node: str,
-        work: Callable[[dict[str, Any]], None],
-        settings: dict[str, Any],
-        workers: Workers,
-        storage: dict[str, Any],
-        queue: ActorHandle,
+        self, name: str, node: str, settings: dict[str, Any], workers: Workers, storage: dict[str, Any]
     ) -> None:
         self.name, self.node, self.size, self.error = name, node, workers.count, None
-        self._queue = queue
+        self.is_left_out = False
+        """Whether none of its places gets any more work."""
+        self._queue = settings["queue"]
         self._trainer = DataParallelTrainer(
-            work,
-            train_loop_config=settings | {"squad": name},
+            _lease_and_work,
+            train_loop_config=settings | {"group": name, "workers": workers},
             backend_config=IndependentWorkers(),
             scaling_config=ScalingConfig(
                 num_workers=workers.count,
@@ -86,9 +174,11 @@ class _Squad:
                 resources_per_worker=workers.resources,
                 label_selector={NODE_LABEL: node},
             ),
-            # The queue bounds what a deadly adapter may cost; a lost machine is nobody's fault.
+            # The queue bounds what a deadly unit may cost; a lost machine is nobody's fault.
             run_config=RunConfig(
-                failure_config=FailureConfig(max_failures=-1), callbacks=[_Introduction(queue, name)], **storage
+                failure_config=FailureConfig(max_failures=-1),
+                callbacks=[_Introduction(self._queue, name)],
+                **storage,
             ),
         )
         self._thread = threading.Thread(target=self._fit, daemon=True)
@@ -115,77 +205,117 @@ class _Squad:
             self.error = error
 
 
-def run_squads(
-    queue: ActorHandle,
-    work: Callable[[dict[str, Any]], None],
-    settings: dict[str, Any],
-    room: Callable[[Mapping[str, int]], Mapping[str, Workers]],
-    storage: dict[str, Any],
-    look: Callable[[], None],
-) -> None:
-    """Train until the queue is done.
+class _Groups:
+    """The groups of workers that there are, and when there are to be others."""
 
-    `work(settings)` is what every worker runs. `room(there)` tells which workers to add to those that are there, both
-    by node. `look` is called now and then. Raises RuntimeError when squads fail again and again and nothing gets done.
-    """
-    squads: list[_Squad] = []
-    launches = itertools.count()
-    watch = _Watch(queue)
-    patience = 0.0
-    try:
-        while not ray.get(queue.is_done.remote()):
-            lost = _lost(squads)
-            for squad in lost:
-                squads.remove(squad)
-                squad.end()
-                ray.get(queue.disband.remote(squad.name))
-            if lost:
-                watch.lost(lost[0])
-            for node, workers in room({squad.node: squad.size for squad in squads}).items():
-                name = f"squad-{next(launches)}"
-                squads.append(_Squad(name, node, work, settings, workers, storage, queue))
-                watch.launched()
-            if watch.is_silent():
-                for squad in squads:
-                    squad.end()
+    def __init__(
+        self, queue: ActorHandle, settings: dict[str, Any], workers: Workers, storage: dict[str, Any]
+    ) -> None:
+        self._queue, self._settings, self._workers, self._storage = queue, settings, workers, storage
+        self._groups: list[_Group] = []
+        self._numbers = itertools.count()
+        self._launched = time.monotonic()
+        self._fruitless, self._done_before = 0, -1
+        self._told: set[tuple[str, str]] = set()
+
+    def run(self, look: Callable[[], None]) -> None:
+        patience = 0.0
+        try:
+            while not ray.get(self._queue.is_over.remote()):
+                self._part_with_lost()
+                self._leave_out()
+                self._launch()
+                if self._is_silent():
+                    for group in self._groups:
+                        group.end()
+                look()
+                time.sleep(SECONDS_BETWEEN_LOOKS)
             look()
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        patience = SECONDS_TO_END
-    finally:
-        deadline = time.monotonic() + patience
-        for squad in squads:
-            with suppress(RayError):
-                squad.end(max(0, deadline - time.monotonic()))
+            patience = SECONDS_TO_END
+        finally:
+            deadline = time.monotonic() + patience
+            for group in self._groups:
+                with suppress(RayError):
+                    group.end(max(0, deadline - time.monotonic()))
 
+    def _part_with_lost(self) -> None:
+        """Give back what groups held that ended, and those that wait for a node that is gone.
 
-def _lost(squads: Sequence[_Squad]) -> list[_Squad]:
-    """Squads that ended, and those that wait for a node that is gone."""
-    living = living_nodes()
-    return [squad for squad in squads if not squad.is_alive or squad.node not in living]
+        Raises RuntimeError when groups are lost time after time and nothing gets done between.
+        """
+        living = {node["NodeID"] for node in living_nodes()}
+        lost = [g for g in self._groups if g.node not in living or not (g.is_alive or g.is_left_out)]
+        for group in lost:
+            self._groups.remove(group)
+            group.end()
+            ray.get(self._queue.disband.remote(group.name))
+        if not lost or ray.get(self._queue.is_over.remote()):
+            return
+        done = ray.get(self._queue.progress.remote()).done
+        self._fruitless = self._fruitless + 1 if done <= self._done_before else 0
+        self._done_before = done
+        reason = failure_text(lost[0].error) if lost[0].error else "they ended early"
+        if self._fruitless >= GIVE_UP_AFTER:
+            raise RuntimeError(f"the workers are lost again and again: {reason}")
+        log.warning("the workers of a node were lost (%s); the others go on", reason.splitlines()[0])
 
+    def _leave_out(self) -> None:
+        """Name what the queue has left out; raises RuntimeError when nothing else is there."""
+        places = ray.get(self._queue.left_out.remote())
+        for group in self._groups:
+            own = {place: reason for place, reason in places.items() if place.startswith(f"{group.name}/")}
+            group.is_left_out = len(own) == group.size
+            for reason in own.values():
+                if (group.node, reason) not in self._told:
+                    self._told.add((group.node, reason))
+                    log.warning("node %s gets no more work: %s", address_of(group.node), reason)
+        if self._groups and all(group.is_left_out for group in self._groups) and not self._room():
+            reasons = "\n  ".join(f"node {address_of(node)}: {reason}" for node, reason in sorted(self._told))
+            raise RuntimeError(f"no worker can go on:\n  {reasons}")
 
-class _Watch:
-    """Whether the squads still get anywhere."""
+    def _room(self) -> dict[str, Workers]:
+        there = {group.node: group.size for group in self._groups if not group.is_left_out}
+        left_out = {group.node: 0 for group in self._groups if group.is_left_out}
+        return workers_to_add(self._workers, there | left_out, ray.get(self._queue.n_open.remote()))
 
-    def __init__(self, queue: ActorHandle) -> None:
-        self._queue = queue
-        self._fruitless, self._steps_before = 0, -1
-        self._launched = time.monotonic()
+    def _launch(self) -> None:
+        for node, workers in self._room().items():
+            name = f"group-{next(self._numbers)}"
+            self._groups.append(_Group(name, node, self._settings, workers, self._storage))
+            self._launched = time.monotonic()
 
-    def launched(self) -> None:
-        self._launched = time.monotonic()
-
-    def is_silent(self) -> bool:
-        """Whether neither a worker was heard of nor a squad launched for long."""
+    def _is_silent(self) -> bool:
+        """Whether neither a worker was heard of nor a group launched for long."""
         silence = ray.get(self._queue.silent_for.remote())
         return min(silence, time.monotonic() - self._launched) > SECONDS_OF_SILENCE
 
-    def lost(self, squad: _Squad) -> None:
-        """Raises RuntimeError when squads are lost time after time and no steps get done between."""
-        steps = ray.get(self._queue.progress.remote()).steps
-        self._fruitless = self._fruitless + 1 if steps <= self._steps_before else 0
-        self._steps_before = steps
-        reason = failure_text(squad.error) if squad.error else "it ended early"
-        if self._fruitless >= MAX_FRUITLESS:
-            raise RuntimeError(f"adapter training failed: {reason}")
-        log.warning("adapt: the workers of a node were lost (%s); the others go on", reason.splitlines()[0])
+
+def _lease_and_work(loop: dict[str, Any]) -> None:
+    """What every worker runs."""
+    queue, how, workers = loop["queue"], loop["how"], loop["workers"]
+    place, name = f"{loop['group']}/{ray.train.get_context().get_world_rank()}", uuid.uuid4().hex
+    if ray.get(queue.is_over.remote(place)):
+        return
+    try:
+        check_sees_run(loop["run_url"], loop["scratch"])
+        # Imported here, not above: torch takes a second, and the queue's process imports this module as well.
+        from datadream.runtime.device import use_threads, worker_device
+
+        use_threads(workers.threads)
+        worker = how.load(how.load_from, worker_device(workers.use_gpu))
+        size = how.group_size or worker.group_size(how.most)
+    except Exception as error:
+        ray.get(queue.cannot_start.remote(place, Failure.of(error)))
+        raise  # Ray starts another process in this place
+    heartbeat = Heartbeat(queue, name)
+    while not ray.get(queue.is_over.remote(place)):
+        group = ray.get(queue.lease.remote(place, name, size))
+        if group is None:  # others hold the rest, and may be lost with it
+            time.sleep(SECONDS_BETWEEN_QUESTIONS)
+            continue
+        try:
+            failures = dict(worker.work(group, heartbeat))
+        except Exception as error:
+            ray.get(queue.finish.remote(name, place, group, dict.fromkeys(group.positions, Failure.of(error))))
+            raise  # nobody knows what state this process is in
+        ray.get(queue.finish.remote(name, place, group, failures))

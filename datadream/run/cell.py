@@ -1,0 +1,54 @@
+"""One run: where it lies, its config, its photos and its plan. A run of its own, or one cell of a table."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from datadream.config import ExperimentConfig
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import FewShotSet, sample
+from datadream.methods import METHODS, Plan
+from datadream.methods.chunks import Chunk, split_into_chunks
+from datadream.run.grid import table_cells
+from datadream.run.layout import FEW_SHOT
+from datadream.run.store import RunStore
+
+
+class Cell:
+    """One run. Nothing is read before it is asked for, and then once."""
+
+    def __init__(self, config: ExperimentConfig, store: RunStore, images_of: Cell | None = None) -> None:
+        """With `images_of`, this run trains on the first images of each class of another, which generates the same and
+        more."""
+        self.config, self.store = config, store
+        self.images = (images_of or self).store
+        """Where its synthetic images are published."""
+        self._generates = images_of is None
+
+    @cached_property
+    def few_shot(self) -> FewShotSet:
+        """The run's real photos: the recorded shots, or newly sampled ones."""
+        if self.store.exists(FEW_SHOT):
+            return FewShotSet.from_json(self.store.read_json(FEW_SHOT))
+        dataset = open_source(self.config.data.source).dataset()
+        return sample(dataset, self.config.data.n_shots, self.config.seed, self.config.data.prompt)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What the method asks for; nothing where another run generates the images."""
+        return METHODS[self.config.method](self.few_shot, self.config) if self._generates else Plan()
+
+    @cached_property
+    def chunks(self) -> list[Chunk]:
+        """All images that may be generated, cut into units of work."""
+        return split_into_chunks(self.store.url, self.plan.images, self.config.generate.chunk_size)
+
+
+def cells_of(config: ExperimentConfig, store: RunStore) -> list[Cell]:
+    """The run itself, or with `config.grid` the table's runs in its sub-folders."""
+    if not config.grid.on:
+        return [Cell(config, store)]
+    made: dict[str | None, Cell] = {}
+    for entry in table_cells(config):
+        made[entry.name] = Cell(entry.config, store.child(f"cells/{entry.name}"), made.get(entry.drawn_by))
+    return list(made.values())

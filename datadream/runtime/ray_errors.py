@@ -1,0 +1,50 @@
+"""Ray's errors in our terms: what a worker said, and whether a process or a node died."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray.exceptions import RayError, RayTaskError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError
+
+from datadream.runtime.failures import LostPeerError
+
+
+def worker_errors(error: Exception) -> dict[int, Exception]:
+    """What the workers of a Ray Train run raised, by rank."""
+    return getattr(error, "worker_failures", {})
+
+
+def failure_text(error: Exception) -> str:
+    """What the workers that failed said, not Ray's account of it."""
+    failures = worker_errors(error)
+    said = [f"{type(failures[rank]).__name__}: {failures[rank]}" for rank in sorted(failures)]
+    return " / ".join(dict.fromkeys(said)) or str(error)
+
+
+def lost_a_worker(error: Exception) -> bool:
+    """Whether a Ray Train run ended because a process or a node died, and not by an error of its code.
+
+    That a node is gone may be heard first from a worker elsewhere that exchanged tensors with it.
+    """
+    lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, RayError)
+    workers = list(worker_errors(error).values())
+    ended_by_ray = isinstance(error, (ControllerError, PreemptionError, RayError))
+    only_heard = bool(workers) and all(isinstance(failure, LostPeerError) for failure in workers)
+    # A RayTaskError is what our own code raised.
+    is_lost = [isinstance(failure, lost) and not isinstance(failure, RayTaskError) for failure in workers]
+    return ended_by_ray or only_heard or any(is_lost)
+
+
+@contextmanager
+def plain_errors(what: str) -> Iterator[None]:
+    """Raise RuntimeError with what a worker said, not Ray's account of it."""
+    try:
+        yield
+    except RayTaskError as error:
+        # Ours is the first line; Ray Data appends its retry advice.
+        raise RuntimeError(f"{what} failed: {str(error.cause).splitlines()[0]}") from error
+    except RayError as error:
+        raise RuntimeError(f"{what} failed: {error}") from error
