@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from datadream.config import ExperimentConfig
-from datadream.methods import Plan
-from datadream.methods.chunks import Chunk, first_chunks, split_into_chunks
+from datadream.methods.chunks import Chunk, first_chunks
+from datadream.run.cell import Cell
 from datadream.run.layout import (
+    ADAPTERS,
     CANDIDATES,
     CHUNKS,
+    CLASSIFIERS,
     DATASET,
     SELECTION,
+    ProgressRecord,
     adapter_marker,
     classifier_marker,
     progress_file,
@@ -37,55 +39,61 @@ class StageStatus:
         return f"{line}\n{'':<10}{self.running}" if self.running and self.done < self.total else line
 
 
-def stage_status(store: RunStore, cells: Sequence[tuple[RunStore, ExperimentConfig, Plan]]) -> list[StageStatus]:
-    """Adapters, images, published data sets and classifiers over all single runs of the run in `store`; with filters
-    also for how many the images are chosen."""
-    adapters = [store.exists(adapter_marker(spec.adapter_id)) for store, _, plan in cells for spec in plan.adapters]
-    datasets = [store.exists(DATASET) for store, _, plan in cells if plan.images]
-    classifiers = [
-        store.exists(classifier_marker(name)) for store, config, _ in cells for name in config.classify.settings
-    ]
-    filtered = [store for store, config, plan in cells if plan.images and config.generate.select.on]
-    selections = [store.exists(SELECTION) for store in filtered]
-    select = StageStatus("select", sum(selections), len(selections), "datasets", _said(store, "select"))
-    return [
-        StageStatus("adapt", sum(adapters), len(adapters), "adapters", _said(store, "adapt")),
-        StageStatus("generate", *_images(cells), "images", _said(store, "generate")),
-        *([select] if selections else []),
-        StageStatus("publish", sum(datasets), len(datasets), "datasets"),
+def stage_status(store: RunStore, cells: Sequence[Cell]) -> list[StageStatus]:
+    """Adapters, images, published data sets and classifiers over all cells of the run in `store`; with filters also
+    for how many the images are chosen.
+
+    Asks with one listing for each kind of file and cell, never for each file.
+    """
+    adapters: list[bool] = []
+    classifiers: list[bool] = []
+    published: list[bool] = []
+    selected: list[bool] = []
+    images = n_images = 0
+    for cell in cells:
+        files = set().union(*(cell.store.files(folder) for folder in (ADAPTERS, CLASSIFIERS, "dataset")))
+        adapters += [adapter_marker(spec.adapter_id) in files for spec in cell.plan.adapters]
+        classifiers += [classifier_marker(setting) in files for setting in cell.config.classify.settings]
+        if not cell.plan.images:
+            continue
+        published.append(DATASET in files)
+        if cell.config.generate.select.on:
+            selected.append(SELECTION in files)
+        asked = _asked_for(cell)
+        committed = cell.store.files(CHUNKS)
+        n_images += sum(len(chunk) for chunk in asked)
+        images += sum(len(chunk) for chunk in asked if chunk.marker in committed)
+    rows = [
+        StageStatus("adapt", *_count(adapters), "adapters", _said(store, "adapt")),
+        StageStatus("generate", images, n_images, "images", _said(store, "generate")),
+        StageStatus("select", *_count(selected), "datasets", _said(store, "select")),
+        StageStatus("publish", *_count(published), "datasets", _said(store, "publish")),
         StageStatus(
-            "classify",
-            sum(classifiers),
-            len(classifiers),
-            "classifiers",
-            _said(store, "classify") or _said(store, "search"),
+            "classify", *_count(classifiers), "classifiers", _said(store, "classify") or _said(store, "search")
         ),
     ]
+    return [row for row in rows if row.stage != "select" or row.total]
+
+
+def _count(done: Iterable[bool]) -> tuple[int, int]:
+    done = list(done)
+    return sum(done), len(done)
 
 
 def _said(store: RunStore, stage: str) -> str:
     try:
-        said = store.read_json(progress_file(stage))
+        said = ProgressRecord.from_json(store.read_json(progress_file(stage)))
     except FileNotFoundError:
         return ""
-    return f"{said['text']} ({max(0, time.time() - said['time']):.0f} s ago)"
+    return f"{said.text} ({max(0, time.time() - said.time):.0f} s ago)"
 
 
-def _images(cells: Sequence[tuple[RunStore, ExperimentConfig, Plan]]) -> tuple[int, int]:
-    done = total = 0
-    for store, config, plan in cells:
-        committed = store.markers(CHUNKS)
-        chunks = split_into_chunks(store.url, plan.images, config.generate.chunk_size)
-        if config.generate.select.on:
-            chunks = first_chunks(chunks, _asked(store, config, chunks))
-        for chunk in chunks:
-            total += len(chunk.requests)
-            done += len(chunk.requests) if chunk.chunk_id in committed else 0
-    return done, total
-
-
-def _asked(store: RunStore, config: ExperimentConfig, chunks: Sequence[Chunk]) -> list[int]:
-    """Candidates of each class that are asked for so far; their number grows by rounds."""
-    if store.exists(CANDIDATES):
-        return store.read_json(CANDIDATES)
-    return [config.generate.accepted_per_class] * (1 + max((chunk.requests[0].label for chunk in chunks), default=0))
+def _asked_for(cell: Cell) -> list[Chunk]:
+    """The chunks that are to be generated; with filters those that are asked for so far, which grow in number."""
+    settings = cell.config.generate
+    if not settings.select.on:
+        return cell.chunks
+    wanted = [settings.accepted_per_class] * len(cell.few_shot.class_names)
+    if cell.store.exists(CANDIDATES):
+        wanted = cell.store.read_json(CANDIDATES)
+    return first_chunks(cell.chunks, wanted)

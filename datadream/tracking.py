@@ -1,24 +1,25 @@
 """TensorBoard, Weights & Biases and MLflow: one run of theirs for a run of ours, and one row for each adapter.
 
-They follow the progress that a stage writes into the run's folder, so no stage knows of them.
+They listen to the reporters of the stages like the progress bar does, so no stage knows of them.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from datadream.config import ExperimentConfig, TrackerName, flatten
-from datadream.run.layout import progress_file
 from datadream.run.store import RunStore, sha256
+from datadream.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LOOKS = 5.0
+SECONDS_BETWEEN_POINTS = 5.0
+"""W&B throttles clients that log more often than about once a second for long."""
 EVENTS = "tensorboard"
 """TensorBoard's folder in a run."""
 PACKAGES: dict[TrackerName, str] = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
@@ -56,47 +57,25 @@ def check_trackers(config: ExperimentConfig, store: RunStore) -> None:
 
 
 class Tracking:
-    """All trackers of a run."""
+    """All trackers of a run; hears of the progress of its stages."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = trackers
-        self.heard: dict[str, float] = {}
-        """When each stage said what was last passed on."""
+        self._last: dict[str, float] = {}
 
-    @contextmanager
-    def following(self, store: RunStore, stage: str) -> Iterator[None]:
-        """Pass on the progress of a stage, for the length of a block; what it said is then gone."""
-        with suppress(OSError):  # of an earlier start
-            store.remove(progress_file(stage))
-        ended = threading.Event()
-        thread = threading.Thread(target=self._follow, args=(store, stage, ended), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-            with suppress(OSError):
-                store.remove(progress_file(stage))
+    def hear(self, progress: Progress) -> None:
+        """Pass on a point of each curve, now and then and at the end."""
+        moment = time.monotonic()
+        if progress.ended or moment - self._last.get(progress.stage, float("-inf")) > SECONDS_BETWEEN_POINTS:
+            self._last[progress.stage] = moment
+            values = {f"{progress.stage}/{name}": value for name, value in progress.numbers.items()}
+            for tracker in self._trackers:
+                _told(tracker.scalars, values, progress.done)
 
     def table(self, name: str, rows: Sequence[Row]) -> None:
         """Show rows with equal keys."""
         for tracker in self._trackers if rows else ():
             _told(tracker.table, name, rows)
-
-    def _follow(self, store: RunStore, stage: str, ended: threading.Event) -> None:
-        while not ended.wait(SECONDS_BETWEEN_LOOKS):
-            self._look(store, stage)
-        self._look(store, stage)
-
-    def _look(self, store: RunStore, stage: str) -> None:
-        with suppress(OSError):  # nothing said yet
-            said = store.read_json(progress_file(stage))
-            if said["time"] > self.heard.get(stage, 0.0):
-                values = {f"{stage}/{name}": value for name, value in said["numbers"].items()}
-                for tracker in self._trackers:
-                    _told(tracker.scalars, values, said["done"])
-                self.heard[stage] = said["time"]
 
 
 @contextmanager

@@ -8,15 +8,17 @@ import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datadream.config import ExperimentConfig
-from datadream.run.layout import ADAPTER_INDEX, adapter_weights
+from datadream.methods import AdapterSpec
+from datadream.run.layout import ADAPTER_INDEX, AdapterEntry, AdapterMarker, adapter_marker, adapter_weights
 from datadream.run.store import RunStore, library_versions, sha256, spec_hash
-from datadream.runtime.work_queue import AdapterJob
+from datadream.runtime.unit import Committed, Unit
 
 if TYPE_CHECKING:
     from datadream.adapt.lora_trainer import TrainedAdapter
@@ -26,90 +28,98 @@ log = logging.getLogger(__name__)
 LOSSES = "losses.parquet"
 CORRUPT = "corrupt-"
 """How weights are renamed that are not what their marker says."""
+REQUESTS_AT_ONCE = 32
+"""A thousand adapters are a thousand small files, and in an object store each is a round trip of 10 to 50 ms."""
 
 
-def commit_adapter(job: AdapterJob, trained: TrainedAdapter, config: ExperimentConfig) -> None:
+def commit_adapter(store: RunStore, spec: AdapterSpec, trained: TrainedAdapter, config: ExperimentConfig) -> None:
     """Write an adapter's weights, the loss of every step, what else was asked for, and then the marker that makes it
     count."""
-    store = RunStore(job.run_url)
-    folder = posixpath.dirname(job.marker)
-    store.write_bytes(adapter_weights(job.spec.adapter_id), trained.weights)
-    store.write_bytes(f"{folder}/{LOSSES}", _losses_table(job.spec.adapter_id, trained.losses))
+    marker = adapter_marker(spec.adapter_id)
+    folder = posixpath.dirname(marker)
+    store.write_bytes(adapter_weights(spec.adapter_id), trained.weights)
+    store.write_bytes(f"{folder}/{LOSSES}", _losses_table(spec.adapter_id, trained.losses))
     for name, data in trained.exports.items():
         store.write_bytes(f"{folder}/{name}", data)
-    spec = asdict(job.spec)
-    marker = {
-        "adapter_id": job.spec.adapter_id,
-        "spec": spec,
-        "spec_sha256": spec_hash(
-            [spec, config.adapt.model_dump(mode="json"), config.diffusion.model_dump(mode="json")]
-        ),
-        "weights_sha256": sha256(trained.weights),
-        "base_model": config.diffusion.model,
-        "rank": config.adapt.rank,
-        "steps": len(trained.losses),
-        "losses": trained.curve(),
-        "vae_encodes": trained.vae_encodes,
-        "seconds": round(trained.seconds, 3),
-        "versions": library_versions(),
-    }
-    store.write_json(job.marker, marker)
+    plain = asdict(spec)
+    record = AdapterMarker(
+        adapter_id=spec.adapter_id,
+        spec=plain,
+        spec_sha256=spec_hash([plain, config.adapt.model_dump(mode="json"), config.diffusion.model_dump(mode="json")]),
+        weights_sha256=sha256(trained.weights),
+        base_model=config.diffusion.model,
+        rank=config.adapt.rank,
+        steps=len(trained.losses),
+        losses=trained.curve(),
+        vae_encodes=trained.vae_encodes,
+        seconds=round(trained.seconds, 3),
+        versions=library_versions(),
+    )
+    store.write_json(marker, record.to_json())
 
 
-def are_committed(jobs: Sequence[AdapterJob]) -> list[bool]:
+def are_committed(units: Sequence[Unit[AdapterSpec]]) -> list[bool]:
     """Which adapters have their marker and the weights that it announces.
 
     Weights that differ from their marker's hash are set aside under another name, and the adapter counts as missing.
     """
-    # A thousand adapters are a thousand small files: in an object store each is a round trip.
-    with ThreadPoolExecutor(32) as threads:
-        return list(threads.map(_is_committed, jobs))
+    committed, damaged = Committed(units), find_damaged(units)
+    for unit in damaged:
+        _set_aside(unit)
+    return [unit in committed and unit not in damaged for unit in units]
 
 
-def write_index(jobs: Sequence[AdapterJob]) -> None:
+def find_damaged(units: Sequence[Unit[AdapterSpec]]) -> list[Unit[AdapterSpec]]:
+    """The committed adapters whose weights are gone or are not what was written; changes nothing."""
+    committed = Committed(units)
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+        there = [unit for unit in units if unit in committed]
+        return [unit for unit, is_whole in zip(there, threads.map(_is_as_written, there), strict=True) if not is_whole]
+
+
+def write_index(units: Sequence[Unit[AdapterSpec]]) -> None:
     """Write adapters/index.json of each run: all its adapters with prompts, steps, last loss, file and hash."""
-    for url in dict.fromkeys(job.run_url for job in jobs):
-        store = RunStore(url)
-        with ThreadPoolExecutor(32) as threads:
-            own = [job for job in jobs if job.run_url == url]
-            entries = list(threads.map(lambda job, store=store: _index_entry(store, job), own))
-        store.write_json(ADAPTER_INDEX, entries)
+    for url, own in groupby(sorted(units, key=lambda unit: unit.run_url), key=lambda unit: unit.run_url):
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+            entries = list(threads.map(_index_entry, own))
+        RunStore(url).write_json(ADAPTER_INDEX, [entry.to_json() for entry in entries])
 
 
-def _is_committed(job: AdapterJob) -> bool:
-    store, weights = RunStore(job.run_url), adapter_weights(job.spec.adapter_id)
-    if not store.exists(job.marker):
-        return False
-    expected = store.read_json(job.marker)["weights_sha256"]
-    found = sha256(store.read_bytes(weights)) if store.exists(weights) else None
-    if found == expected:
-        return True
+def _is_as_written(unit: Unit[AdapterSpec]) -> bool:
+    store, weights = unit.store, adapter_weights(unit.payload.adapter_id)
+    expected = AdapterMarker.from_json(store.read_json(unit.marker)).weights_sha256
+    return store.exists(weights) and sha256(store.read_bytes(weights)) == expected
+
+
+def _set_aside(unit: Unit[AdapterSpec]) -> None:
+    store, weights = unit.store, adapter_weights(unit.payload.adapter_id)
     # The marker goes first: a reader must never trust what is being moved.
-    store.remove(job.marker)
-    if found:
+    store.remove(unit.marker)
+    is_there = store.exists(weights)
+    if is_there:
+        found = sha256(store.read_bytes(weights))
         store.move(weights, f"{posixpath.dirname(weights)}/{CORRUPT}{found[:8]}.safetensors")
     log.warning(
         "adapt: the weights of %r %s: set aside, to be trained again",
-        job.spec.adapter_id,
-        "are not what was written" if found else "are gone",
+        unit.name,
+        "are not what was written" if is_there else "are gone",
     )
-    return False
 
 
-def _index_entry(store: RunStore, job: AdapterJob) -> dict[str, Any]:
-    marker = store.read_json(job.marker)
-    return {
-        "adapter_id": job.spec.adapter_id,
-        "file": adapter_weights(job.spec.adapter_id),
-        "sha256": marker["weights_sha256"],
-        "prompts": sorted({photo.prompt for photo in job.spec.photos}),
-        "n_photos": len(job.spec.photos),
-        "steps": marker["steps"],
-        "last_loss": marker["losses"][-1][1],
-        "rank": marker["rank"],
-        "base_model": marker["base_model"],
-        "seconds": marker["seconds"],
-    }
+def _index_entry(unit: Unit[AdapterSpec]) -> AdapterEntry:
+    marker = AdapterMarker.from_json(unit.store.read_json(unit.marker))
+    return AdapterEntry(
+        adapter_id=marker.adapter_id,
+        file=adapter_weights(marker.adapter_id),
+        sha256=marker.weights_sha256,
+        prompts=sorted({photo.prompt for photo in unit.payload.photos}),
+        n_photos=len(unit.payload.photos),
+        steps=marker.steps,
+        last_loss=marker.losses[-1][1],
+        rank=marker.rank,
+        base_model=marker.base_model,
+        seconds=marker.seconds,
+    )
 
 
 def _losses_table(adapter_id: str, losses: Sequence[float]) -> bytes:

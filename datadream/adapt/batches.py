@@ -13,7 +13,7 @@ from torch import Tensor
 from datadream.adapt.latent_cache import LatentCache
 from datadream.adapt.prior_preservation import Prior
 from datadream.methods.base import AdapterSpec
-from datadream.runtime.collectives import ALONE, Ranks
+from datadream.runtime.collectives import ALONE, Collectives
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,13 @@ class Batches:
         schedule: DDPMScheduler,
         batch_size: int,
         prior: Prior | None = None,
-        ranks: Ranks = ALONE,
+        collectives: Collectives = ALONE,
     ) -> None:
         """`batch_size` counts photos, of all ranks together; a prior adds as many samples."""
         self.latents = latents
         self._prompts = [photo.prompt for photo in spec.photos]
         self._n_times = schedule.config.num_train_timesteps
-        self._batch_size, self._prior, self._ranks = batch_size, prior, ranks
+        self._batch_size, self._prior, self._collectives = batch_size, prior, collectives
         self._generator = torch.Generator().manual_seed(spec.seed)
         self._waiting: list[int] = []
 
@@ -61,7 +61,7 @@ class Batches:
         indices = self._next_photos()
         crops, latent_noise = self.latents.draw(indices, self._generator)
         noise, times = self._noise_and_times(len(indices))
-        own = self._ranks.share(len(indices))
+        own = self._collectives.share(len(indices))
         photos = Batch(
             self.latents.latents(crops[own], latent_noise[own]),
             noise[own],
@@ -83,7 +83,7 @@ class Batches:
     def _draw_prior(self, prior: Prior) -> Batch:
         rows = torch.randint(len(prior.latents), (self._batch_size,), generator=self._generator)
         noise, times = self._noise_and_times(len(rows))
-        own = self._ranks.share(len(rows))
+        own = self._collectives.share(len(rows))
         weights = torch.full((own.stop - own.start,), prior.weight / self._batch_size)
         latents = prior.latents[rows[own].to(prior.latents.device)]
         return Batch(latents, noise[own], times[own], [prior.prompts[row] for row in rows[own].tolist()], weights)

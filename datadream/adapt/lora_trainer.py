@@ -26,7 +26,7 @@ from datadream.methods.n_steps import n_steps
 from datadream.models.diffusion.attention import SharedPromptAttention
 from datadream.models.diffusion.kohya import to_kohya
 from datadream.models.diffusion.lora import StackedLora
-from datadream.runtime.collectives import ALONE, Ranks
+from datadream.runtime.collectives import ALONE, Collectives
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +108,11 @@ class AdapterTrainer:
         parts = (slice(half), slice(half, None))
         return [outcome for part in parts for outcome in self.train(specs[part], photos[part], on_step, alive)]
 
-    def train_together(
+    def train_shared(
         self,
         spec: AdapterSpec,
         photos: Photos,
-        ranks: Ranks = ALONE,
+        collectives: Collectives = ALONE,
         checkpoint: bytes | None = None,
         save: Callable[[bytes], None] | None = None,
         save_every: int = 500,
@@ -125,7 +125,7 @@ class AdapterTrainer:
         """
         steps = n_steps(spec, self._config)
         try:
-            training = self._start([spec], [photos], steps, self._priors([spec], ranks), ranks)
+            training = self._start([spec], [photos], steps, self._priors([spec], collectives), collectives)
             if checkpoint is not None:
                 training.resume(checkpoint)
             training.check_ranks_agree()
@@ -188,10 +188,10 @@ class AdapterTrainer:
         return self._finish(specs, training)
 
     def _priors(
-        self, specs: Sequence[AdapterSpec], ranks: Ranks = ALONE, alive: Callable[[], None] = lambda: None
+        self, specs: Sequence[AdapterSpec], collectives: Collectives = ALONE, alive: Callable[[], None] = lambda: None
     ) -> list[Prior | None]:
         self._reset(specs)
-        return draw_priors(self._pipeline, specs, self._config, self._resolution, ranks, alive)
+        return draw_priors(self._pipeline, specs, self._config, self._resolution, collectives, alive)
 
     def _start(
         self,
@@ -199,15 +199,15 @@ class AdapterTrainer:
         photos: Sequence[Photos],
         steps: int,
         priors: Sequence[Prior | None],
-        ranks: Ranks = ALONE,
+        collectives: Collectives = ALONE,
     ) -> Training:
         self._reset(specs)
         config, schedule = self._config, noise_schedule(self._pipeline)
         streams = []
         for spec, images, prior in zip(specs, photos, priors, strict=True):
             latents = LatentCache(self._pipeline.vae, images, self._resolution, config.crop_grid)
-            streams.append(Batches(spec, latents, schedule, config.batch_size, prior, ranks))
-        return Training(self._pipeline, self._lora, streams, config, steps, ranks)
+            streams.append(Batches(spec, latents, schedule, config.batch_size, prior, collectives))
+        return Training(self._pipeline, self._lora, streams, config, steps, collectives)
 
     def _reset(self, specs: Sequence[AdapterSpec]) -> None:
         if len(self._lora.weights) != len(specs):

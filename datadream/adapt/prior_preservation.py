@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datadream.config import AdaptConfig
 from datadream.methods.base import AdapterSpec
-from datadream.runtime.collectives import ALONE, Ranks
+from datadream.runtime.collectives import ALONE, Collectives
 from datadream.seeds import derive_seed
 
 IMAGES_PER_CALL = 8
@@ -40,7 +40,7 @@ def draw_priors(
     specs: Sequence[AdapterSpec],
     config: AdaptConfig,
     resolution: int,
-    ranks: Ranks = ALONE,
+    collectives: Collectives = ALONE,
     alive: Callable[[], None] = lambda: None,
 ) -> list[Prior | None]:
     """`config.prior_images` samples for each prompt of each adapter; None for all without `config.prior_weight`.
@@ -52,7 +52,7 @@ def draw_priors(
         return [None] * len(specs)
     dtype = pipeline.unet.dtype
     with torch.autocast(pipeline.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        return [_draw(pipeline, spec, len(specs), config, resolution, ranks, alive) for spec in specs]
+        return [_draw(pipeline, spec, len(specs), config, resolution, collectives, alive) for spec in specs]
 
 
 def _draw(
@@ -61,12 +61,12 @@ def _draw(
     n_adapters: int,
     config: AdaptConfig,
     resolution: int,
-    ranks: Ranks,
+    collectives: Collectives,
     alive: Callable[[], None],
 ) -> Prior:
     prompts = sorted({photo.prompt for photo in spec.photos})
     samples = [(prompt, number) for prompt in prompts for number in range(config.prior_images)]
-    own = range(len(samples))[ranks.share(len(samples))]
+    own = range(len(samples))[collectives.share(len(samples))]
     side = resolution // pipeline.vae_scale_factor
     latents = torch.zeros((len(samples), pipeline.unet.config.in_channels, side, side), device=pipeline.device)
     per_call = IMAGES_PER_CALL * n_adapters  # stacked adapters take batches that they divide
@@ -87,5 +87,5 @@ def _draw(
         ).images
         latents[rows.start : rows.stop] = drawn[: len(rows)].float()
         alive()
-    ranks.sum(latents)
+    collectives.sum(latents)
     return Prior(latents, [prompt for prompt, _ in samples], config.prior_weight)

@@ -1,236 +1,239 @@
-"""Train many adapters with Ray Train workers that lease them from a queue.
-
-Work-stealing and not one trainer per adapter, because a Ray Train start costs seconds and a small adapter costs few.
-An adapter counts as done when its marker is committed, so a second result for the same adapter is harmless.
-"""
+"""The adapt stage: adapters of one class are leased to workers, one of several classes is trained by all of them."""
 
 from __future__ import annotations
 
 import itertools
-import logging
 import math
-import time
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import ray
-import ray.train
-from ray.actor import ActorHandle
+from PIL import Image
 
 from datadream.adapt.artifacts import are_committed, commit_adapter, write_index
-from datadream.adapt.worker import load_trainer
-from datadream.config import ExperimentConfig
-from datadream.data.datasets import open_source
+from datadream.config import AdaptConfig, ExperimentConfig
+from datadream.data.datasets import PhotoSource, open_source
+from datadream.methods import AdapterSpec
+from datadream.methods.n_steps import n_steps
+from datadream.run.layout import (
+    ADAPTER_GROUP,
+    ADAPTER_WORKERS,
+    FAILED_ADAPTERS,
+    AdapterGroup,
+    WorkerUsage,
+    adapter_checkpoint,
+    adapter_marker,
+)
 from datadream.run.store import RunStore
-from datadream.runtime.failures import check_none_failed
-from datadream.runtime.progress import Facts, Progress
-from datadream.runtime.session import Workers, beside_driver, train_storage, workers_to_add
-from datadream.runtime.work_queue import AdapterJob, AdapterQueue, Group, QueueProgress
-from datadream.runtime.worker_groups import run_squads
+from datadream.runtime.data_parallel import DataParallel, Report, Train, run_together
+from datadream.runtime.failures import Failure, finish, retried
+from datadream.runtime.progress import Facts, Listener, Reporter
+from datadream.runtime.unit import Unit, titles
+from datadream.runtime.work_queue import Group, QueueProgress
+from datadream.runtime.worker_groups import Heartbeat, Leased, run_leased
+from datadream.runtime.workers import Workers
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
-    from datadream.adapt.lora_trainer import AdapterTrainer
+    from datadream.adapt.lora_trainer import AdapterTrainer, TrainedAdapter
+    from datadream.runtime.collectives import Collectives
 
-log = logging.getLogger(__name__)
+AdapterUnit = Unit[AdapterSpec]
 
-SECONDS_BETWEEN_REPORTS = 0.5
-SECONDS_BETWEEN_QUESTIONS = 1.0
 CPU_GROUP = 5
-"""Most adapters side by side on a CPU: that is most of the gain."""
-GROUP_SIZE = "stages/adapt-group.json"
-WORKER_USAGE = "stages/adapt-workers.json"
-"""How busy the workers of the last start were."""
-FAILED_ADAPTERS = "adapters/failed.json"
+"""Most adapters side by side on a CPU, where a step is bound by arithmetic: of the 2.2 times that 8 are faster than
+one, 4 have 2.0 (benchmarks/RESULTS.md), and smaller groups lose less with a worker."""
 
 
-def train_adapters(store: RunStore, jobs: Sequence[AdapterJob], config: ExperimentConfig, workers: Workers) -> None:
+def adapter_units(run_url: str, specs: Iterable[AdapterSpec], config: AdaptConfig) -> list[AdapterUnit]:
+    """A unit for each adapter of a run, sized by its steps."""
+    return [
+        Unit(
+            run_url=run_url,
+            name=spec.adapter_id,
+            marker=adapter_marker(spec.adapter_id),
+            payload=spec,
+            size=n_steps(spec, config),
+            checkpoints=adapter_checkpoint(spec.adapter_id),
+        )
+        for spec in specs
+    ]
+
+
+def train_adapters(
+    store: RunStore,
+    units: Sequence[AdapterUnit],
+    config: ExperimentConfig,
+    workers: Workers,
+    listeners: Sequence[Listener] = (),
+) -> None:
     """Train every adapter that is not committed yet, and write the index of all.
 
     Those of several classes come first, each trained by the workers together; then those of one class, by whichever
-    worker is free, longest first. An adapter that fails does not stop the others. Raises RuntimeError naming those
-    that failed and why, or those that are still missing after workers were replaced.
+    worker is free, longest first. Raises RuntimeError naming those that failed and why.
     """
-    done = are_committed(jobs)
+    done = are_committed(units)
+    failures: dict[tuple[str, str], str] = {}
     if not all(done):
-        _check_all_trained(store, jobs, _train_missing(store, jobs, done, config, workers))
-    write_index(jobs)
+        before = _steps(itertools.compress(units, done))
+        with Reporter("adapt", _steps(units), "step", listeners, done=before) as reporter:
+            shared = [unit for unit in units if unit.payload.n_classes > 1]
+            single = [each for each in zip(units, done, strict=True) if each[0].payload.n_classes == 1]
+            if shared:
+                how = DataParallel(load=_load_shared, load_from=config, most=config.adapt.batch_size)
+                elsewhere = _steps(unit for unit, is_done in single if is_done)
+                failures |= run_together(store, shared, how, workers, reporter, elsewhere)
+            if not all(is_done for _, is_done in single):
+                failures |= _train_single(store, *zip(*single, strict=True), config, workers, reporter)
+    names = titles(units)
+    named = [f"{names[key]}: {reason}" for key, reason in failures.items()]
+    finish(store, FAILED_ADAPTERS, named, f"{len(failures)} of {len(units)} adapters")
+    write_index(units)
 
 
-def _train_missing(
-    store: RunStore, jobs: Sequence[AdapterJob], done: Sequence[bool], config: ExperimentConfig, workers: Workers
-) -> list[str]:
-    """Returns the adapters that failed by themselves, and why."""
-    total, before = _steps(jobs), _steps(itertools.compress(jobs, done))
-    log.info("adapt: %d of %d adapters to train, %d steps", len(jobs) - sum(done), len(jobs), total - before)
-    shared = [job for job in jobs if job.spec.n_classes > 1]
-    single = [(job, is_done) for job, is_done in zip(jobs, done, strict=True) if job.spec.n_classes == 1]
-    failures: list[str] = []
-    with Progress("adapt", total, "step", store, done=before) as progress:
-        if shared:
-            # Imported here, not above: it imports torch, which the queue's process has no use for.
-            from datadream.adapt.together import train_together
-
-            elsewhere = _steps(job for job, is_done in single if is_done)
-            failures += train_together(store, shared, config, workers, progress, elsewhere)
-        if not all(is_done for _, is_done in single):
-            failures += _fan_out(store, *zip(*single, strict=True), config, workers, progress, _steps(shared))
-    return failures
+def _steps(units: Iterable[AdapterUnit]) -> int:
+    return sum(unit.size for unit in units)
 
 
-def _steps(jobs: Iterable[AdapterJob]) -> int:
-    return sum(job.steps for job in jobs)
-
-
-def _fan_out(
+def _train_single(
     store: RunStore,
-    jobs: Sequence[AdapterJob],
+    units: Sequence[AdapterUnit],
     done: Sequence[bool],
     config: ExperimentConfig,
     workers: Workers,
-    progress: Progress,
-    before: int,
-) -> list[str]:
-    """Train what is not done, each adapter by one worker, after `before` steps of others; returns the adapters that
-    failed by themselves, and why."""
-    queue = ray.remote(AdapterQueue).options(**beside_driver()).remote(jobs, done, config.cluster.lease_seconds)
-    settings = {"queue": queue, "config": config, "workers": workers, **_group_size(store, jobs, config, workers)}
-    with train_storage(store) as storage:
+    reporter: Reporter,
+) -> dict[tuple[str, str], str]:
+    """Train what is not done, each adapter by one worker; returns why adapters were given up, by their keys."""
+    before = reporter.now.total - _steps(units)
 
-        def look() -> None:
-            _show(progress, before, ray.get(queue.progress.remote()), jobs)
+    def look(state: QueueProgress) -> None:
+        facts: Facts = {"adapters": f"{state.units}/{len(units)}"}
+        if reporter.rate:
+            facts["adapters_per_hour"] = 3600 * reporter.rate * len(units) / _steps(units)
+        if state.loss is not None:
+            facts["loss"] = state.loss
+        waiting_for = "" if state.workers else f"{workers.at_most(len(units)).count} workers to start"
+        reporter.update(before + state.done, waiting_for, state.failed, **facts)
 
-        def room(there: Mapping[str, int]) -> dict[str, Workers]:
-            return workers_to_add(workers, there, ray.get(queue.n_open.remote()))
-
-        run_squads(queue, _lease_and_train, settings, room, storage, look)
-        look()
-    store.write_json(WORKER_USAGE, ray.get(queue.usage.remote()))
-    hopeless = ray.get(queue.hopeless.remote())
-    if hopeless:
-        raise RuntimeError(f"adapter training failed: {hopeless}")
-    return ray.get(queue.failures.remote())
-
-
-def _show(progress: Progress, before: int, state: QueueProgress, jobs: Sequence[AdapterJob]) -> None:
-    facts: Facts = {"adapters": f"{state.adapters}/{len(jobs)}"}
-    if progress.rate:
-        facts["adapters_per_hour"] = 3600 * progress.rate * len(jobs) / _steps(jobs)
-    if state.loss is not None:
-        facts["loss"] = state.loss
-    if state.failed:
-        facts["failed"] = state.failed
-    progress.update(before + state.steps, **facts)
-
-
-def _group_size(
-    store: RunStore, jobs: Sequence[AdapterJob], config: ExperimentConfig, workers: Workers
-) -> dict[str, int | None]:
-    """How many adapters a worker trains side by side, None where it is to measure that; and how many at most.
-
-    On CPUs it is noted at the first start: other neighbours would change an adapter's last bits.
-    """
-    most = max(1, len(jobs) // workers.slots)
-    size = config.adapt.adapters_per_step
-    if size is None and not workers.use_gpu:
-        if not store.exists(GROUP_SIZE):
-            # As many rounds of groups as the largest groups need, and then equal groups: nobody waits in the last.
-            rounds = math.ceil(len(jobs) / (CPU_GROUP * workers.slots))
-            size = math.ceil(len(jobs) / (rounds * workers.slots))
-            store.write_json(GROUP_SIZE, {"adapters_per_step": size})
-        size = store.read_json(GROUP_SIZE)["adapters_per_step"]
-    return {"size": size, "most": most}
-
-
-def _check_all_trained(store: RunStore, jobs: Sequence[AdapterJob], failures: Sequence[str]) -> None:
-    check_none_failed(store, FAILED_ADAPTERS, failures, f"{len(failures)} of {len(jobs)} adapters")
-    missing = [job.spec.adapter_id for job, done in zip(jobs, are_committed(jobs), strict=True) if not done]
-    if missing:
-        raise RuntimeError(
-            f"{len(missing)} adapters were not trained: {', '.join(missing[:5])}. Run the same command again."
-        )
-
-
-def _lease_and_train(loop: dict[str, Any]) -> None:
-    """What every Ray Train worker runs."""
-    queue, config, workers = loop["queue"], loop["config"], loop["workers"]
-    place, worker = f"{loop['squad']}/{ray.train.get_context().get_world_rank()}", uuid.uuid4().hex
-    try:
-        # Imported here, not above: torch takes a second, and the queue's process imports this module as well.
-        from datadream.runtime.device import use_threads, worker_device
-
-        use_threads(workers.threads)
-        trainer = load_trainer(config, worker_device(workers.use_gpu))
-        size = loop["size"] or trainer.fastest_group(loop["most"])
-    except Exception as error:  # whatever is wrong with the model is wrong for every worker
-        ray.get(queue.give_up.remote(f"{type(error).__name__}: {error}"))
-        return
-    reporter = _Reporter(queue, worker)
-    while True:
-        group = ray.get(queue.lease.remote(place, worker, size))
-        if group is not None:
-            _train_and_tell(trainer, group, config, reporter)
-        elif ray.get(queue.is_done.remote()):
-            return
-        else:
-            # Others hold the rest, and may be lost with it.
-            time.sleep(SECONDS_BETWEEN_QUESTIONS)
-
-
-def _train_and_tell(trainer: AdapterTrainer, group: Group, config: ExperimentConfig, reporter: _Reporter) -> None:
-    try:
-        failures = _train_group(trainer, group, config, reporter)
-    except Exception as error:
-        reporter.finish(group, dict.fromkeys(group.places, f"{type(error).__name__}: {error}"))
-        raise  # nobody knows what state this process is in: Ray starts another
-    reporter.finish(group, failures)
-
-
-def _train_group(
-    trainer: AdapterTrainer, group: Group, config: ExperimentConfig, reporter: _Reporter
-) -> dict[int, str]:
-    """Train a group and commit what nobody has committed yet; returns why adapters failed, by their places."""
-    source = open_source(config.data.source)
-    failures: dict[int, str] = {}
-    readable, photos = [], []
-    for place, job, missing in zip(group.places, group.jobs, group.missing, strict=True):
-        try:
-            photos.append([source.read(photo.key) for photo in job.spec.photos])
-            readable.append((place, job, missing))
-        except (ValueError, OSError) as error:
-            failures[place] = str(error)
-        reporter.alive()
-    trained = trainer.train([job.spec for _, job, _ in readable], photos, reporter.step, reporter.alive)
-    for (place, job, missing), outcome in zip(readable, trained, strict=True):
-        if isinstance(outcome, Exception):
-            failures[place] = str(outcome)
-        elif missing:
-            try:
-                commit_adapter(job, outcome, config)
-            except OSError as error:
-                failures[place] = str(error)
-        reporter.alive()
+    size, most = _group_size(store, units, config, workers)
+    how = Leased(_AdapterWorker, config, size, most, config.cluster.lease_seconds)
+    failures, usage = run_leased(store, units, done, how, workers, look)
+    store.write_json(ADAPTER_WORKERS, WorkerUsage(**usage).to_json())
     return failures
 
 
-class _Reporter:
-    """Tells the queue now and then how far a worker is, which also renews its lease."""
+def _group_size(
+    store: RunStore, units: Sequence[AdapterUnit], config: ExperimentConfig, workers: Workers
+) -> tuple[int | None, int]:
+    """How many adapters a worker trains side by side, None where it is to measure that; and how many at most.
 
-    def __init__(self, queue: ActorHandle, worker: str) -> None:
-        self._queue, self._worker = queue, worker
-        self._last = time.monotonic()
+    On CPUs it is fixed at the first start: the group size changes rounding, and a run that goes on must give the bytes
+    that it would have given.
+    """
+    size = config.adapt.adapters_per_step
+    if size is None and not workers.use_gpu:
+        if not store.exists(ADAPTER_GROUP):
+            # As many groups for each worker as the largest groups need, and then equal groups: nobody waits for the
+            # last one.
+            per_worker = math.ceil(len(units) / (CPU_GROUP * workers.slots))
+            size = math.ceil(len(units) / (per_worker * workers.slots))
+            store.write_json(ADAPTER_GROUP, AdapterGroup(adapters_per_step=size).to_json())
+        size = AdapterGroup.from_json(store.read_json(ADAPTER_GROUP)).adapters_per_step
+    return size, max(1, len(units) // workers.slots)
 
-    def step(self, step: int, losses: Tensor) -> None:
-        """Hears of every step of a group."""
-        if time.monotonic() - self._last > SECONDS_BETWEEN_REPORTS:
-            self._last = time.monotonic()
-            self._queue.report.remote(self._worker, step, losses.mean().item())
 
-    def alive(self) -> None:
-        """The worker is busy with something other than steps."""
-        self._queue.renew.remote(self._worker)
+class _AdapterWorker:
+    """A loaded base model that trains groups of adapters (see runtime.worker_groups.GroupWorker)."""
 
-    def finish(self, group: Group, failures: Mapping[int, str]) -> None:
-        ray.get(self._queue.finish.remote(self._worker, group, failures))
+    def __init__(self, config: ExperimentConfig, device: torch.device) -> None:
+        self._config, self._source = config, open_source(config.data.source)
+        self._trainer = load_trainer(config, device)
+
+    def group_size(self, most: int) -> int:
+        return self._trainer.fastest_group(most)
+
+    def work(self, group: Group[AdapterSpec], heartbeat: Heartbeat) -> dict[int, Failure]:
+        failures: dict[int, Failure] = {}
+        kept: list[tuple[int, AdapterUnit, bool]] = []
+        photos: list[list[Image.Image]] = []
+        for member in zip(group.positions, group.units, group.missing, strict=True):
+            try:
+                photos.append(self._read_photos(member[1].payload))
+                kept.append(member)
+            except (ValueError, OSError) as error:
+                failures[member[0]] = Failure.of(error)
+            heartbeat.alive()
+        if not any(missing for *_, missing in kept):
+            return failures  # those that could be read are done already
+        specs = [unit.payload for _, unit, _ in kept]
+        trained = self._trainer.train(specs, photos, heartbeat.step, heartbeat.alive)
+        for (position, unit, missing), outcome in zip(kept, trained, strict=True):
+            if isinstance(outcome, Exception):
+                failures[position] = Failure.of(outcome)
+            elif missing:
+                try:
+                    _commit(unit, outcome, self._config)
+                except OSError as error:
+                    failures[position] = Failure.of(error)
+            heartbeat.alive()
+        return failures
+
+    def _read_photos(self, spec: AdapterSpec) -> list[Image.Image]:
+        return [retried(partial(self._source.read, photo.key), photo.key) for photo in spec.photos]
+
+
+def _load_shared(config: ExperimentConfig, device: torch.device, collectives: Collectives) -> Train:
+    """What every worker does to train adapters of several classes, each on its share of the batches."""
+    trainer, source = load_trainer(config, device), open_source(config.data.source)
+
+    def train(unit: AdapterUnit, report: Report) -> None:
+        run, name = unit.store, adapter_checkpoint(unit.payload.adapter_id)
+        trained = trainer.train_shared(
+            unit.payload,
+            PhotosOf(unit.payload, source),
+            collectives,
+            checkpoint=run.read_bytes(name) if run.exists(name) else None,
+            save=partial(run.write_bytes, name) if collectives.rank == 0 else None,
+            save_every=config.cluster.checkpoint_steps,
+            on_step=lambda step, losses: report(step, lambda: {"loss": losses.mean().item()}),
+        )
+        if collectives.rank == 0:
+            _commit(unit, trained, config)
+            if run.exists(name):
+                run.remove(name)
+
+    return train
+
+
+def _commit(unit: AdapterUnit, trained: TrainedAdapter, config: ExperimentConfig) -> None:
+    retried(lambda: commit_adapter(unit.store, unit.payload, trained, config), f"committing {unit.name}")
+
+
+def load_trainer(config: ExperimentConfig, device: torch.device) -> AdapterTrainer:
+    """The base model on a device, ready to train adapters."""
+    # Imported here, not above: diffusers takes seconds, and driver, controller and queue import this module as well.
+    import torch
+
+    from datadream.adapt.lora_trainer import AdapterTrainer
+    from datadream.models.diffusion.pipeline import load_pipeline
+    from datadream.runtime.device import dtype_of
+
+    dtype = dtype_of(config.adapt.precision, device, on_cuda=torch.bfloat16)
+    pipeline = load_pipeline(config.diffusion.model, config.diffusion.revision, device, dtype)
+    return AdapterTrainer(pipeline, config.adapt, config.diffusion.resolution)
+
+
+class PhotosOf(Sequence[Image.Image]):
+    """The photos of an adapter, each read when it is asked for: a whole data set may not fit in memory."""
+
+    def __init__(self, spec: AdapterSpec, source: PhotoSource) -> None:
+        self._keys, self._source = [photo.key for photo in spec.photos], source
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Raises OSError or ValueError naming a photo that cannot be read."""
+        key = self._keys[index]
+        return retried(partial(self._source.read, key), key)

@@ -15,7 +15,7 @@ from torch import Tensor
 from datadream.adapt.batches import Batches, share_prompts
 from datadream.config import AdaptConfig
 from datadream.models.diffusion.lora import StackedLora
-from datadream.runtime.collectives import ALONE, Ranks
+from datadream.runtime.collectives import ALONE, Collectives
 
 
 class Training:
@@ -28,13 +28,13 @@ class Training:
         streams: Sequence[Batches],
         config: AdaptConfig,
         steps: int,
-        ranks: Ranks = ALONE,
+        collectives: Collectives = ALONE,
     ) -> None:
         """Raises ValueError when the pipeline's prediction type is not known."""
         self.streams = streams
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.losses: list[Tensor] = []
-        self._pipeline, self._lora, self._config, self._ranks = pipeline, lora, config, ranks
+        self._pipeline, self._lora, self._config, self._collectives = pipeline, lora, config, collectives
         self._token_ids: dict[str, Tensor] = {}
         self._noise_schedule = noise_schedule(pipeline)
         self._target = target_of(self._noise_schedule)
@@ -57,8 +57,8 @@ class Training:
         losses = self._forward()
         parts = torch.autograd.grad(losses.sum(), self._lora.parts)
         gradient, loss = torch.cat([part.flatten(1) for part in parts], dim=1), losses.detach()
-        self._ranks.sum(gradient)
-        self._ranks.sum(loss)
+        self._collectives.sum(gradient)
+        self._collectives.sum(loss)
         length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
         gradient.mul_((self._config.max_grad_norm / (length + 1e-6)).clamp(max=1))
         self._lora.weights.grad = gradient
@@ -75,8 +75,8 @@ class Training:
     def check_ranks_agree(self) -> None:
         """Raises RuntimeError when ranks are not at the same step: one read another checkpoint than the others."""
         steps = torch.tensor(float(len(self.losses)), device=self._lora.weights.device)
-        self._ranks.sum(steps)
-        if steps.item() != self._ranks.count * len(self.losses):
+        self._collectives.sum(steps)
+        if steps.item() != self._collectives.count * len(self.losses):
             raise RuntimeError("the workers see different checkpoints: the run's folder is not the same for all.")
 
     def curves(self) -> Tensor:

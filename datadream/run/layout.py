@@ -118,12 +118,13 @@ def _absent(default: Any = None) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One JSON file of a run. What a later version added is passed over, what an earlier one lacked has its default."""
+    """One JSON file of a run. Fields of later versions are passed over; those that are missing have their default."""
 
     def to_json(self) -> dict[str, Any]:
         """The file's content, fields in the order in which they are declared."""
-        values = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-        return {f.name: values[f.name] for f in fields(self) if not ("absent" in f.metadata and values[f.name] is None)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        absent = {f.name for f in fields(self) if "absent" in f.metadata and values[f.name] is None}
+        return {name: _plain(value) for name, value in values.items() if name not in absent}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:

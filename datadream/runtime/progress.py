@@ -17,7 +17,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from datadream.run.layout import progress_file
+from datadream.run.layout import ProgressRecord, progress_file
 from datadream.run.store import RunStore
 
 log = logging.getLogger("datadream")
@@ -123,29 +123,28 @@ class Reporter:
 
 
 class Terminal:
-    """A bar on a terminal, a line now and then elsewhere."""
+    """A bar for each stage on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._bar: tqdm | None = None
-        self._last = float("-inf")
+        self._bars: dict[str, tqdm] = {}
+        self._last: dict[str, float] = {}
 
     def hear(self, progress: Progress) -> None:
         if sys.stderr.isatty():
             self._draw(progress)
-        elif not progress.ended and time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
+        elif not progress.ended and _is_due(self._last, progress.stage, SECONDS_BETWEEN_LINES):
             log.info("%s: %s", progress.stage, progress.text)
 
     def _draw(self, progress: Progress) -> None:
-        if self._bar is None:
-            self._bar = tqdm(total=progress.total, initial=progress.done, desc=progress.stage, unit=progress.noun)
-        self._bar.set_postfix_str(
-            ", ".join(filter(None, [progress.waiting_for, *_texts(progress.facts)])), refresh=False
-        )
-        self._bar.update(progress.done - self._bar.n)
+        bar = self._bars.get(progress.stage)
+        if bar is None:
+            bar = tqdm(total=progress.total, initial=progress.done, desc=progress.stage, unit=progress.noun)
+            self._bars[progress.stage] = bar
+        waiting_for = f"waiting for {progress.waiting_for}" if progress.waiting_for else ""
+        bar.set_postfix_str(", ".join(filter(None, [waiting_for, *_texts(progress.facts)])), refresh=False)
+        bar.update(progress.done - bar.n)
         if progress.ended:
-            self._bar.close()
-            self._bar = None
+            self._bars.pop(progress.stage).close()
 
 
 class ProgressFile:
@@ -153,18 +152,26 @@ class ProgressFile:
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
-        self._last = float("-inf")
+        self._last: dict[str, float] = {}
 
     def hear(self, progress: Progress) -> None:
         name = progress_file(progress.stage)
         if progress.ended:
-            self._last = float("-inf")
+            self._last.pop(progress.stage, None)
             if self._store.exists(name):
                 self._store.remove(name)
-        elif time.monotonic() - self._last >= SECONDS_BETWEEN_FILES:
-            self._last = time.monotonic()
-            said = {"text": progress.text, "time": time.time(), "done": progress.done, "numbers": progress.numbers}
-            self._store.write_json(name, said)
+        elif _is_due(self._last, progress.stage, SECONDS_BETWEEN_FILES):
+            said = ProgressRecord(text=progress.text, time=time.time(), done=progress.done, numbers=progress.numbers)
+            self._store.write_json(name, said.to_json())
+
+
+def _is_due(last: dict[str, float], stage: str, seconds: float) -> bool:
+    """Whether a stage was told of at least so many seconds ago; if so, it is told of now."""
+    moment = time.monotonic()
+    if moment - last.get(stage, float("-inf")) < seconds:
+        return False
+    last[stage] = moment
+    return True
 
 
 @contextmanager

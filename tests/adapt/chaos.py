@@ -17,14 +17,13 @@ import ray
 from ray.cluster_utils import Cluster
 
 from datadream import recipes
-from datadream.adapt.stage import train_adapters
+from datadream.adapt.stage import AdapterUnit, adapter_units, train_adapters
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.methods import METHODS
 from datadream.run.store import RunStore
 from datadream.runtime.session import connected
-from datadream.runtime.work_queue import AdapterJob
 from tests.processes import train_workers
 
 N_ADAPTERS, STEPS = 8, 40
@@ -43,15 +42,15 @@ def config(pipeline: str) -> ExperimentConfig:
     return recipes.digits(**changes)
 
 
-def jobs(store: RunStore, settings: ExperimentConfig) -> list[AdapterJob]:
+def units(store: RunStore, settings: ExperimentConfig) -> list[AdapterUnit]:
     few_shot = draw(open_source("digits").dataset(), 2, 0, settings.data.prompt)
     specs = METHODS["datadream-cls"](few_shot, settings).adapters[:N_ADAPTERS]
-    return [AdapterJob(store.url, spec, STEPS) for spec in specs]
+    return adapter_units(store.url, specs, settings.adapt)
 
 
 def main(pipeline: str, run: str, seed: int) -> None:
     rng, store, settings = random.Random(seed), RunStore(run), config(pipeline)
-    made = jobs(store, settings)
+    made = units(store, settings)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -69,7 +68,7 @@ def main(pipeline: str, run: str, seed: int) -> None:
     thread.start()
 
     def wait_for(n: int) -> None:
-        while thread.is_alive() and sum(store.exists(job.marker) for job in made) < n:
+        while thread.is_alive() and sum(store.exists(unit.marker) for unit in made) < n:
             time.sleep(0.02)
 
     wait_for(1)
@@ -82,7 +81,7 @@ def main(pipeline: str, run: str, seed: int) -> None:
     wait_for(5)
     rng.choice(train_workers()).kill()
     thread.join()
-    committed = [job.spec.adapter_id for job in made if store.exists(job.marker)]
+    committed = [unit.payload.adapter_id for unit in made if store.exists(unit.marker)]
     told = {"failed": failed, "committed": committed, "nodes": len(ray.nodes()), "undisturbed": undisturbed}
     print(json.dumps(told))
     ray.shutdown()

@@ -17,6 +17,7 @@ from tests.adapt import chaos
 WATCHDOG_SECONDS = 200
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(WATCHDOG_SECONDS + 60)
 def test_whatever_dies_the_adapters_are_those_of_an_undisturbed_run(pipeline_folder, tmp_path):
     store = RunStore(str(tmp_path))
@@ -25,7 +26,7 @@ def test_whatever_dies_the_adapters_are_those_of_an_undisturbed_run(pipeline_fol
     # Ray may print after it.
     told = json.loads(next(line for line in process.stdout.splitlines() if line.startswith('{"failed"')))
     settings = chaos.config(str(pipeline_folder))
-    specs = [job.spec for job in chaos.jobs(store, settings)]
+    specs = [unit.payload for unit in chaos.units(store, settings)]
     assert told["failed"] == []
     assert told["undisturbed"]
     assert told["nodes"] == 5

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from datadream.adapt.prior_preservation import GUIDANCE, STEPS, draw_priors
 from datadream.models.diffusion.lora import StackedLora
 from datadream.seeds import derive_seed
-from tests.adapt.test_together import CONFIG, SPEC, assert_close, pipeline, train, train_by  # noqa: F401 - fixtures
+from tests.adapt.test_train_shared import CONFIG, SPEC, assert_close, pipeline, train, train_by  # noqa: F401 - fixtures
 
 WEIGHTED = CONFIG.model_copy(update={"prior_weight": 1.0, "prior_images": 2, "steps_per_class": 3})
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from datadream.methods.base import AdapterSpec
-from datadream.runtime.work_queue import AdapterJob, AdapterQueue, QueueProgress
+from datadream.runtime.failures import GIVE_UP_AFTER, Failure, Kind
+from datadream.runtime.unit import Unit
+from datadream.runtime.work_queue import SECONDS_BEFORE_SAME_PLACE, QueueProgress, WorkQueue
 
 LEASE_SECONDS = 60.0
 
@@ -20,16 +21,25 @@ def clock() -> Clock:
     return Clock()
 
 
-def jobs(*steps: int) -> list[AdapterJob]:
-    return [AdapterJob("run", AdapterSpec(f"a{i}", (), 1, 0), n) for i, n in enumerate(steps)]
+def unit(name: str, size: int, run_url: str = "run") -> Unit:
+    return Unit(run_url=run_url, name=name, marker=f"adapters/{name}.json", payload=None, size=size)
 
 
 def names(group) -> list[str]:
-    return [job.spec.adapter_id for job in group.jobs]
+    return [unit.name for unit in group.units]
 
 
-def queue(clock, *steps: int, done: set[int] = frozenset()) -> AdapterQueue:
-    return AdapterQueue(jobs(*steps), [i in done for i in range(len(steps))], LEASE_SECONDS, clock)
+def own(reason: str) -> Failure:
+    return Failure(Kind.UNIT, reason)
+
+
+def hosts(reason: str) -> Failure:
+    return Failure(Kind.HOST, reason)
+
+
+def queue(clock, *sizes: int, done: set[int] = frozenset()) -> WorkQueue:
+    units = [unit(f"a{i}", size) for i, size in enumerate(sizes)]
+    return WorkQueue(units, [i in done for i in range(len(sizes))], LEASE_SECONDS, clock)
 
 
 def test_long_trainings_first_and_equal_steps_together(clock):
@@ -38,7 +48,7 @@ def test_long_trainings_first_and_equal_steps_together(clock):
     assert names(waiting.lease("1", "y", 3)) == ["a0"]
     assert names(waiting.lease("2", "z", 3)) == ["a2", "a3", "a5"]
     assert waiting.lease("3", "w", 3) is None
-    assert not waiting.is_done()
+    assert not waiting.is_over()
 
 
 def test_groups_are_the_same_after_an_interruption(clock):
@@ -53,7 +63,7 @@ def test_a_replaced_worker_loses_its_group_to_whoever_asks_first(clock):
     waiting = queue(clock, 5, 5, 5)
     first, second = waiting.lease("0", "x", 1), waiting.lease("1", "y", 1)
     assert names(waiting.lease("0", "its successor", 1)) == names(first)
-    waiting.finish("y", second, {})
+    waiting.finish("y", "0", second, {})
     assert names(waiting.lease("1", "y", 1)) == ["a2"]
 
 
@@ -65,46 +75,92 @@ def test_a_lease_runs_out_unless_it_is_renewed(clock):
     assert waiting.lease("2", "idle", 1) is None
     clock.now = 1.1 * LEASE_SECONDS
     assert names(waiting.lease("2", "idle", 1)) == names(slow)
-    waiting.finish("slow", slow, {})
-    waiting.finish("idle", slow, {})
-    assert not waiting.is_done()
-    waiting.finish("busy", busy, {})
-    assert waiting.is_done()
+    waiting.finish("slow", "0", slow, {})
+    waiting.finish("idle", "0", slow, {})
+    assert not waiting.is_over()
+    waiting.finish("busy", "0", busy, {})
+    assert waiting.is_over()
 
 
 def test_steps_count_those_committed_before_in_training_and_done(clock):
     waiting = queue(clock, 5, 5, 5, done={0})
-    assert waiting.progress() == QueueProgress(steps=5, adapters=1, failed=0, loss=None)
+    assert waiting.progress() == QueueProgress(done=5, units=1, failed=0, loss=None, workers=0)
     group = waiting.lease("0", "x", 3)
     waiting.report("x", 2, 0.25)
-    assert waiting.progress() == QueueProgress(steps=5 + 2 * 2, adapters=1, failed=0, loss=0.25)
-    waiting.finish("x", group, {2: "its photo is gone"})
-    assert waiting.progress() == QueueProgress(steps=15, adapters=2, failed=1, loss=None)
-    assert waiting.failures() == ["a2: its photo is gone"]
+    assert waiting.progress() == QueueProgress(done=5 + 2 * 2, units=1, failed=0, loss=0.25, workers=1)
+    waiting.finish("x", "0", group, {2: own("its photo is gone")})
+    assert waiting.progress() == QueueProgress(done=15, units=2, failed=1, loss=None, workers=1)
+    assert waiting.named_failures() == ["a2: its photo is gone"]
 
 
-def test_an_adapter_that_costs_three_workers_is_given_up(clock):
+def test_a_unit_that_costs_three_workers_is_given_up(clock):
     waiting = queue(clock, 5, 5)
     for worker in ("first", "second", "third"):
         assert names(waiting.lease("0", worker, 1)) == ["a0"]
     assert names(waiting.lease("0", "fourth", 1)) == ["a1"]
-    assert waiting.failures() == ["a0: 3 workers died or fell silent while they trained it."]
+    assert waiting.named_failures() == ["a0: given up after 3 attempts: its workers died or fell silent."]
 
 
-def test_what_no_worker_can_do_ends_it_all(clock):
-    waiting = queue(clock, 5)
-    waiting.give_up("OSError: no model")
-    assert waiting.is_done()
+def test_a_host_that_fails_unit_after_unit_gets_no_more_and_the_others_do_them_all(clock):
+    """One node without the photos used to fail 95 of 100 adapters for good while another trained its first five."""
+    waiting = queue(clock, *[5] * 10)
+    good = waiting.lease("good/0", "g", 1)
+    while (group := waiting.lease("bad/0", "b", 1)) is not None:
+        waiting.finish("b", "bad/0", group, {group.positions[0]: hosts("FileNotFoundError: no photos here")})
+    assert waiting.left_out() == {"bad/0": "FileNotFoundError: no photos here"}
+    assert waiting.is_over("bad/0")
+    assert waiting.n_open() == 10
+    while good is not None:
+        waiting.finish("g", "good/0", good, {})
+        good = waiting.lease("good/0", "g", 1)
+    assert waiting.is_over()
+    assert waiting.failures() == {}
+
+
+def test_a_unit_that_meets_a_hosts_fault_goes_to_another_place_first_and_is_given_up_after_three(clock):
+    waiting = queue(clock, 5, 5)
+    first = waiting.lease("0", "x", 1)
+    waiting.finish("x", "0", first, {0: hosts("CUDA error")})
+    other = waiting.lease("0", "x", 1)
+    assert names(other) == ["a1"]
+    assert names(waiting.lease("1", "y", 1)) == names(first)
+    waiting.finish("y", "1", first, {0: hosts("CUDA error")})
+    waiting.finish("x", "0", other, {})
     assert waiting.lease("0", "x", 1) is None
-    assert waiting.hopeless() == "OSError: no model"
+    clock.now += SECONDS_BEFORE_SAME_PLACE
+    assert names(waiting.lease("0", "x", 1)) == names(first)
+    waiting.finish("x", "0", first, {0: hosts("CUDA error")})
+    assert waiting.is_over()
+    assert waiting.named_failures() == ["a0: given up after 3 attempts: CUDA error"]
+    assert waiting.left_out() == {}
 
 
-def test_a_squad_that_is_gone_leaves_its_groups_to_others(clock):
+def test_a_place_that_does_a_unit_is_trusted_again(clock):
+    waiting = queue(clock, *[5] * 8)
+    for attempt in range(8):
+        group = waiting.lease("0", "x", 1)
+        fault = {group.positions[0]: hosts("a time-out")} if attempt % 3 != 2 else {}
+        waiting.finish("x", "0", group, fault)
+    assert waiting.left_out() == {}
+
+
+def test_a_place_whose_worker_cannot_start_is_left_out_after_three_and_at_once_for_what_is_no_hosts_fault(clock):
+    waiting = queue(clock, 5)
+    for _ in range(GIVE_UP_AFTER):
+        assert not waiting.is_over("0")
+        waiting.cannot_start("0", hosts("OSError: the Hub is down"))
+    assert waiting.is_over("0")
+    waiting.cannot_start("1", own("no such prediction type"))
+    assert waiting.left_out() == {"0": "OSError: the Hub is down", "1": "no such prediction type"}
+    assert names(waiting.lease("2", "x", 1)) == ["a0"]
+
+
+def test_a_group_of_workers_that_is_gone_leaves_its_groups_to_others(clock):
     waiting = queue(clock, 5, 5, 5)
-    lost = waiting.lease("squad-0/1", "x", 1)
-    waiting.lease("squad-1/1", "y", 1)
-    waiting.disband("squad-0")
-    assert names(waiting.lease("squad-1/2", "z", 1)) == names(lost)
+    lost = waiting.lease("group-0/1", "x", 1)
+    waiting.lease("group-1/1", "y", 1)
+    waiting.disband("group-0")
+    assert names(waiting.lease("group-1/2", "z", 1)) == names(lost)
 
 
 def test_the_first_size_holds_for_all(clock):
@@ -119,22 +175,21 @@ def test_a_result_that_comes_late_clears_the_failure(clock):
     for worker in ("second", "third", "fourth"):
         waiting.lease("0", worker, 1)
     assert len(waiting.failures()) == 1
-    waiting.finish("first", group, {})
-    assert waiting.failures() == []
+    waiting.finish("first", "0", group, {})
+    assert waiting.failures() == {}
 
 
 def test_a_committed_neighbour_cannot_fail(clock):
     waiting = queue(clock, 5, 5, done={0})
-    waiting.finish("x", waiting.lease("0", "x", 2), {0: "its photo is gone"})
-    assert waiting.failures() == []
+    waiting.finish("x", "0", waiting.lease("0", "x", 2), {0: own("its photo is gone")})
+    assert waiting.failures() == {}
 
 
 def test_failures_name_the_run_where_there_are_several(clock):
-    specs = [AdapterSpec("class-00000", (), 1, 0)] * 2
-    made = [AdapterJob(f"table/cells/seed{i}", spec, 5) for i, spec in enumerate(specs)]
-    waiting = AdapterQueue(made, [False, False], LEASE_SECONDS, clock)
-    waiting.finish("x", waiting.lease("0", "x", 2), {0: "no", 1: "no"})
-    assert waiting.failures() == ["seed0/class-00000: no", "seed1/class-00000: no"]
+    made = [unit("class-00000", 5, f"table/cells/seed{i}") for i in range(2)]
+    waiting = WorkQueue(made, [False, False], LEASE_SECONDS, clock)
+    waiting.finish("x", "0", waiting.lease("0", "x", 2), {0: own("no"), 1: own("no")})
+    assert waiting.named_failures() == ["seed0/class-00000: no", "seed1/class-00000: no"]
 
 
 def test_usage_counts_what_is_lost_between_groups_and_at_the_end(clock):
@@ -142,6 +197,6 @@ def test_usage_counts_what_is_lost_between_groups_and_at_the_end(clock):
     for name in ("x", "y", "x"):
         group = waiting.lease(name, name, 1)
         clock.now += 8
-        waiting.finish(name, group, {})
+        waiting.finish(name, name, group, {})
         clock.now += 2
     assert waiting.usage() == {"workers": 2, "seconds": 28 + 18, "busy_seconds": 24}

@@ -1,4 +1,4 @@
-"""What squads lean on inside Ray Train: when Ray changes it, this fails, and pyproject.toml's bound may not be moved.
+"""What worker groups lean on inside Ray Train: when Ray changes it, this fails, and pyproject.toml's bound may not be moved.
 
 The chaos test shows the behaviour; this names the cause.
 """

@@ -4,27 +4,21 @@ import copy
 import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
 
 import pytest
 import safetensors.torch
 import torch
-from ray.train import TrainingFailedError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from datadream import recipes
-from datadream.adapt import together
 from datadream.adapt.lora_trainer import AdapterTrainer, TrainedAdapter
-from datadream.adapt.stage import train_adapters
+from datadream.adapt.stage import adapter_units, train_adapters
 from datadream.config import AdaptConfig
 from datadream.methods import AdapterSpec, TrainingPhoto
 from datadream.models.diffusion.pipeline import load_pipeline
 from datadream.run.layout import adapter_checkpoint, adapter_weights
 from datadream.run.store import RunStore
-from datadream.runtime.collectives import Ranks
-from datadream.runtime.progress import Progress
-from datadream.runtime.session import Workers
-from datadream.runtime.work_queue import AdapterJob
+from datadream.runtime.collectives import Collectives
+from datadream.runtime.workers import Workers
 from tests.adapt.test_lora_trainer import PROMPTS, images
 from tests.processes import kill_a_worker_after
 
@@ -40,7 +34,7 @@ class Meeting:
         self.barrier = threading.Barrier(count)
 
 
-class ThreadRanks(Ranks):
+class ThreadRanks(Collectives):
     def __init__(self, rank: int, meeting: Meeting) -> None:
         super().__init__(rank, meeting.barrier.parties)
         object.__setattr__(self, "meeting", meeting)
@@ -61,7 +55,7 @@ def pipeline(pipeline_folder):
 @pytest.fixture
 def train(pipeline):
     def train(config: AdaptConfig = CONFIG, **settings) -> TrainedAdapter:
-        return AdapterTrainer(copy.deepcopy(pipeline), config, 32).train_together(
+        return AdapterTrainer(copy.deepcopy(pipeline), config, 32).train_shared(
             SPEC, images(6), save_every=4, **settings
         )
 
@@ -71,7 +65,7 @@ def train(pipeline):
 def train_by(train, count: int, config: AdaptConfig = CONFIG) -> list[TrainedAdapter]:
     meeting = Meeting(count)
     with ThreadPoolExecutor(count) as threads:
-        return list(threads.map(lambda rank: train(config, ranks=ThreadRanks(rank, meeting)), range(count)))
+        return list(threads.map(lambda rank: train(config, collectives=ThreadRanks(rank, meeting)), range(count)))
 
 
 def assert_close(found: bytes, expected: bytes, tolerance: float = 1e-4) -> None:
@@ -80,8 +74,9 @@ def assert_close(found: bytes, expected: bytes, tolerance: float = 1e-4) -> None
         assert (found[key] - expected[key]).norm() / expected[key].norm() < tolerance, key
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
-def test_on_ray_a_killed_worker_costs_the_steps_since_the_last_checkpoint(train, pipeline_folder, tmp_path, caplog):
+def test_on_ray_a_killed_worker_costs_the_steps_since_the_last_checkpoint(train, pipeline_folder, tmp_path):
     store = RunStore(str(tmp_path / "run"))
     folder = tmp_path / "photos"
     changes = {"data.source": str(folder), "diffusion.model": str(pipeline_folder), "cluster.checkpoint_steps": 20}
@@ -90,17 +85,16 @@ def test_on_ray_a_killed_worker_costs_the_steps_since_the_last_checkpoint(train,
         (folder / f"class {number % 2}").mkdir(parents=True, exist_ok=True)
         image.save(folder / f"class {number % 2}" / f"{number}.png")
     photos = tuple(TrainingPhoto(f"class {i % 2}/{i}.png", PROMPTS[i % 2]) for i in range(6))
-    job = AdapterJob(store.url, dataclasses.replace(SPEC, photos=photos), 120)
+    (unit,) = adapter_units(store.url, [dataclasses.replace(SPEC, photos=photos)], config.adapt)
     with ThreadPoolExecutor(1) as threads:
         killed = threads.submit(kill_a_worker_after, store, adapter_checkpoint("dataset"))
-        train_adapters(store, [job], config, Workers(2, 1, False))
+        train_adapters(store, [unit], config, Workers(2, 1, False))
     killed.result()
-    marker = store.read_json(job.marker)
+    marker = store.read_json(unit.marker)
     assert marker["steps"] == 120
     expected = train_by(train, 2, config.adapt)[0]
     assert_close(store.read_bytes(adapter_weights("dataset")), expected.weights)
     assert not store.exists(adapter_checkpoint("dataset"))
-    assert "going on from the last checkpoint" in caplog.text
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -148,7 +142,7 @@ def test_checkpoints_that_differ_between_ranks_are_refused(train):
     with ThreadPoolExecutor(2) as threads, pytest.raises(RuntimeError, match="the workers see different checkpoints"):
         list(
             threads.map(
-                lambda rank: train(ranks=ThreadRanks(rank, meeting), checkpoint=checkpoints[rank]),
+                lambda rank: train(collectives=ThreadRanks(rank, meeting), checkpoint=checkpoints[rank]),
                 range(2),
             )
         )
@@ -161,57 +155,8 @@ def test_a_checkpoint_is_resumed_by_another_number_of_ranks(train):
     with ThreadPoolExecutor(2) as threads:
         ranks = list(
             threads.map(
-                lambda rank: train(ranks=ThreadRanks(rank, meeting), checkpoint=checkpoints[0]),
+                lambda rank: train(collectives=ThreadRanks(rank, meeting), checkpoint=checkpoints[0]),
                 range(2),
             )
         )
     assert_close(ranks[0].weights, whole.weights)
-
-
-class Lost(TrainingFailedError):
-    """As when a worker's process died."""
-
-    worker_failures: ClassVar = {0: WorkerHealthCheckFailedError("died", RuntimeError())}
-
-
-class Broken(TrainingFailedError):
-    """As when the code of a worker raised."""
-
-    worker_failures: ClassVar = {1: RuntimeError("dataset: no such photo")}
-
-
-@pytest.fixture
-def outcomes(monkeypatch, tmp_path):
-    """Train two adapters together on a Ray that does what the test says, start by start."""
-
-    def outcomes(*starts) -> list[str]:
-        store, todo = RunStore(str(tmp_path)), iter(starts)
-        jobs = [AdapterJob(store.child(name).url, SPEC, 120) for name in ("a", "b")]
-
-        def run(store, jobs, config, workers, progress, before):
-            done, error = next(todo)
-            progress.update(before + done)
-            if error is not None:
-                raise error
-            return []
-
-        monkeypatch.setattr(together, "_run", run)
-        monkeypatch.setattr(together, "workers_now", lambda workers: workers)
-        config = recipes.digits(**{"cluster.checkpoint_steps": 10})
-        with Progress("adapt", 240, "step", store) as progress:
-            return together.train_together(store, jobs, config, Workers(2, 1, False), progress, 0)
-
-    return outcomes
-
-
-def test_workers_may_be_lost_while_checkpoints_are_written(outcomes):
-    assert outcomes((10, Lost()), (20, Lost()), (20, Lost()), (30, Lost()), (120, None)) == []
-
-
-def test_workers_that_are_lost_without_a_checkpoint_between_end_it(outcomes):
-    with pytest.raises(RuntimeError, match="adapter training failed: .*died"):
-        outcomes((50, Lost()), (0, Lost()), (50, Lost()), (120, None))
-
-
-def test_an_adapter_that_breaks_does_not_stop_the_next(outcomes):
-    assert outcomes((0, Broken()), (120, None)) == ["RuntimeError: dataset: no such photo"]

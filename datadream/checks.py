@@ -1,0 +1,74 @@
+"""What would fail later, found before any work starts and anything is written.
+
+All of these raise ValueError or FileNotFoundError naming the value, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from datadream.classify.model_selection import check_selection
+from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import check_photos
+from datadream.models.source import check_pipeline
+from datadream.run.cell import Cell
+from datadream.run.layout import FEW_SHOT
+from datadream.run.store import RunStore
+from datadream.tracking import check_trackers
+
+SMALL_POOL = 5_000
+"""Up to so many photos, all of a pool are decoded: a broken one that these shots pass over would surprise the next
+seed. A photo takes about 5 ms."""
+
+
+def check_experiment(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell]) -> None:
+    """Settings, folder, photos, trackers, workers and models. What takes seconds to import comes last."""
+    _check_settings(config)
+    store.check_config(config)
+    store.check_writable()
+    check_trackers(config, store)
+    _check_photos([cell for cell in cells if not cell.store.exists(FEW_SHOT)])
+    for cell in cells:
+        check_selection(cell.few_shot, cell.config.classify)
+        _check_filters(cell)
+    from datadream.runtime.session import check_workers
+
+    check_workers(config.cluster)
+    if any(cell.plan.images for cell in cells):
+        check_pipeline(config.diffusion.model, config.diffusion.revision)
+    from datadream.models.clip.load import check_clip
+    from datadream.models.clip.trainable import check_trainable
+
+    check_clip(config.classify.model, config.classify.pretrained)
+    check_trainable(config.classify)
+
+
+def _check_settings(config: ExperimentConfig) -> None:
+    needy = [name for name in config.classify.settings if name not in SETTINGS_WITHOUT_IMAGES]
+    if config.method == "none" and needy and not config.grid.methods:
+        raise ValueError(
+            f"method 'none' generates no images, but classify.settings has {needy[0]!r}. "
+            f"Use classify.settings='{list(SETTINGS_WITHOUT_IMAGES)}', or another method."
+        )
+
+
+def _check_photos(cells: Sequence[Cell]) -> None:
+    """Decode every photo that the runs will read, each once however many runs of a table share it."""
+    by_source: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        by_source[cell.config.data.source].append(cell)
+    for name, own in by_source.items():
+        source = open_source(name)
+        pool = source.dataset().pool
+        check_photos(source, [cell.few_shot for cell in own], pool if len(pool) <= SMALL_POOL else ())
+
+
+def _check_filters(cell: Cell) -> None:
+    top_k, n_classes = cell.config.generate.select.label_top_k, len(cell.few_shot.class_names)
+    if top_k is not None and top_k > n_classes:
+        raise ValueError(
+            f"generate.select.label_top_k is {top_k}, but {cell.config.data.source!r} has {n_classes} classes. "
+            "Use a smaller one; 1 asks that CLIP finds an image's class most likely."
+        )
