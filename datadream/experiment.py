@@ -19,11 +19,12 @@ from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
 from datadream.data.datasets import check_photos, open_source
 from datadream.data.few_shot import FewShotSet, check_held_out, draw
 from datadream.methods import METHODS, AdapterSpec, Plan
-from datadream.methods.chunks import Chunk, claim_run, first_chunks, split_into_chunks
+from datadream.methods.chunks import Chunk, first_chunks, plan_hash, split_into_chunks
 from datadream.models.source import check_pipeline
 from datadream.overlap import spare_workers, train_beside_drawing
 from datadream.run.grid import table_cells
 from datadream.run.layout import ADAPTER_INDEX, CHUNKS, FEW_SHOT, METRICS, adapter_marker, classifier_marker
+from datadream.run.plan_record import claim_run
 from datadream.run.store import RunStore
 from datadream.runtime.session import Workers, check_workers, connected
 from datadream.status import StageStatus, stage_status
@@ -219,7 +220,7 @@ class Experiment:
     def _claim(self) -> None:
         """Raises ValueError when a folder holds images of another plan, before any work."""
         for cell in self.cells:
-            claim_run(cell.store, cell.chunks, cell.config)
+            claim_run(cell.store, plan_hash(cell.chunks, cell.config))
 
     def _generate(self) -> None:
         from datadream.generate.publish import publish_dataset

@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from datadream.config import ExperimentConfig, TrackerName, flatten
+from datadream.hashing import sha256
 from datadream.run.layout import progress_file
-from datadream.run.store import RunStore, sha256
+from datadream.run.store import RunStore
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,6 @@
 In one process, on the device code alone: what Ray adds is tested elsewhere.
 """
 
-import itertools
-
 import torch
 
 from datadream import recipes
@@ -59,10 +57,10 @@ def _adapt(config, plan, source) -> bytes:
 def _draw(config, plan, adapter: bytes) -> LabelledImages:
     sampler = Sampler(_pipeline(config), config.generate, config.diffusion.resolution)
     images, labels = [], []
-    for label, requests in itertools.groupby(plan.images, key=lambda request: request.label):
-        pixels = sampler.draw(list(requests), lambda _: adapter, source_is_never_read)
+    for series in plan.images:
+        pixels = sampler.draw(series, lambda _: adapter, source_is_never_read)
         images.append(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        labels += [label] * len(pixels)
+        labels += [series.label] * len(pixels)
     return LabelledImages(torch.cat(images), torch.tensor(labels))
 
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datadream.config import ExperimentConfig
+from datadream.hashing import sha256, spec_hash
 from datadream.run.layout import ADAPTER_INDEX, adapter_weights
-from datadream.run.store import RunStore, library_versions, sha256, spec_hash
+from datadream.run.store import RunStore, library_versions
 from datadream.runtime.work_queue import AdapterJob
 
 if TYPE_CHECKING:

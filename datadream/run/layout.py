@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from datadream.methods.chunks import CHUNKS_FOLDER
+
 CONFIG = "config.json"
 FEW_SHOT = "few_shot.json"
 ADAPTERS = "adapters"
 ADAPTER_WEIGHTS = "pytorch_lora_weights.safetensors"
 """The name by which diffusers finds LoRA weights in a folder."""
 ADAPTER_INDEX = "adapters/index.json"
-CHUNKS = "chunks"
+CHUNKS = CHUNKS_FOLDER
+GENERATE_PLAN = "stages/generate-plan.json"
+"""Which plan a run's chunks belong to."""
 FEATURES = "features"
 CANDIDATES = "stages/candidates.json"
 """How many candidates of each class are asked for so far, where filters choose images."""

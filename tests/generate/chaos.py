@@ -61,7 +61,7 @@ def config(pipeline: str, dataset_format: str) -> ExperimentConfig:
 def plan(store: RunStore, settings: ExperimentConfig) -> tuple[FewShotSet, list[Chunk]]:
     """The images of a few classes' adapters."""
     few_shot = draw(open_source("digits").dataset(), 2, 0, settings.data.prompt)
-    images = METHODS["datadream-cls"](few_shot, settings).images[: N_CLASSES * IMAGES_PER_CLASS]
+    images = METHODS["datadream-cls"](few_shot, settings).images[:N_CLASSES]
     return few_shot, split_into_chunks(store.url, images, CHUNK_SIZE)
 
 
