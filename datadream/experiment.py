@@ -16,8 +16,8 @@ from typing import Any
 
 from datadream.classify.selection import check_selection
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
-from datadream.data.datasets import check_photos, open_source
-from datadream.data.few_shot import FewShotSet, check_held_out, draw
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import FewShotSet, check_photos, draw
 from datadream.methods import METHODS, AdapterSpec, Plan
 from datadream.methods.chunks import Chunk, first_chunks, plan_hash, split_into_chunks
 from datadream.models.source import check_pipeline
@@ -148,8 +148,7 @@ class Experiment:
         pool = source.dataset().pool
         # A broken photo that this draw passes over would surprise the next one.
         others = pool if len(pool) <= SMALL_POOL else ()
-        check_photos(source, dict.fromkeys(self.few_shot.all_photos + others))
-        check_held_out(source, self.few_shot)
+        check_photos(source, [self.few_shot], others)
 
     def _check_filters(self) -> None:
         top_k, n_classes = self.config.generate.select.label_top_k, len(self.few_shot.class_names)
