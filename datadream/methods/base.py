@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import overload
+from typing import Any, overload
 
 from datadream.config import ExperimentConfig, nearest
 from datadream.data.few_shot import FewShotSet
@@ -90,16 +90,16 @@ class ImageSeries(Sequence[ImageRequest]):
             if part.step != 1:
                 raise ValueError(f"a slice of a series has step {part.step}: its images must be neighbours.")
             return replace(self, first_index=part.start, n_images=len(part))
-        index = self.indices[place]
-        return ImageRequest(
-            self.label,
-            index,
-            self.prompt,
-            derive_seed(self.run_seed, "image", self.label, index),
-            self.adapters,
-            self.source_keys[index % len(self.source_keys)] if self.source_keys else None,
-            self.strength,
-        )
+        return ImageRequest(*self._values(self.indices[place]))
+
+    def values(self) -> Iterator[tuple[Any, ...]]:
+        """The fields of each request in their order, as tuples: hashing these takes half of the time of objects."""
+        return map(self._values, self.indices)
+
+    def _values(self, index: int) -> tuple[Any, ...]:
+        seed = derive_seed(self.run_seed, "image", self.label, index)
+        photo = self.source_keys[index % len(self.source_keys)] if self.source_keys else None
+        return self.label, index, self.prompt, seed, self.adapters, photo, self.strength
 
 
 @dataclass(frozen=True, slots=True)

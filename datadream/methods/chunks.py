@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from operator import attrgetter
+from dataclasses import dataclass
 
 from datadream.config import ExperimentConfig
 from datadream.hashing import spec_hash
-from datadream.methods.base import ImageRequest, ImageSeries
+from datadream.methods.base import ImageSeries
 
 CHUNKS_FOLDER = "chunks"
 """Where chunks lie in a run's folder."""
-_request_values = attrgetter(*(field.name for field in fields(ImageRequest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def plan_hash(chunks: Iterable[Chunk], config: ExperimentConfig) -> str:
 
     It derives the seed of every image, one chunk after the other: seconds for half a million images, so ask once.
     """
-    cut = [(chunk.chunk_id, spec_hash([_request_values(request) for request in chunk.requests])) for chunk in chunks]
+    cut = [(chunk.chunk_id, spec_hash(list(chunk.requests.values()))) for chunk in chunks]
     # Without defaults: a knob that a later version adds must not turn an old run into another.
     settings = config.model_dump(mode="json", include={"diffusion", "generate"}, exclude_defaults=True)
     settings.get("generate", {}).pop("batch_size", None)  # changes no image

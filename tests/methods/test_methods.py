@@ -1,6 +1,7 @@
 """Plans: which adapters, which images, and seeds that nothing else shares."""
 
 from collections import Counter
+from dataclasses import astuple
 
 import pytest
 
@@ -83,6 +84,7 @@ def test_a_part_of_a_series_has_the_same_requests():
     series = ImageSeries(3, "a cat", 7, 11, first_index=4, source_keys=("a.png", "b.png", "c.png"), strength=0.5)
     whole = list(series)
     assert (len(series), [request.index for request in whole]) == (7, list(series.indices))
+    assert list(series.values()) == [astuple(request) for request in whole]
     assert [request.source_key for request in whole[:4]] == ["b.png", "c.png", "a.png", "b.png"]
     assert list(series[2:5]) == whole[2:5]
     assert list(series[5:99][1:]) == whole[6:]
