@@ -23,7 +23,7 @@ from benchmarks.compare import machine
 from benchmarks.samples import Samples, mib
 from datadream import recipes
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import draw
+from datadream.data.few_shot import sample_shots
 from datadream.generate.publish import publish_dataset
 from datadream.generate.stage import draw_chunks
 from datadream.methods import METHODS
@@ -72,7 +72,7 @@ def measure(n_images: int, folder: Path) -> dict[str, Any]:
         "cluster.device": "cpu",
     }
     config, store = recipes.digits(method="zero-shot", **changes), RunStore(str(folder / "run"))
-    few_shot = draw(open_source("digits").dataset(), 1, 0, config.data.prompt)
+    few_shot = sample_shots(open_source("digits").dataset(), 1, 0, config.data.prompt)
     chunks = split_into_chunks(store.url, METHODS["zero-shot"](few_shot, config).images, config.generate.chunk_size)
     with connected(config.cluster) as workers, Samples(partial(read_memory, store, time.monotonic())) as samples:
         started = time.monotonic()

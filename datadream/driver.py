@@ -19,6 +19,7 @@ from datadream.run.layout import (
     stage_seconds,
 )
 from datadream.run.lock import RunLock
+from datadream.run.plan_record import claim_run
 from datadream.run.store import RunStore
 from datadream.runtime.metrics import RayMetrics
 from datadream.runtime.nodes import check_shared
@@ -90,7 +91,7 @@ class Driver:
     def _claim(self) -> None:
         """Raises ValueError when a folder holds images of another plan, before any work."""
         for cell in self._cells:
-            cell.claim()
+            claim_run(cell.store, cell.plan_hash)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from datadream.methods.chunks import Chunk, first_chunks
+from datadream.methods.chunks import Chunk, first_chunks, n_images
 from datadream.run.cell import Cell
 from datadream.run.layout import (
     ADAPTERS,
@@ -49,7 +49,7 @@ def stage_status(store: RunStore, cells: Sequence[Cell]) -> list[StageStatus]:
     classifiers: list[bool] = []
     published: list[bool] = []
     selected: list[bool] = []
-    images = n_images = 0
+    images = images_done = 0
     for cell in cells:
         files = set().union(*(cell.store.files(folder) for folder in (ADAPTERS, CLASSIFIERS, "dataset")))
         adapters += [adapter_marker(spec.adapter_id) in files for spec in cell.plan.adapters]
@@ -61,11 +61,11 @@ def stage_status(store: RunStore, cells: Sequence[Cell]) -> list[StageStatus]:
             selected.append(SELECTION in files)
         asked = _asked_for(cell)
         committed = cell.store.files(CHUNKS)
-        n_images += sum(len(chunk) for chunk in asked)
-        images += sum(len(chunk) for chunk in asked if chunk.marker in committed)
+        images += n_images(asked)
+        images_done += n_images(chunk for chunk in asked if chunk.marker in committed)
     rows = [
         StageStatus("adapt", *_count(adapters), "adapters", _said(store, "adapt")),
-        StageStatus("generate", images, n_images, "images", _said(store, "generate")),
+        StageStatus("generate", images_done, images, "images", _said(store, "generate")),
         StageStatus("select", *_count(selected), "datasets", _said(store, "select")),
         StageStatus("publish", *_count(published), "datasets", _said(store, "publish")),
         StageStatus(

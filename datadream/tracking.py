@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from datadream.config import ExperimentConfig, TrackerName, flatten
-from datadream.run.store import RunStore, sha256
+from datadream.hashing import sha256
+from datadream.run.store import RunStore
 from datadream.runtime.progress import Progress
 
 log = logging.getLogger(__name__)

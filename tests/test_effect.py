@@ -3,8 +3,6 @@
 In one process, on the device code alone: what Ray adds is tested elsewhere.
 """
 
-import itertools
-
 import torch
 
 from datadream import recipes
@@ -12,7 +10,7 @@ from datadream.adapt.lora_trainer import AdapterTrainer
 from datadream.classify.ingest.batches import LabelledImages, SyntheticImages, shuffled_batches
 from datadream.classify.setting import SettingTrainer
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import draw
+from datadream.data.few_shot import sample_shots
 from datadream.generate.sampler import Sampler
 from datadream.methods import METHODS
 from datadream.models.diffusion.pipeline import load_pipeline
@@ -32,7 +30,7 @@ def test_drawn_images_alone_teach_clip_digits_it_did_not_know():
     }
     config = recipes.digits(**changes)
     source = open_source("digits")
-    few_shot = draw(source.dataset(), config.data.n_shots, config.seed, config.data.prompt)
+    few_shot = sample_shots(source.dataset(), config.data.n_shots, config.seed, config.data.prompt)
     plan = METHODS[config.method](few_shot, config)
     drawn = _draw(config, plan, _adapt(config, plan, source))
     classifiers = SettingTrainer(config, few_shot, CPU, ALONE)
@@ -59,10 +57,10 @@ def _adapt(config, plan, source) -> bytes:
 def _draw(config, plan, adapter: bytes) -> LabelledImages:
     sampler = Sampler(_pipeline(config), config.generate, config.diffusion.resolution)
     images, labels = [], []
-    for label, requests in itertools.groupby(plan.images, key=lambda request: request.label):
-        pixels = sampler.draw(list(requests), lambda _: adapter, source_is_never_read)
+    for series in plan.images:
+        pixels = sampler.draw(series, lambda _: adapter, source_is_never_read)
         images.append(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        labels += [label] * len(pixels)
+        labels += [series.label] * len(pixels)
     return LabelledImages(torch.cat(images), torch.tensor(labels))
 
 

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datadream.config import ExperimentConfig
+from datadream.hashing import sha256, spec_hash
 from datadream.methods import AdapterSpec
 from datadream.run.layout import ADAPTER_INDEX, AdapterEntry, AdapterMarker, adapter_marker, adapter_weights
-from datadream.run.store import RunStore, library_versions, sha256, spec_hash
+from datadream.run.store import RunStore, library_versions
 from datadream.runtime.unit import Committed, Unit
 
 if TYPE_CHECKING:

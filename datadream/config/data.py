@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from string import Formatter
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from datadream.config.section import Section
+
+
+def _prompt_template(value: Any) -> str:
+    """Checked here, because a template that does not fit would fail, or name no class, only when photos are read."""
+    if not isinstance(value, str):
+        raise ValueError('expected text. In YAML, quote a prompt that has a colon: prompt: "a photo: {name}"')
+    try:
+        fields = {field for _, field, _, _ in Formatter().parse(value) if field is not None}
+        value.format(name="cat")
+    except (ValueError, LookupError, AttributeError):  # a lone brace, an unknown field, a format that is not of text
+        fields = set()
+    if fields != {"name"}:
+        raise ValueError(
+            "expected {name} where the name of the class goes, and no other braces, such as 'a photo of a {name}'"
+        )
+    return value
 
 
 class DataConfig(Section):
@@ -12,8 +31,9 @@ class DataConfig(Section):
 
     source: str = "digits"
     """`digits` (scikit-learn's scanned handwriting) or an image folder: <root>/<class name>/*.jpg|png|webp, with
-    optional train, val and test folders above the classes."""
+    optional train, val and test folders above the classes. Without test, half of each class is for shots, a quarter
+    for validation and a quarter for test."""
     n_shots: int = Field(16, ge=1)
     """Real photos per class, K (paper: 1 to 16). Draws are nested: the 1-shot set is inside the 16-shot set."""
-    prompt: str = "a photo of a {name}"
-    """Prompt of a class, for training and for drawing (paper, section 3)."""
+    prompt: Annotated[str, BeforeValidator(_prompt_template)] = "a photo of a {name}"
+    """Prompt of a class, for training and for drawing (paper, section 3); {name} stands for the name of the class."""

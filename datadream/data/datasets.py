@@ -1,24 +1,23 @@
 """Labelled photos in three parts: a pool to draw shots from, a validation part and a test part.
 
 `digits` is scikit-learn's copy of the UCI handwritten digits: 1,797 scans, real data inside a dependency. Any other
-source is an image folder. A folder with only classes has no test part: what the draw leaves over is then halved
-between validation and test (see few_shot), so that people with spare photos still get an honest figure.
+source is an image folder. A folder with only classes has no test part: few_shot.sample_shots then keeps a part of every class
+for validation and test, so that people with spare photos still get an honest figure.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import posixpath
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 import fsspec
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from datadream.hashing import sha256
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SPLIT_FOLDERS = {"train": "pool", "val": "val", "test": "test"}
@@ -58,7 +57,7 @@ class PhotoSource(Protocol):
         ...
 
     def fingerprint(self, key: str) -> str:
-        """The same for copies of one photo."""
+        """The same for copies of one photo; reads it once, and raises ValueError as `read` does."""
         ...
 
 
@@ -137,7 +136,9 @@ class ImageFolder:
         return decode_photo(data, path)
 
     def fingerprint(self, key: str) -> str:
-        return hashlib.sha256(self._file(key)[1]).hexdigest()
+        path, data = self._file(key)
+        decode_photo(data, path)
+        return sha256(data)
 
     def _file(self, key: str) -> tuple[str, bytes]:
         """Path and content."""
@@ -155,13 +156,6 @@ def decode_photo(data: bytes, path: str) -> Image.Image:
         raise ValueError(
             f"image {path!r} {reason}: expected a JPEG, PNG or WebP photo. Replace or remove it."
         ) from None
-
-
-def check_photos(source: PhotoSource, photos: Iterable[Photo]) -> None:
-    """Decode every photo once; raises ValueError naming the first that is broken."""
-    with ThreadPoolExecutor() as threads:
-        for _ in threads.map(lambda photo: source.read(photo.key).size, photos):
-            pass
 
 
 @functools.cache

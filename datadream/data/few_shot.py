@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from datadream.data.datasets import Dataset, Photo, PhotoSource
 from datadream.seeds import derive_seed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +77,33 @@ class FewShotSet:
         )
 
 
-def draw(dataset: Dataset, n_shots: int, seed: int, prompt: str) -> FewShotSet:
-    """Draw `n_shots` photos of every class from the pool.
+def sample_shots(dataset: Dataset, n_shots: int, seed: int, prompt: str) -> FewShotSet:
+    """Sample `n_shots` photos of every class, nested in those of every larger number.
 
-    Without validation or test photos in the data set, the photos that were not drawn are halved between the two.
+    A data set with a test part keeps its parts, and its whole pool may become shots. Without one, each class is split
+    before anything is sampled, in an order that no seed changes: half of it is for shots, a quarter for validation and
+    a quarter, at least one photo, for test; or the other half for test where there is a validation part. So runs of
+    other seeds and other `n_shots` are tested on the same photos, and a seed still has shots to choose among. More
+    shots than half of a class take its validation photos, and where these are used up its test photos, with a warning.
     Raises ValueError naming a class with too few photos.
     """
-    orders = _draw_orders(dataset, seed)
-    for name, order in zip(dataset.class_names, orders, strict=True):
-        if len(order) < n_shots:
+    members = _by_class(dataset)
+    for name, photos in zip(dataset.class_names, members, strict=True):
+        if len(photos) < n_shots:
             raise ValueError(
-                f"class {name!r} has {len(order)} photos: data.n_shots asks for {n_shots}. "
+                f"class {name!r} has {len(photos)} photos: data.n_shots asks for {n_shots}. "
                 "Lower data.n_shots or add photos."
             )
-    left = [photo for order in orders for photo in order[n_shots:]]
-    val, test = dataset.val, dataset.test
-    if not test:
-        test = tuple(left[1::2]) if not val else tuple(left)
-    if not val and not dataset.test:
-        val = tuple(left[0::2])
+    if dataset.test:
+        orders = [_shuffled(photos, seed, "few-shot", label) for label, photos in enumerate(members)]
+        val, test = dataset.val, dataset.test
+    else:
+        fixed = [_shuffled(photos, 0, "held-out", label) for label, photos in enumerate(members)]
+        orders = [
+            _shuffled(photos[: len(photos) // 2], seed, "few-shot", label) + photos[len(photos) // 2 :]
+            for label, photos in enumerate(fixed)
+        ]
+        val, test = _held_out(dataset, fixed, n_shots)
     return FewShotSet(
         class_names=dataset.class_names,
         prompts=tuple(prompt.format(name=name) for name in dataset.class_names),
@@ -101,27 +114,57 @@ def draw(dataset: Dataset, n_shots: int, seed: int, prompt: str) -> FewShotSet:
     )
 
 
-def check_held_out(source: PhotoSource, few_shot: FewShotSet) -> None:
-    """Raises ValueError when a validation or test photo is a copy of a shot, so that its accuracy would flatter."""
-    held_out = {"validation": few_shot.val, "test": few_shot.test}
+def check_photos(source: PhotoSource, few_shots: Sequence[FewShotSet], others: Iterable[Photo] = ()) -> None:
+    """Read every photo of these sets, and `others`, once: all must decode, and none may be held out from its own copy.
+
+    Raises ValueError naming the first photo that is broken, or a validation or test photo that is a copy of a shot of
+    its set, so that its accuracy would flatter.
+    """
+    keys = list(dict.fromkeys(photo.key for photo in chain(*(each.all_photos for each in few_shots), others)))
     with ThreadPoolExecutor() as threads:
-        shots = dict(threads.map(lambda photo: (source.fingerprint(photo.key), photo.key), few_shot.photos))
-        for part, photos in held_out.items():
-            for photo, print_ in zip(
-                photos, threads.map(lambda each: source.fingerprint(each.key), photos), strict=True
-            ):
-                if print_ in shots:
+        prints = dict(zip(keys, threads.map(source.fingerprint, keys), strict=True))
+    for few_shot in few_shots:
+        shots = {prints[photo.key]: photo.key for photo in few_shot.photos}
+        for part, photos in (("validation", few_shot.val), ("test", few_shot.test)):
+            for photo in photos:
+                if prints[photo.key] in shots:
                     raise ValueError(
-                        f"{part} photo {photo.key!r} is a copy of the training photo {shots[print_]!r}. Remove one."
+                        f"{part} photo {photo.key!r} is a copy of the training photo {shots[prints[photo.key]]!r}. "
+                        "Remove one."
                     )
 
 
-def _draw_orders(dataset: Dataset, seed: int) -> list[list[Photo]]:
-    """The pool of each class in its random draw order."""
+def _by_class(dataset: Dataset) -> list[list[Photo]]:
+    """The pool's photos by label."""
     members: list[list[Photo]] = [[] for _ in dataset.class_names]
     for photo in dataset.pool:
         members[photo.label].append(photo)
-    return [
-        [photos[i] for i in np.random.default_rng(derive_seed(seed, "few-shot", label)).permutation(len(photos))]
-        for label, photos in enumerate(members)
-    ]
+    return members
+
+
+def _shuffled(photos: Sequence[Photo], seed: int, stage: str, label: int) -> list[Photo]:
+    return [photos[i] for i in np.random.default_rng(derive_seed(seed, stage, label)).permutation(len(photos))]
+
+
+def _held_out(
+    dataset: Dataset, fixed: Sequence[Sequence[Photo]], n_shots: int
+) -> tuple[tuple[Photo, ...], tuple[Photo, ...]]:
+    """Validation and test photos of a data set without a test part; `fixed` are its classes in the order of the split:
+    the pool of shots, validation, test."""
+    val, test, short = list(dataset.val), [], []
+    for name, photos in zip(dataset.class_names, fixed, strict=True):
+        half = len(photos) // 2
+        test_start = half if dataset.val else len(photos) - max(1, len(photos) // 4)
+        val += photos[max(half, n_shots) : test_start]
+        test += photos[max(test_start, n_shots) :]
+        if n_shots > test_start:
+            short.append(name)
+    if short:
+        log.warning(
+            "%d shots take test photos of %d classes, such as %r: their accuracy does not compare with that of fewer "
+            "shots. Add photos, or a test folder.",
+            n_shots,
+            len(short),
+            short[0],
+        )
+    return tuple(val), tuple(test)

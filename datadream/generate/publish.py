@@ -21,9 +21,10 @@ from datadream.data.card import dataset_card
 from datadream.data.few_shot import FewShotSet
 from datadream.data.shards import ImageRecord, from_parquet, shard_name, to_parquet, to_webdataset
 from datadream.generate.select.record import Selection
+from datadream.hashing import sha256
 from datadream.methods.chunks import Chunk, plan_hash
 from datadream.run.layout import DATASET
-from datadream.run.store import RunStore, sha256
+from datadream.run.store import RunStore
 from datadream.runtime.map_units import plain_errors, quiet_ray_data
 from datadream.seeds import derive_seed
 

@@ -20,10 +20,11 @@ from ray.util.metrics import Counter, Gauge
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.shards import ImageRecord, encode_image, to_parquet
+from datadream.hashing import sha256
 from datadream.methods.base import ImageRequest
 from datadream.methods.chunks import Chunk, n_images
 from datadream.run.layout import CHUNKS
-from datadream.run.store import RunStore, adapter_sha256, read_adapter, sha256
+from datadream.run.store import RunStore, adapter_sha256, read_adapter
 from datadream.runtime.failures import check_none_failed
 from datadream.runtime.map_units import plain_errors, quiet_ray_data
 from datadream.runtime.progress import Facts, Progress

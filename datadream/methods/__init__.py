@@ -1,7 +1,7 @@
 """Methods by name. A new method is one new file here, one line below and its name in config.MethodName."""
 
 from datadream.methods import datadream, is_synth, zero_shot
-from datadream.methods.base import AdapterSpec, ImageRequest, Method, Plan, TrainingPhoto
+from datadream.methods.base import AdapterSpec, ImageRequest, ImageSeries, Method, Plan, TrainingPhoto
 
 METHODS: dict[str, Method] = {
     "datadream-cls": datadream.plan_per_class,
@@ -11,4 +11,4 @@ METHODS: dict[str, Method] = {
     "none": lambda few_shot, config: Plan(),
 }
 
-__all__ = ["METHODS", "AdapterSpec", "ImageRequest", "Method", "Plan", "TrainingPhoto"]
+__all__ = ["METHODS", "AdapterSpec", "ImageRequest", "ImageSeries", "Method", "Plan", "TrainingPhoto"]

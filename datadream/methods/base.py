@@ -1,9 +1,11 @@
-"""What a method is: a pure function from a few-shot set to the adapters to train and the images to draw."""
+"""What a method is: a pure function from a few-shot set to the adapters to train and the images to generate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, overload
 
 from datadream.config import ExperimentConfig, nearest
 from datadream.data.few_shot import FewShotSet
@@ -31,7 +33,7 @@ class AdapterSpec:
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """One image to draw."""
+    """One image to generate."""
 
     label: int
     index: int
@@ -40,10 +42,64 @@ class ImageRequest:
     seed: int
     """Seed of this image's own noise: an image does not depend on its batch."""
     adapters: tuple[tuple[str, float], ...] = ()
-    """LoRAs to merge, each with its weight; none: the base generator."""
+    """As in its series."""
     source_key: str | None = None
     """Photo to start from, noised by `strength`; None: start from noise."""
     strength: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSeries(Sequence[ImageRequest]):
+    """Images of one class that differ in nothing but their index, and so in noise and the photo that they start from.
+
+    It is a sequence of `ImageRequest`s that makes each when it is asked for: half a million images are planned in the
+    memory of their series, and a seed is derived where its image is drawn. A slice is a series again.
+    """
+
+    label: int
+    prompt: str
+    n_images: int
+    run_seed: int
+    first_index: int = 0
+    """Index of its first image among those of the class; the series of a class share no index."""
+    adapters: tuple[tuple[str, float], ...] = ()
+    """LoRAs to merge, each with its weight; none: the base generator."""
+    source_keys: tuple[str, ...] = ()
+    """Photos to start from, noised by `strength`: image i of the class from photo i modulo their number. None: start
+    from noise."""
+    strength: float | None = None
+
+    @property
+    def indices(self) -> range:
+        """Positions of its images among those of the class."""
+        return range(self.first_index, self.first_index + self.n_images)
+
+    def __len__(self) -> int:
+        return self.n_images
+
+    @overload
+    def __getitem__(self, place: int) -> ImageRequest: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> ImageSeries: ...
+
+    def __getitem__(self, place: int | slice) -> ImageRequest | ImageSeries:
+        """The request at a place, or the series of a slice; raises ValueError when the slice has a step."""
+        if isinstance(place, slice):
+            part = self.indices[place]
+            if part.step != 1:
+                raise ValueError(f"a slice of a series has step {part.step}: its images must be neighbours.")
+            return replace(self, first_index=part.start, n_images=len(part))
+        return ImageRequest(*self._values(self.indices[place]))
+
+    def values(self) -> Iterator[tuple[Any, ...]]:
+        """The fields of each request in their order, as tuples: hashing these takes half of the time of objects."""
+        return map(self._values, self.indices)
+
+    def _values(self, index: int) -> tuple[Any, ...]:
+        seed = derive_seed(self.run_seed, "image", self.label, index)
+        photo = self.source_keys[index % len(self.source_keys)] if self.source_keys else None
+        return self.label, index, self.prompt, seed, self.adapters, photo, self.strength
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +107,27 @@ class Plan:
     """All that the engines need to know of a method."""
 
     adapters: tuple[AdapterSpec, ...] = ()
-    images: tuple[ImageRequest, ...] = ()
+    images: tuple[ImageSeries, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises ValueError when an image asks for an adapter that the plan does not train."""
+        """Raises ValueError when images ask for an adapter that the plan does not train, or two have the same index.
+
+        A class's index names its image: two with the same would be one file with the same noise.
+        """
         known = {spec.adapter_id for spec in self.adapters}
-        for request in self.images:
-            for name, _ in request.adapters:
+        for series in self.images:
+            for name, _ in series.adapters:
                 if name not in known:
                     raise ValueError(
-                        f"image {request.index} of class {request.label} asks for adapter {name!r}, which the plan "
-                        f"does not train. {nearest(name, sorted(known))}".strip()
+                        f"image {series.first_index} of class {series.label} asks for adapter {name!r}, which the "
+                        f"plan does not train. {nearest(name, sorted(known))}".strip()
                     )
+        for one, other in pairwise(sorted(self.images, key=lambda series: (series.label, series.first_index))):
+            if one.label == other.label and other.first_index < one.indices.stop:
+                raise ValueError(
+                    f"two series of class {one.label} have an image {other.first_index}. "
+                    f"Begin the later one at first_index={one.indices.stop} or above."
+                )
 
 
 Method = Callable[[FewShotSet, ExperimentConfig], Plan]
@@ -73,22 +138,21 @@ def class_photos(few_shot: FewShotSet, label: int) -> tuple[TrainingPhoto, ...]:
     return tuple(TrainingPhoto(key, few_shot.prompts[label]) for key in few_shot.shots[label])
 
 
-def requests(
+def series_per_class(
     few_shot: FewShotSet, config: ExperimentConfig, adapter_of: Callable[[int], str] | None = None
-) -> tuple[ImageRequest, ...]:
-    """Requests from noise for every class, each with its own seed; from the base generator unless `adapter_of` names a
+) -> tuple[ImageSeries, ...]:
+    """For every class its images from noise and the class prompt; from the base generator unless `adapter_of` names a
     class's adapter.
 
     `images_per_class` of them, or where filters choose, all that may be drawn: those are the first of these.
     """
     return tuple(
-        ImageRequest(
+        ImageSeries(
             label,
-            index,
             prompt,
-            derive_seed(config.seed, "image", label, index),
-            () if adapter_of is None else ((adapter_of(label), 1.0),),
+            config.generate.candidates_per_class,
+            config.seed,
+            adapters=() if adapter_of is None else ((adapter_of(label), 1.0),),
         )
         for label, prompt in enumerate(few_shot.prompts)
-        for index in range(config.generate.candidates_per_class)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datadream.config import ExperimentConfig
 from datadream.data.few_shot import FewShotSet
-from datadream.methods.base import AdapterSpec, Plan, class_photos, requests
+from datadream.methods.base import AdapterSpec, Plan, class_photos, series_per_class
 from datadream.seeds import derive_seed
 
 DATASET_ADAPTER = "dataset"
@@ -18,7 +18,7 @@ def plan_per_class(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
         )
         for label in range(len(few_shot.class_names))
     )
-    return Plan(adapters, requests(few_shot, config, _class_adapter))
+    return Plan(adapters, series_per_class(few_shot, config, _class_adapter))
 
 
 def plan_per_dataset(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
@@ -26,7 +26,7 @@ def plan_per_dataset(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
     n_classes = len(few_shot.class_names)
     photos = tuple(photo for label in range(n_classes) for photo in class_photos(few_shot, label))
     adapter = AdapterSpec(DATASET_ADAPTER, photos, n_classes, derive_seed(config.seed, "adapter", DATASET_ADAPTER))
-    return Plan((adapter,), requests(few_shot, config, lambda _: DATASET_ADAPTER))
+    return Plan((adapter,), series_per_class(few_shot, config, lambda _: DATASET_ADAPTER))
 
 
 def _class_adapter(label: int) -> str:

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from datadream.config import ExperimentConfig
 from datadream.data.few_shot import FewShotSet
-from datadream.methods.base import ImageRequest, Plan, requests
+from datadream.methods.base import Plan, series_per_class
 
 
 def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
     """Images of a class start from its shots in turn."""
-
-    def from_shot(request: ImageRequest) -> ImageRequest:
-        shots = few_shot.shots[request.label]
-        return replace(request, source_key=shots[request.index % len(shots)], strength=config.generate.strength)
-
-    return Plan(images=tuple(from_shot(request) for request in requests(few_shot, config)))
+    return Plan(
+        images=tuple(
+            replace(series, source_keys=few_shot.shots[series.label], strength=config.generate.strength)
+            for series in series_per_class(few_shot, config)
+        )
+    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datadream.config import ExperimentConfig
 from datadream.data.few_shot import FewShotSet
-from datadream.methods.base import Plan, requests
+from datadream.methods.base import Plan, series_per_class
 
 
 def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
     """Images of every class from the base generator."""
-    return Plan(images=requests(few_shot, config))
+    return Plan(images=series_per_class(few_shot, config))

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Self
 
+from datadream.methods.chunks import CHUNKS_FOLDER
+
 CONFIG = "config.json"
 FEW_SHOT = "few_shot.json"
 LOCK = "lock.json"
@@ -20,10 +22,10 @@ FAILED_ADAPTERS = "adapters/failed.json"
 ADAPTER_GROUP = "stages/adapt-group.json"
 ADAPTER_WORKERS = "stages/adapt-workers.json"
 """How busy the workers of the last start were."""
-CHUNKS = "chunks"
+CHUNKS = CHUNKS_FOLDER
 FAILED_CHUNKS = "stages/generate-failed.json"
 GENERATE_BATCH = "stages/generate-batch.json"
-CHUNK_PLAN = "stages/generate-plan.json"
+GENERATE_PLAN = "stages/generate-plan.json"
 """Which plan a run's chunks belong to."""
 FEATURES = "features"
 CANDIDATES = "stages/candidates.json"
@@ -54,16 +56,6 @@ def adapter_marker(adapter_id: str) -> str:
 def adapter_checkpoint(adapter_id: str) -> str:
     """What the training of an adapter goes on from when it is interrupted; of no use once it is done."""
     return f"{ADAPTERS}/{adapter_id}/checkpoint.pt"
-
-
-def chunk_file(chunk_id: str) -> str:
-    """The images of a chunk."""
-    return f"{CHUNKS}/{chunk_id}.parquet"
-
-
-def chunk_marker(chunk_id: str) -> str:
-    """The marker that a chunk is generated: a ChunkMarker."""
-    return f"{CHUNKS}/{chunk_id}.json"
 
 
 def features_file(name: str) -> str:

@@ -6,7 +6,6 @@ by its JSON marker. Readers trust markers, never a listing, so nothing half-writ
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import posixpath
@@ -19,6 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from datadream.config import ExperimentConfig, flatten
+from datadream.hashing import sha256
 from datadream.run.layout import CONFIG, SCRATCH, adapter_marker, adapter_weights
 
 LIBRARIES = ("datadream", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
@@ -199,12 +199,3 @@ def _encode_json(value: Any) -> bytes:
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that shape the results."""
     return {name: version(name) for name in LIBRARIES}
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def spec_hash(value: Any) -> str:
-    """Hash of plain data, the same in every process."""
-    return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())

@@ -20,7 +20,7 @@ from datadream import recipes
 from datadream.adapt.stage import AdapterUnit, adapter_units, train_adapters
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import draw
+from datadream.data.few_shot import sample_shots
 from datadream.methods import METHODS
 from datadream.run.store import RunStore
 from datadream.runtime.session import connected
@@ -43,7 +43,7 @@ def config(pipeline: str) -> ExperimentConfig:
 
 
 def units(store: RunStore, settings: ExperimentConfig) -> list[AdapterUnit]:
-    few_shot = draw(open_source("digits").dataset(), 2, 0, settings.data.prompt)
+    few_shot = sample_shots(open_source("digits").dataset(), 2, 0, settings.data.prompt)
     specs = METHODS["datadream-cls"](few_shot, settings).adapters[:N_ADAPTERS]
     return adapter_units(store.url, specs, settings.adapt)
 

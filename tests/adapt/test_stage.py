@@ -11,7 +11,7 @@ from datadream import recipes
 from datadream.adapt.artifacts import commit_adapter
 from datadream.adapt.stage import AdapterUnit, PhotosOf, adapter_units, load_trainer, train_adapters
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import draw
+from datadream.data.few_shot import sample_shots
 from datadream.methods import METHODS
 from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.run.layout import ADAPTER_WORKERS, FAILED_ADAPTERS, adapter_weights
@@ -34,7 +34,7 @@ def config(pipeline_folder):
 
 
 def units_of(store: RunStore, config, n: int = 4) -> list[AdapterUnit]:
-    few_shot = draw(open_source("digits").dataset(), 2, 0, config.data.prompt)
+    few_shot = sample_shots(open_source("digits").dataset(), 2, 0, config.data.prompt)
     return adapter_units(store.url, METHODS["datadream-cls"](few_shot, config).adapters[:n], config.adapt)
 
 

@@ -10,7 +10,7 @@ import pytest
 from datadream.classify.ingest.batches import LabelledImages, read_photos
 from datadream.config import ClassifyConfig, ExperimentConfig, parse_config
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import FewShotSet, draw
+from datadream.data.few_shot import FewShotSet, sample_shots
 from tests.classify.colors import COLORS, color_image
 from tests.tiny_clip import save_tiny_clip
 
@@ -37,7 +37,7 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def few_shot(photo_folder: Path) -> FewShotSet:
-    return draw(open_source(str(photo_folder)).dataset(), n_shots=2, seed=0, prompt="a photo of a {name}")
+    return sample_shots(open_source(str(photo_folder)).dataset(), n_shots=2, seed=0, prompt="a photo of a {name}")
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from huggingface_hub import DatasetCard
 from datadream import recipes
 from datadream.data.card import dataset_card
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import draw
+from datadream.data.few_shot import sample_shots
 
 
 @pytest.mark.parametrize("dataset_format", ["parquet", "webdataset"])
 def test_the_hub_reads_the_card(dataset_format):
     config = recipes.digits(**{"generate.dataset_format": dataset_format})
-    few_shot = draw(open_source("digits").dataset(), 4, 0, config.data.prompt)
+    few_shot = sample_shots(open_source("digits").dataset(), 4, 0, config.data.prompt)
     card = DatasetCard(dataset_card(few_shot, config, 2000, 123))
     assert card.data.license == "other"
     assert card.data.size_categories == ["1K<n<10K"]

@@ -2,11 +2,12 @@
 
 import itertools
 import shutil
+from collections import Counter
 
 import pytest
 
-from datadream.data.datasets import open_source
-from datadream.data.few_shot import FewShotSet, check_held_out, draw
+from datadream.data.datasets import Dataset, Digits, ImageFolder, Photo, open_source
+from datadream.data.few_shot import FewShotSet, check_photos, sample_shots
 
 PROMPT = "a photo of a {name}"
 
@@ -17,7 +18,7 @@ def digits():
 
 
 def test_smaller_draws_are_inside_larger_ones(digits):
-    draws = [draw(digits, n, 0, PROMPT) for n in (1, 2, 4, 8, 16)]
+    draws = [sample_shots(digits, n, 0, PROMPT) for n in (1, 2, 4, 8, 16)]
     for small, large in itertools.pairwise(draws):
         assert all(
             large_keys[: small.n_shots] == keys for keys, large_keys in zip(small.shots, large.shots, strict=True)
@@ -26,37 +27,88 @@ def test_smaller_draws_are_inside_larger_ones(digits):
 
 def test_shots_come_from_the_pool_of_their_class(digits):
     labels = {photo.key: photo.label for photo in digits.pool}
-    few_shot = draw(digits, 16, 3, PROMPT)
+    few_shot = sample_shots(digits, 16, 3, PROMPT)
     assert all(labels[photo.key] == photo.label for photo in few_shot.photos)
     assert len({photo.key for photo in few_shot.all_photos}) == len(few_shot.all_photos)
 
 
 def test_seed_decides(digits):
-    assert draw(digits, 4, 0, PROMPT) == draw(digits, 4, 0, PROMPT)
-    assert draw(digits, 4, 0, PROMPT).shots != draw(digits, 4, 1, PROMPT).shots
+    assert sample_shots(digits, 4, 0, PROMPT) == sample_shots(digits, 4, 0, PROMPT)
+    assert sample_shots(digits, 4, 0, PROMPT).shots != sample_shots(digits, 4, 1, PROMPT).shots
 
 
 def test_json_round_trip(digits):
-    few_shot = draw(digits, 2, 0, PROMPT)
+    few_shot = sample_shots(digits, 2, 0, PROMPT)
     assert FewShotSet.from_json(few_shot.to_json()) == few_shot
     assert few_shot.prompts[7] == "a photo of a digit seven"
 
 
-def test_left_over_photos_become_validation_and_test(photo_folder):
-    dataset = open_source(str(photo_folder)).dataset()
-    few_shot = draw(dataset, 4, 0, PROMPT)
-    assert len(few_shot.val) == len(few_shot.test) == 3
-    assert draw(dataset, 6, 0, PROMPT).test == ()
+def classes_of(*sizes: int, **parts) -> Dataset:
+    """A data set of classes of these sizes, without validation and test part unless given."""
+    names = tuple(f"class {label}" for label in range(len(sizes)))
+    pool = tuple(Photo(f"{label}/{number}", label) for label, size in enumerate(sizes) for number in range(size))
+    return Dataset(names, pool, **{"val": (), "test": ()} | parts, flippable=True)
+
+
+def per_class(photos: tuple[Photo, ...]) -> Counter:
+    return Counter(photo.label for photo in photos)
+
+
+def test_without_a_test_part_held_out_photos_depend_on_neither_shots_nor_seed():
+    dataset = classes_of(32, 40, 33)
+    few_shots = [sample_shots(dataset, n_shots, seed, PROMPT) for n_shots in (1, 2, 4, 8, 16) for seed in (0, 1, 2)]
+    assert {(few_shot.val, few_shot.test) for few_shot in few_shots} == {(few_shots[0].val, few_shots[0].test)}
+    assert per_class(few_shots[0].test) == {0: 8, 1: 10, 2: 8}
+    assert per_class(few_shots[0].val) == {0: 8, 1: 10, 2: 9}
+    held_out = {*few_shots[0].val, *few_shots[0].test}
+    assert held_out.isdisjoint(photo for few_shot in few_shots for photo in few_shot.photos)
+    assert len({few_shot.shots for few_shot in few_shots}) == len(few_shots)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 17, 20])
+def test_more_shots_than_half_of_a_class_take_validation_photos_first(size, caplog):
+    few_shots = [sample_shots(classes_of(size, 40), n_shots, 5, PROMPT) for n_shots in range(1, size + 1)]
+    own = [[[photo for photo in part if photo.label == 0] for part in (each.val, each.test)] for each in few_shots]
+    for few_shot in few_shots:
+        assert len({photo.key for photo in few_shot.all_photos}) == len(few_shot.all_photos)
+    for (val, test), (next_val, next_test), few_shot in zip(own, own[1:], few_shots[1:], strict=False):
+        assert next_val in (val, val[1:])
+        assert next_test in (test, test[1:])
+        assert next_test == test or (
+            not val and f"{few_shot.n_shots} shots take test photos of 1 class" in caplog.text
+        )
+    for small, large in itertools.pairwise(few_shots):
+        assert [keys[: small.n_shots] for keys in large.shots] == list(small.shots)
+    assert per_class(few_shots[0].test)[0] == (max(1, size // 4) if size > 1 else 0)
+    assert own[-1] == [[], []]
+
+
+def test_a_validation_part_leaves_the_other_half_to_the_test():
+    val = (Photo("val/0", 0), Photo("val/1", 1))
+    few_shots = [
+        sample_shots(classes_of(20, 20, val=val), n_shots, seed, PROMPT) for n_shots in (1, 10) for seed in (0, 1)
+    ]
+    assert {few_shot.val for few_shot in few_shots} == {val}
+    assert len({few_shot.test for few_shot in few_shots}) == 1
+    assert per_class(few_shots[0].test) == {0: 10, 1: 10}
+
+
+def test_a_test_part_leaves_the_whole_pool_to_the_shots():
+    dataset = classes_of(6, 6, test=(Photo("test/0", 0),))
+    few_shots = [sample_shots(dataset, 3, seed, PROMPT) for seed in range(20)]
+    assert {photo for few_shot in few_shots for photo in few_shot.photos} == set(dataset.pool)
+    assert {(few_shot.val, few_shot.test) for few_shot in few_shots} == {((), dataset.test)}
+    assert sample_shots(Digits().dataset(), 2, 0, PROMPT).shots[0] == ("digits/1059", "digits/1445")
 
 
 def test_too_many_shots(photo_folder):
     with pytest.raises(ValueError, match="class 'cat' has 6 photos: data.n_shots asks for 7"):
-        draw(open_source(str(photo_folder)).dataset(), 7, 0, PROMPT)
+        sample_shots(open_source(str(photo_folder)).dataset(), 7, 0, PROMPT)
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(2, [2, 3]), (3, [3, 3, 4]), (5, [4] * 5), (9, [4] * 5)])
 def test_folds_leave_every_shot_out_once(digits, count, sizes):
-    few_shot = draw(digits, 5, 0, PROMPT)
+    few_shot = sample_shots(digits, 5, 0, PROMPT)
     folds = few_shot.folds(count)
     assert [fold.n_shots for fold in folds] == sizes
     assert sorted(photo.key for fold in folds for photo in fold.val) == sorted(p.key for p in few_shot.photos)
@@ -68,18 +120,46 @@ def test_folds_leave_every_shot_out_once(digits, count, sizes):
 
 
 def test_one_shot_cannot_be_left_out(digits):
-    assert draw(digits, 1, 0, PROMPT).folds(4) == ()
-    assert draw(digits, 4, 0, PROMPT).folds(1) == ()
+    assert sample_shots(digits, 1, 0, PROMPT).folds(4) == ()
+    assert sample_shots(digits, 4, 0, PROMPT).folds(1) == ()
 
 
 def test_copies_of_shots_do_not_validate_or_test(photo_folder, digits):
     source = open_source(str(photo_folder))
-    few_shot = draw(source.dataset(), 4, 0, PROMPT)
-    check_held_out(source, few_shot)
-    check_held_out(open_source("digits"), draw(digits, 4, 0, PROMPT))
+    few_shot = sample_shots(source.dataset(), 4, 0, PROMPT)
+    check_photos(source, [few_shot])
+    check_photos(Digits(), [sample_shots(digits, 4, 0, PROMPT)])
     for part, photos in (("validation", few_shot.val), ("test", few_shot.test)):
         kept = (photo_folder / photos[0].key).read_bytes()
         shutil.copy(photo_folder / few_shot.shots[0][0], photo_folder / photos[0].key)
         with pytest.raises(ValueError, match=f"{part} photo '{photos[0].key}' is a copy of the training photo"):
-            check_held_out(source, few_shot)
+            check_photos(source, [few_shot])
         (photo_folder / photos[0].key).write_bytes(kept)
+
+
+def test_a_table_reads_each_photo_once(photo_folder, monkeypatch):
+    reads = Counter()
+    read = ImageFolder._file
+    monkeypatch.setattr(ImageFolder, "_file", lambda self, key: reads.update([key]) or read(self, key))
+    source = open_source(str(photo_folder))
+    dataset = source.dataset()
+    few_shots = [sample_shots(dataset, n_shots, seed, PROMPT) for n_shots in (1, 2, 4, 6) for seed in (0, 1)]
+    check_photos(source, few_shots, dataset.pool)
+    assert reads == {photo.key: 1 for photo in dataset.pool}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "is empty"), (b"not an image", "cannot be decoded"), (b"cut", "cannot be decoded")]
+)
+def test_a_broken_photo_is_named_whether_it_is_sampled_or_not(photo_folder, content, reason):
+    source = open_source(str(photo_folder))
+    dataset = source.dataset()
+    few_shot = sample_shots(dataset, 1, 0, PROMPT)
+    unused = next(photo.key for photo in dataset.pool if photo not in few_shot.all_photos)
+    for key, others in ((few_shot.shots[1][0], ()), (few_shot.test[0].key, ()), (unused, dataset.pool)):
+        path = photo_folder / key
+        kept = path.read_bytes()
+        path.write_bytes(kept[:200] if content == b"cut" else content)
+        with pytest.raises(ValueError, match=rf"image '.*{key}' {reason}"):
+            check_photos(source, [few_shot], others)
+        path.write_bytes(kept)

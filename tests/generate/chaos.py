@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 from datadream import recipes
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import FewShotSet, draw
+from datadream.data.few_shot import FewShotSet, sample_shots
 from datadream.generate.publish import publish_dataset
 from datadream.generate.stage import draw_chunks
 from datadream.methods import METHODS
@@ -60,8 +60,8 @@ def config(pipeline: str, dataset_format: str) -> ExperimentConfig:
 
 def plan(store: RunStore, settings: ExperimentConfig) -> tuple[FewShotSet, list[Chunk]]:
     """The images of a few classes' adapters."""
-    few_shot = draw(open_source("digits").dataset(), 2, 0, settings.data.prompt)
-    images = METHODS["datadream-cls"](few_shot, settings).images[: N_CLASSES * IMAGES_PER_CLASS]
+    few_shot = sample_shots(open_source("digits").dataset(), 2, 0, settings.data.prompt)
+    images = METHODS["datadream-cls"](few_shot, settings).images[:N_CLASSES]
     return few_shot, split_into_chunks(store.url, images, CHUNK_SIZE)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from datadream import recipes
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import draw
+from datadream.data.few_shot import sample_shots
 
 
 @pytest.fixture(scope="module")
@@ -15,4 +15,4 @@ def config(pipeline_folder):
 
 @pytest.fixture(scope="module")
 def few_shot(config):
-    return draw(open_source("digits").dataset(), 2, 0, config.data.prompt)
+    return sample_shots(open_source("digits").dataset(), 2, 0, config.data.prompt)

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from datadream.hashing import sha256
 from datadream.run.layout import adapter_marker, adapter_weights
-from datadream.run.store import RunStore, sha256
+from datadream.run.store import RunStore
 from datadream.runtime.session import Workers
 from tests.generate import chaos
 from tests.models.adapters import random_adapter

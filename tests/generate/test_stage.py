@@ -4,10 +4,11 @@ import pytest
 
 from datadream.data.shards import from_parquet
 from datadream.generate.stage import FAILED_CHUNKS, draw_chunks
+from datadream.hashing import sha256
 from datadream.methods import METHODS
 from datadream.methods.chunks import split_into_chunks
 from datadream.run.layout import adapter_marker, adapter_weights, progress_file
-from datadream.run.store import RunStore, sha256
+from datadream.run.store import RunStore
 from datadream.runtime.session import Workers
 from tests.models.adapters import random_adapter
 
@@ -23,7 +24,7 @@ def test_chunks_that_fail_stop_no_others_and_are_drawn_by_the_next_start(
     for adapter_id, marked in (("class-00000", weights), ("class-00001", b"other")):
         store.write_bytes(adapter_weights(adapter_id), weights)
         store.write_json(adapter_marker(adapter_id), {"weights_sha256": sha256(marked)})
-    chunks = split_into_chunks(store.url, METHODS["datadream-cls"](few_shot, config).images[:12], 4)
+    chunks = split_into_chunks(store.url, METHODS["datadream-cls"](few_shot, config).images[:3], 4)
     with pytest.raises(RuntimeError, match="drawing 2 of 3 chunks of images failed") as failed:
         draw_chunks(store, chunks, config, ONE)
     assert "chunk 00001-000000: ValueError: adapter 'class-00001' is not what was written" in str(failed.value)

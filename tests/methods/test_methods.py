@@ -1,28 +1,33 @@
 """Plans: which adapters, which images, and seeds that nothing else shares."""
 
 from collections import Counter
+from dataclasses import astuple
 
 import pytest
 
 from datadream import recipes
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import draw
+from datadream.data.few_shot import sample_shots
 from datadream.methods import METHODS, Plan
-from datadream.methods.base import AdapterSpec, ImageRequest
+from datadream.methods.base import AdapterSpec, ImageRequest, ImageSeries
 
 
 @pytest.fixture(scope="module")
 def few_shot():
-    return draw(open_source("digits").dataset(), 4, 0, "a photo of a {name}")
+    return sample_shots(open_source("digits").dataset(), 4, 0, "a photo of a {name}")
 
 
 def plan(few_shot, method: str, **changes) -> Plan:
     return METHODS[method](few_shot, recipes.digits(method=method, **{"generate.images_per_class": 6} | changes))
 
 
+def requests(made: Plan) -> list[ImageRequest]:
+    return [request for series in made.images for request in series]
+
+
 @pytest.mark.parametrize("method", ["datadream-cls", "datadream-dset", "is-synth", "zero-shot"])
 def test_every_class_gets_its_images_with_seeds_of_their_own(few_shot, method):
-    images = plan(few_shot, method).images
+    images = requests(plan(few_shot, method))
     assert Counter(image.label for image in images) == dict.fromkeys(range(10), 6)
     assert len({image.seed for image in images}) == 60
     assert {image.prompt for image in images if image.label == 7} == {"a photo of a digit seven"}
@@ -31,7 +36,7 @@ def test_every_class_gets_its_images_with_seeds_of_their_own(few_shot, method):
 def test_class_adapters_see_their_class_alone(few_shot):
     made = plan(few_shot, "datadream-cls")
     assert [tuple(photo.key for photo in spec.photos) for spec in made.adapters] == list(few_shot.shots)
-    assert all(image.adapters == ((made.adapters[image.label].adapter_id, 1.0),) for image in made.images)
+    assert all(image.adapters == ((made.adapters[image.label].adapter_id, 1.0),) for image in requests(made))
     assert len({spec.seed for spec in made.adapters}) == 10
 
 
@@ -40,29 +45,51 @@ def test_dataset_adapter_sees_all(few_shot):
     (spec,) = made.adapters
     assert len(spec.photos) == 40
     assert spec.n_classes == 10
-    assert {image.adapters for image in made.images} == {((spec.adapter_id, 1.0),)}
+    assert {image.adapters for image in requests(made)} == {((spec.adapter_id, 1.0),)}
 
 
 def test_is_synth_starts_from_each_shot_of_the_class_in_turn(few_shot):
     made = plan(few_shot, "is-synth", **{"generate.strength": 0.5})
     assert made.adapters == ()
-    of_three = [image.source_key for image in made.images if image.label == 3]
+    of_three = [image.source_key for image in requests(made) if image.label == 3]
     assert of_three == [*few_shot.shots[3], *few_shot.shots[3][:2]]
-    assert {image.strength for image in made.images} == {0.5}
+    assert {image.strength for image in requests(made)} == {0.5}
 
 
 def test_zero_shot_and_none(few_shot):
     assert plan(few_shot, "zero-shot").adapters == ()
-    assert {image.source_key for image in plan(few_shot, "zero-shot").images} == {None}
+    assert {image.source_key for image in requests(plan(few_shot, "zero-shot"))} == {None}
     assert plan(few_shot, "none") == Plan()
 
 
 def test_another_run_seed_changes_every_image(few_shot):
-    first, second = (plan(few_shot, "datadream-cls", seed=seed) for seed in (0, 1))
-    assert {image.seed for image in first.images}.isdisjoint(image.seed for image in second.images)
+    first, second = (requests(plan(few_shot, "datadream-cls", seed=seed)) for seed in (0, 1))
+    assert {image.seed for image in first}.isdisjoint(image.seed for image in second)
 
 
-def test_an_image_of_an_adapter_that_is_not_trained_is_refused():
+def test_images_of_an_adapter_that_is_not_trained_are_refused():
     spec = AdapterSpec("class-00000", (), 1, 0)
     with pytest.raises(ValueError, match="class 3 asks for adapter 'clas-00000'.*Did you mean 'class-00000'?"):
-        Plan((spec,), (ImageRequest(3, 2, "a cat", 0, (("clas-00000", 1.0),)),))
+        Plan((spec,), (ImageSeries(3, "a cat", 2, 0, adapters=(("clas-00000", 1.0),)),))
+
+
+def test_a_class_may_have_several_series_but_an_index_once():
+    of_shots = [ImageSeries(3, f"a cat, {n}", 5, 0, first_index=5 * n, source_keys=(f"{n}.png",)) for n in range(3)]
+    assert [request.index for request in requests(Plan(images=tuple(of_shots)))] == list(range(15))
+    with pytest.raises(ValueError, match="two series of class 3 have an image 9. .*first_index=10 or above"):
+        Plan(images=(*of_shots, ImageSeries(3, "a cat", 1, 0, first_index=9)))
+
+
+def test_a_part_of_a_series_has_the_same_requests():
+    series = ImageSeries(3, "a cat", 7, 11, first_index=4, source_keys=("a.png", "b.png", "c.png"), strength=0.5)
+    whole = list(series)
+    assert (len(series), [request.index for request in whole]) == (7, list(series.indices))
+    assert list(series.values()) == [astuple(request) for request in whole]
+    assert [request.source_key for request in whole[:4]] == ["b.png", "c.png", "a.png", "b.png"]
+    assert list(series[2:5]) == whole[2:5]
+    assert list(series[5:99][1:]) == whole[6:]
+    assert (series[-1], list(series[3:3])) == (whole[-1], [])
+    with pytest.raises(IndexError):
+        series[7]
+    with pytest.raises(ValueError, match="has step 2"):
+        series[::2]

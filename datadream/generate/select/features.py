@@ -21,9 +21,10 @@ from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet
 from datadream.data.shards import from_parquet
+from datadream.hashing import sha256
 from datadream.methods.chunks import Chunk
 from datadream.run.layout import FEATURES
-from datadream.run.store import RunStore, sha256
+from datadream.run.store import RunStore
 from datadream.runtime.map_units import plain_errors, quiet_ray_data
 from datadream.runtime.progress import Progress
 from datadream.runtime.session import Workers

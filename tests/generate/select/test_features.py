@@ -6,7 +6,7 @@ import torch
 
 from datadream import recipes
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import draw
+from datadream.data.few_shot import sample_shots
 from datadream.generate.select.features import PROMPTS, _FeatureEncoder, feature_jobs, read_features, shots_name
 from datadream.methods import METHODS
 from datadream.methods.chunks import split_into_chunks
@@ -21,7 +21,7 @@ def test_features_are_those_of_plain_open_clip(tmp_path):
     changes = {"classify.model": clip, "generate.images_per_class": 3, "generate.chunk_size": 2}
     config = recipes.digits(method="zero-shot", **changes)
     source = open_source("digits")
-    few_shot = draw(source.dataset(), 2, 0, config.data.prompt)
+    few_shot = sample_shots(source.dataset(), 2, 0, config.data.prompt)
     store = RunStore(str(tmp_path / "run"))
     chunks = split_into_chunks(store.url, METHODS["zero-shot"](few_shot, config).images, 2)
     drawn = [source.read(photo.key) for photo in few_shot.test[:2]]
@@ -46,7 +46,7 @@ def test_features_are_those_of_plain_open_clip(tmp_path):
 
 def test_a_chunk_that_is_gone_is_named(tmp_path):
     config = recipes.digits(**{"classify.model": f"local-dir:{save_tiny_clip(tmp_path / 'clip')}"})
-    few_shot = draw(open_source("digits").dataset(), 1, 0, config.data.prompt)
+    few_shot = sample_shots(open_source("digits").dataset(), 1, 0, config.data.prompt)
     chunks = split_into_chunks(str(tmp_path), METHODS["zero-shot"](few_shot, config).images, 50)
     encoder = _FeatureEncoder(config, Workers(1, 1, False))
     with pytest.raises(FileNotFoundError, match=r"chunks/00000-000000\.parquet"):

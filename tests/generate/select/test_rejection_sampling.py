@@ -12,7 +12,7 @@ import pytest
 
 from datadream import recipes
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import draw
+from datadream.data.few_shot import sample_shots
 from datadream.data.shards import from_parquet
 from datadream.generate.publish import publish_dataset
 from datadream.generate.select.features import _FeatureEncoder, feature_jobs
@@ -41,7 +41,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def few_shot(config):
-    return draw(open_source("digits").dataset(), 2, 0, config.data.prompt)
+    return sample_shots(open_source("digits").dataset(), 2, 0, config.data.prompt)
 
 
 def candidates(store, few_shot, config) -> Candidates:

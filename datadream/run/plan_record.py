@@ -1,0 +1,22 @@
+"""The record of the plan that a run's images belong to: a folder never mixes the images of two plans."""
+
+from __future__ import annotations
+
+from datadream.run.layout import CHUNKS, DATASET, GENERATE_PLAN
+from datadream.run.store import RunStore
+
+
+def claim_run(store: RunStore, plan: str) -> None:
+    """Record that the run's chunks and dataset are of the plan with this hash.
+
+    Raises ValueError when those that are there are of another.
+    """
+    for name, what in ((GENERATE_PLAN, "chunks"), (DATASET, "dataset")):
+        theirs = store.read_json(name).get("plan", plan) if store.exists(name) else plan
+        if theirs != plan:
+            raise ValueError(
+                f"run {store.url!r} holds a {what} folder of other images (plan {theirs[:8]} there, {plan[:8]} now). "
+                f"Use another --run, or move {CHUNKS}/, dataset/ and {GENERATE_PLAN} away."
+            )
+    if not store.exists(GENERATE_PLAN):
+        store.write_json(GENERATE_PLAN, {"plan": plan})

@@ -1,0 +1,37 @@
+"""A prompt that does not name the class is refused where it is written."""
+
+import pytest
+
+from datadream.config import ExperimentConfig, parse_config
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import sample_shots
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a photo", "a {x}", "a {}", "a {0}", "a {name", "a name}", "{name} of {x}", "{name:d}"]
+)
+def test_a_prompt_that_cannot_name_the_class_is_refused(prompt):
+    with pytest.raises(
+        ValueError, match="expected {name} where the name of the class goes.*'a photo of a {name}'.$"
+    ) as told:
+        ExperimentConfig().updated({"data.prompt": prompt})
+    assert str(told.value).startswith(f"data.prompt is {prompt!r}: ")
+
+
+@pytest.mark.parametrize("prompt", [{"a photo": "{name}"}, None, 7, ["a {name}"]])
+def test_a_prompt_is_text(prompt):
+    with pytest.raises(ValueError, match="data.prompt is .*: expected text. In YAML, quote a prompt that has a colon"):
+        parse_config({"data": {"prompt": prompt}})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "of_three"),
+    [
+        ("{name}", "digit three"),
+        ("a photo: {name!s}, {name}", "a photo: digit three, digit three"),
+        ("{{a}} {name}", "{a} digit three"),
+    ],
+)
+def test_a_prompt_names_the_class(prompt, of_three):
+    config = parse_config({"data": {"prompt": prompt}})
+    assert sample_shots(open_source("digits").dataset(), 1, 0, config.data.prompt).prompts[3] == of_three
