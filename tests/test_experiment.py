@@ -83,6 +83,7 @@ def test_a_second_call_does_nothing_again(undisturbed):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+@pytest.mark.soak
 def test_adapters_whose_training_was_killed_are_finished_by_one_worker_as_if_it_was_not(undisturbed, config, tmp_path):
     run = tmp_path / "run"
     _start_and_kill("run", config, run, "adapters/*/adapter.json")

@@ -17,6 +17,7 @@ from tests.adapt import chaos
 WATCHDOG_SECONDS = 200
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(WATCHDOG_SECONDS + 60)
 def test_whatever_dies_the_adapters_are_those_of_an_undisturbed_run(pipeline_folder, tmp_path):
     store = RunStore(str(tmp_path))

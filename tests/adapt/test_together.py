@@ -80,6 +80,7 @@ def assert_close(found: bytes, expected: bytes, tolerance: float = 1e-4) -> None
         assert (found[key] - expected[key]).norm() / expected[key].norm() < tolerance, key
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
 def test_on_ray_a_killed_worker_costs_the_steps_since_the_last_checkpoint(train, pipeline_folder, tmp_path, caplog):
     store = RunStore(str(tmp_path / "run"))
