@@ -134,6 +134,7 @@ def _start_and_kill(stage: str, config: ExperimentConfig, run: Path, marker: str
     time.sleep(1)  # Ray ends the workers of a dead driver
 
 
+@pytest.mark.soak
 def test_a_table_of_a_folder_without_a_test_part_shares_its_baselines(local_ray, config, photo_folder, tmp_path):
     source = {"data.source": str(photo_folder), "data.n_shots": 6}
     settings = {"classify.settings": ["zero-shot", "synthetic"], "generate.images_per_class": 3}

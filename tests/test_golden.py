@@ -18,7 +18,7 @@ RESULTS = ("adapters", "chunks", "dataset", "classifier")
 PASSING = {"seconds", "versions"}
 """Keys of markers that say when and with what they were made."""
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
