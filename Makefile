@@ -1,17 +1,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo test soak lint
 
 demo: .venv/installed
 	$(BIN)/datadream run --recipe digits --run runs/demo
 
-test: .venv/installed lint
+test: lint
 	$(BIN)/pytest
+
+soak: .venv/installed
+	$(BIN)/pytest -m 'soak and not gpu'
 
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in [(3, 11), (3, 12)] and f"Python {v[0]}.{v[1]} found: need 3.11 or 3.12. Use: make PYTHON=python3.12 ...")'

@@ -34,8 +34,11 @@ from datadream.run.layout import ADAPTER_WEIGHTS
 
 N_ADAPTERS, SHOTS = 16, 4
 STEPS_PER_CALL = 20
+"""So many that what a call does once does not count."""
 GROUPS = (1, 2, 4, 5, 8, 16)
+"""Adapters side by side; 5 is the most that ours takes on CPUs."""
 END_TO_END_STEPS = 40
+"""So few that starting up is half of our time (RESULTS.md)."""
 MODEL = recipes.TINY["diffusion.model"]
 
 

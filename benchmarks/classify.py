@@ -38,8 +38,11 @@ from datadream.models.clip.trainable import make_trainable, trainable_state
 
 LORA = {"rank": 16, "alpha": 32.0}
 RATE = 1e-4
+"""A first step of AdamW moves a weight by about as much: ten times TOLERANCE."""
 BATCH = 64
+"""The paper's."""
 EVAL_BATCH = 256
+"""Images of ours at once; the plain arm's are its own."""
 DROPOUT = 0.1
 """The authors' rate, of which our step is timed as well."""
 MEAN = STD = (0.5, 0.5, 0.5)

@@ -21,6 +21,7 @@ from transformers import CLIPTextModel
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "ray", "open_clip_torch")
 RESAMPLES = 2000
+"""Of the bootstrap: its interval then moves by less than what is printed."""
 
 
 def interleaved(arms: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:

@@ -42,7 +42,9 @@ MODEL = recipes.TINY["diffusion.model"]
 RESOLUTION = 32
 PROMPT = "a photo of a digit"
 AUTHORS_BATCH = 10
+"""Images that the authors' script draws at once."""
 LORA_SCALE = 0.05
+"""Standard deviation of the random weights; zeros, which training begins with, would change no image."""
 TOLERANCE = 2
 """Largest difference of a pixel, of 255, between arms."""
 

@@ -32,7 +32,7 @@ UNET = {
     "use_linear_projection": True,
 }
 TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
-TOKENS, BATCH, RANK = 77, 8, 16
+TOKENS, BATCH, RANK = 77, 8, 16  # CLIP's context, and the paper's batch and rank
 
 
 def sd21(n_adapters: int) -> tuple[SimpleNamespace, StackedLora]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EVAL_BATCH = 8
+"""As in the authors' evaluation."""
 
 
 class MergedLoraAttention(nn.Module):

@@ -33,6 +33,7 @@ from datadream.run.layout import DATASET
 
 SETTINGS = ("synthetic", "real+synthetic")
 BATCH = 256
+"""Images whose features are taken at once; bounds memory alone."""
 
 
 def experiment_of(runs: Path, preset: str, seed: int, images: int) -> Experiment:

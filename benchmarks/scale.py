@@ -33,8 +33,11 @@ from datadream.runtime.session import connected
 from datadream.runtime.work_queue import AdapterJob, AdapterQueue
 
 NODES = 4
+"""Simulated ones; more would wait for this machine's cores rather than for the queue."""
 CALLS = 3000
+"""To the queue, timed as a whole: one alone is too short to time."""
 WORKERS = (1, 2, 4, 8, 64, 512)
+"""Of the clusters that the model is asked about."""
 
 
 def write_photos(root: Path, n: int) -> None:

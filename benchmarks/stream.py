@@ -2,7 +2,7 @@
 
     python -m benchmarks.stream --images 100000
 
-The last line is one JSON object. A random pipeline of 32-pixel images and one step draws them, so that the stream and
+The last line is one JSON object. One step of a small random model draws images of 32 pixels, so that the stream and
 not the model is what is busy.
 """
 
@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 import ray
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from benchmarks.compare import machine
 from benchmarks.samples import Samples, mib
@@ -28,12 +30,25 @@ from datadream.generate.publish import publish_dataset
 from datadream.generate.stage import draw_chunks
 from datadream.methods import METHODS
 from datadream.methods.chunks import split_into_chunks
+from datadream.models.diffusion.pipeline import load_pipeline
 from datadream.run.layout import DATASET, progress_file
 from datadream.run.store import RunStore
 from datadream.runtime.session import connected
-from tests.tiny_models import save_pipeline
 
 SHOWN = 10
+"""Samples that are printed: enough to see a slope."""
+NARROW_UNET = {"block_out_channels": (16, 32), "norm_num_groups": 8, "attention_head_dim": (2, 4)}
+NARROW_VAE = {"block_out_channels": (8, 8, 16), "norm_num_groups": 4}
+
+
+def save_pipeline(folder: Path) -> Path:
+    """The embedded backbone with narrower networks of random weights in the place of its UNet and VAE."""
+    pipeline = load_pipeline(recipes.TINY["diffusion.model"], None, torch.device("cpu"), torch.float32)
+    torch.manual_seed(0)
+    pipeline.unet = UNet2DConditionModel.from_config(pipeline.unet.config, **NARROW_UNET)
+    pipeline.vae = AutoencoderKL.from_config(pipeline.vae.config, **NARROW_VAE)
+    pipeline.save_pretrained(folder)
+    return folder
 
 
 def read_memory(store: RunStore, began: float) -> dict[str, Any]:

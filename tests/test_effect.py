@@ -3,6 +3,7 @@
 In one process, on the device code alone: what Ray adds is tested elsewhere.
 """
 
+import pytest
 import torch
 
 from datadream import recipes
@@ -19,6 +20,7 @@ from datadream.runtime.collectives import ALONE
 CPU = torch.device("cpu")
 
 
+@pytest.mark.soak
 def test_drawn_images_alone_teach_clip_digits_it_did_not_know():
     changes = {
         "method": "datadream-dset",

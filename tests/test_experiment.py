@@ -83,6 +83,7 @@ def test_a_second_call_does_nothing_again(undisturbed):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+@pytest.mark.soak
 def test_adapters_whose_training_was_killed_are_finished_by_one_worker_as_if_it_was_not(undisturbed, config, tmp_path):
     run = tmp_path / "run"
     _start_and_kill("run", config, run, "adapters/*/adapter.json")
@@ -133,6 +134,7 @@ def _start_and_kill(stage: str, config: ExperimentConfig, run: Path, marker: str
     time.sleep(1)  # Ray ends the workers of a dead driver
 
 
+@pytest.mark.soak
 def test_a_table_of_a_folder_without_a_test_part_shares_its_baselines(local_ray, config, photo_folder, tmp_path):
     source = {"data.source": str(photo_folder), "data.n_shots": 6}
     settings = {"classify.settings": ["zero-shot", "synthetic"], "generate.images_per_class": 3}

@@ -209,7 +209,9 @@ def _row(method: str, setting: str, shots: int, members: list[Record]) -> Row:
     mean, sd = mean_and_sd(record["top1"] for record in members)
     val_mean, val_sd = mean_and_sd(record["val_top1"] for record in members)
     counts = {name: max(record[name] for record in members) for name in COUNTS}
-    further = {name: mean_and_sd(record.get(name) for record in members)[0] for name in ("top5", "macro", "ece")}
+    further: dict[str, Any] = {
+        name: mean_and_sd(record.get(name) for record in members)[0] for name in ("top5", "macro", "ece")
+    }
     return Row(
         method,
         setting,

@@ -152,7 +152,9 @@ def accuracy_rows(summary: Summary) -> list[AccuracyRow]:
 
 
 def gain_rows(summary: Summary) -> list[GainRow]:
-    by_method = {method: {} for method in dict.fromkeys(gain.method for gain in summary.gains)}
+    by_method: dict[str, dict[int, FigureCell]] = {
+        method: {} for method in dict.fromkeys(gain.method for gain in summary.gains)
+    }
     for gain in summary.gains:
         by_method[gain.method][gain.shots] = FigureCell(signed(gain.mean), _sd(gain.sd))
     return [

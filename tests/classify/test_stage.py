@@ -137,6 +137,7 @@ def published_pool(run: RunStore, size: int) -> LabelledImages:
         return feed._collect(open_published(run, size, order=0).rows.iterator())
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(WATCHDOG_SECONDS + 60)
 def test_a_lost_worker_and_a_lost_node_cost_the_steps_since_a_checkpoint_and_change_nothing(
     run, tmp_path, few_shot, config

@@ -54,6 +54,7 @@ def store_and_stage(request, tmp_path):
         yield RunStore(f"{url}/run"), stage
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(WATCHDOG_SECONDS + 60)
 def test_whatever_dies_the_published_bytes_are_those_of_an_undisturbed_run(
     undisturbed, store_and_stage, adapters, pipeline_folder

@@ -54,8 +54,8 @@ def _project_in(
         query = F.linear(pick(x), weight[:width], bias[:width])
         projected = [query, *F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)]
     for number, hidden, up in lora.factors(x) if lora else ():
-        picked = pick is not None and number == 0
-        projected[number] = projected[number] + F.linear(pick(hidden) if picked else hidden, up)
+        picked = pick(hidden) if pick is not None and number == 0 else hidden
+        projected[number] = projected[number] + F.linear(picked, up)
     return projected
 
 

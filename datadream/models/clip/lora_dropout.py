@@ -88,8 +88,8 @@ class LoraDropout:
         self._draw(kept, "text")
         return self._blocks(layers, kept if len(rows) == n_all else kept[:, rows])
 
-    def _draw(self, kept: Tensor, *purpose: str | int) -> None:
-        rng = torch.Generator(kept.device).manual_seed(derive_seed(self.seed, *purpose))
+    def _draw(self, kept: Tensor, tower: str, *path: int) -> None:
+        rng = torch.Generator(kept.device).manual_seed(derive_seed(self.seed, tower, *path))
         kept.bernoulli_(1 - self.rate, generator=rng)
 
     def _blocks(self, layers: Sequence[dict[str, tuple[Tensor, LowRank]]], kept: Sequence[Tensor]) -> list[BlockLora]:

@@ -95,7 +95,7 @@ class TextTower:
     def __init__(self, model: nn.Module) -> None:
         self._model, self._understood = model, runs_text_tower(model)
         self._tokens: Tensor | None = None
-        self._packed: dict[int, PackedPrompts] = {}
+        self._packed: dict[tuple[int, int], PackedPrompts] = {}
 
     def encode(self, tokens: Tensor, ranks: Ranks = ALONE, dropout: LoraDropout | None = None) -> Tensor:
         """Unit features fp32 [n, D] of token ids [n, context], on all ranks; the ids must never change in place.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from diffusers import UNet2DConditionModel
@@ -25,7 +26,7 @@ class DeepCache:
             return
         for block in unet.down_blocks[1:]:
             n_residuals = len(block.resnets) + len(block.downsamplers or ())
-            _wrap(block, lambda forward, n=n_residuals: self._down(forward, n))
+            _wrap(block, partial(self._down, n_residuals=n_residuals))
         if unet.mid_block is not None:
             _wrap(unet.mid_block, self._unless_reused)
         for block in unet.up_blocks[:-2]:
