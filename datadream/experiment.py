@@ -52,7 +52,7 @@ class Experiment:
             driver.adapt()
 
     def generate(self) -> None:
-        """Generate the images that are missing and publish the dataset; raises ValueError where adapters are missing."""
+        """Generate the images that are missing and publish them; raises ValueError where adapters are missing."""
         self.check()
         self._check_adapters()
         with self._driving() as driver:

@@ -1,4 +1,4 @@
-"""What worker groups lean on inside Ray Train: when Ray changes it, this fails, and pyproject.toml's bound may not be moved.
+"""What worker groups lean on inside Ray Train: where a new Ray changes it, this fails, and the bound on Ray must stay.
 
 The chaos test shows the behaviour; this names the cause.
 """
