@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from datadream.adapt.stage import AdapterUnit, train_adapters
+from datadream.classify.search.stage import choose_knobs
+from datadream.classify.stage import classifier_jobs, train_classifiers
 from datadream.config import ExperimentConfig
+from datadream.generate.select.rejection_sampling import Candidates
+from datadream.generate.select.stage import generate_and_select
+from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
+from datadream.methods.chunks import Chunk, first_chunks
 from datadream.run.cell import Cell
 from datadream.run.layout import (
     ADAPTER_INDEX,
@@ -25,8 +34,16 @@ from datadream.runtime.metrics import RayMetrics
 from datadream.runtime.nodes import check_shared
 from datadream.runtime.progress import Listener, ProgressFile, Terminal
 from datadream.runtime.session import connected
+from datadream.runtime.unit import Unit, pending, ready
 from datadream.runtime.workers import Workers
 from datadream.tracking import Tracking, tracked
+
+log = logging.getLogger(__name__)
+
+CHUNKS_PER_WORKER = 4
+"""Chunks that a spare worker generates before it is seen whether the training goes on: enough to be worth its start."""
+SECONDS_BETWEEN_LOOKS = 5.0
+"""Between looks for chunks whose adapters have been trained meanwhile."""
 
 
 class Driver:
@@ -56,25 +73,61 @@ class Driver:
         self._tracking.table("adapters", rows)
 
     def generate(self) -> None:
-        from datadream.generate.stage import generate_and_publish
-
         self._claim()
         with self._timed("generate"):
-            generate_and_publish(self._store, self._cells, self._config, self._workers, self._listeners)
+            if self._config.generate.select.on:
+                runs = [Candidates(cell.store, cell.few_shot, cell.config, cell.chunks) for cell in self._cells]
+                generate_and_select(self._store, runs, self._config, self._workers, self._listeners)
+            else:
+                units = chunk_units([chunk for cell in self._cells for chunk in cell.chunks])
+                generate_chunks(self._store, units, self._config, self._workers, self._listeners)
+            for cell in self._cells:
+                publish_dataset(cell.store, cell.chunks, cell.few_shot, cell.config, self._listeners)
 
     def adapt_and_generate(self) -> None:
         """Workers that no adapter needs generate the classes whose adapters are there; then all generate the rest."""
-        from datadream.generate.stage import generating_beside
-
         self._claim()
-        with generating_beside(self._store, self._cells, self._adapters, self._config, self._workers, self._listeners):
+        spare = self.spare_workers()
+        if spare is None:
             self.adapt()
+        else:
+            adapted = threading.Event()
+            # A daemon: whoever interrupts the training does not wait for images.
+            generating = threading.Thread(target=self._generate_beside, args=(spare, adapted), daemon=True)
+            generating.start()
+            self.adapt()
+            adapted.set()
+            generating.join()
         self.generate()
 
-    def classify(self) -> None:
-        from datadream.classify.search.stage import choose_knobs
-        from datadream.classify.stage import classifier_jobs, train_classifiers
+    def spare_workers(self) -> Workers | None:
+        """Workers that the missing adapters will never ask for, so that neither stage waits for the other's."""
+        missing, workers = pending(self._adapters), self._workers
+        # An adapter of several classes is trained by all workers.
+        if not missing or workers.shares_cores or any(unit.payload.n_classes > 1 for unit in missing):
+            return None
+        count = workers.slots - min(workers.count, len(missing))
+        return replace(workers, count=count, grows=False) if count > 0 else None
 
+    def ready_chunks(self) -> list[Unit[Chunk]]:
+        """Chunks that will be asked for in any case, are not generated, and need no adapter that is missing."""
+        asked = []
+        for cell in self._cells:
+            wanted = [cell.config.generate.accepted_per_class] * len(cell.few_shot.class_names)
+            asked += first_chunks(cell.chunks, wanted)
+        return ready(chunk_units(asked))
+
+    def _generate_beside(self, workers: Workers, adapted: threading.Event) -> None:
+        while not adapted.wait(SECONDS_BETWEEN_LOOKS):
+            # A few, because all workers are to generate once the adapters are trained.
+            units = self.ready_chunks()[: CHUNKS_PER_WORKER * workers.count]
+            try:
+                generate_chunks(self._store, units, self._config, workers, self._listeners)
+            except Exception as error:
+                log.warning("%s\nThese are generated again once the adapters are trained.", error)
+                return
+
+    def classify(self) -> None:
         jobs = classifier_jobs(self._cells)
         with self._timed("classify"):
             choose_knobs(self._store, jobs, self._workers, self._listeners)

@@ -1,18 +1,17 @@
-"""The synthetic images of a job on their way to the workers that train on them.
+"""The synthetic images on their way to a worker that trains on them.
 
-A set that fits is decoded once and every worker keeps all of it. A larger one streams: every worker reads its own
-split. A training that was interrupted begins a new epoch of its stream, its shards in another order and shuffled anew,
-for to find its place it would have to decode all that it had seen. So what it learns is not the same to the bit: some
-images are seen once more and others once less.
+A set that fits is decoded once and every worker keeps all of it. A larger one streams, and every worker reads its own
+split. Resume restarts the stream's epoch, since seeking would mean decoding all that comes before, so streamed runs
+that were interrupted are not bit-identical: some images are seen once more and others once less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from ray.data import DataIterator
 
 from datadream.classify.ingest.batches import (
     LabelledImages,
@@ -21,26 +20,21 @@ from datadream.classify.ingest.batches import (
     rows_per_read,
     shuffled_batches,
 )
-from datadream.classify.ingest.reader import REMEDY, Published, check_labels, check_range, open_published
-from datadream.classify.job import ClassifierJob
-from datadream.runtime.collectives import Ranks
+from datadream.classify.ingest.reader import REMEDY, Published, check_labels, check_range
+from datadream.runtime.collectives import Collectives
 from datadream.seeds import derive_seed
 
 MEMORY_LIMIT = 2 * 2**30
-"""Bytes of decoded synthetic images that a worker keeps in memory; a larger set streams."""
+"""Bytes of decoded synthetic images that a worker keeps in memory; a larger set streams. 14,000 squares of 224 pixels:
+a table of the small data sets fits, ImageNet does not."""
 SHUFFLE_BYTES = 2**29
-"""Bytes of the buffer through which a stream is shuffled."""
+"""Bytes of the buffer through which a stream is shuffled: 3,500 squares of 224 pixels, several shards' worth."""
 
 
-def published_images(job: ClassifierJob) -> Published | None:
-    """The synthetic images of a job, if a setting that is missing needs any."""
-    if not job.needs_synthetic:
-        return None
-    from datadream.models.clip.load import input_size
+class Rows(Protocol):
+    """Decoded rows as Ray Data's iterators hand them out, from the beginning at every call."""
 
-    size = input_size(job.config.classify.model)
-    order = derive_seed(job.config.seed, "classifier", "shards", *job.checkpoints)
-    return open_published(job.images, size, order, job.config.generate.images_per_class)
+    def iter_batches(self, *, batch_size: int | None, batch_format: str, drop_last: bool = False) -> Iterable[Any]: ...
 
 
 def shuffle_buffer(published: Published, n_readers: int) -> int:
@@ -51,36 +45,36 @@ def shuffle_buffer(published: Published, n_readers: int) -> int:
 
 
 def synthetic_images(
-    job: ClassifierJob, shard: DataIterator | None, n: int, buffer: int, device: torch.device, ranks: Ranks
-) -> SyntheticImages | None:
-    """The `n` synthetic images of a job as this worker draws them: kept in memory, or streamed through a buffer of
-    `buffer` images where that is not 0. None without images."""
-    if shard is None:
-        return None
-    class_names = job.few_shot.class_names
+    rows: Rows, n: int, buffer: int, class_names: Sequence[str], device: torch.device, collectives: Collectives
+) -> SyntheticImages:
+    """The `n` synthetic images of a run as this worker sees them: kept in memory, or streamed through a buffer of
+    `buffer` images where that is not 0.
+
+    Raises ValueError when they are not as many as the marker says, or a label is no class's.
+    """
     if buffer:
 
         def batches(batch_size: int, seed: int, step: int) -> Iterator[LabelledImages]:
-            rows = rows_per_read(batch_size, ranks)
-            reads = _reads(shard, rows, n // ranks.count // rows, len(class_names))
-            return buffered_batches(reads, batch_size, ranks, buffer, derive_seed(seed, "stream", step))
+            size = rows_per_read(batch_size, collectives)
+            reads = _reads(rows, size, n // collectives.count // size, len(class_names))
+            return buffered_batches(reads, batch_size, collectives, buffer, derive_seed(seed, "stream", step))
 
     else:
-        pool = _collect(shard)
+        pool = collect(rows)
         if len(pool) != n:
             raise ValueError(f"the dataset holds {len(pool)} images, its marker says {n}. {REMEDY}")
         check_labels(pool.labels.numpy(), class_names)
         pool = pool.to(device)
 
         def batches(batch_size: int, seed: int, step: int) -> Iterator[LabelledImages]:
-            return shuffled_batches(pool, batch_size, ranks, seed, step)
+            return shuffled_batches(pool, batch_size, collectives, seed, step)
 
     return SyntheticImages(n, batches)
 
 
-def _collect(shard: DataIterator) -> LabelledImages:
+def collect(rows: Rows) -> LabelledImages:
     """All rows, ordered by their keys: blocks may come in any order."""
-    blocks = list(shard.iter_batches(batch_size=None, batch_format="numpy"))
+    blocks = list(rows.iter_batches(batch_size=None, batch_format="numpy"))
     images, labels, keys = (
         np.concatenate([block[column] for block in blocks]) for column in ("image", "label", "key")
     )
@@ -88,17 +82,17 @@ def _collect(shard: DataIterator) -> LabelledImages:
     return LabelledImages(torch.from_numpy(images[order]), torch.from_numpy(labels[order]))
 
 
-def _reads(shard: DataIterator, rows: int, per_epoch: int, n_classes: int) -> Iterator[LabelledImages]:
-    """This worker's split, epoch after epoch, `rows` images at a time, `per_epoch` times.
+def _reads(rows: Rows, size: int, per_epoch: int, n_classes: int) -> Iterator[LabelledImages]:
+    """This worker's split, epoch after epoch, `size` images at a time, `per_epoch` times.
 
     A split of another length ends the training of all: workers that come to the end of an epoch at different steps
     would wait for each other.
     """
     if per_epoch == 0:
-        raise ValueError(f"the synthetic images of a worker do not fill one batch of {rows}. Use fewer workers.")
+        raise ValueError(f"the synthetic images of a worker do not fill one batch of {size}. Use fewer workers.")
     while True:
         count = 0
-        for count, batch in enumerate(shard.iter_batches(batch_size=rows, batch_format="numpy", drop_last=True), 1):
+        for count, batch in enumerate(rows.iter_batches(batch_size=size, batch_format="numpy", drop_last=True), 1):
             if count > per_epoch:
                 break
             check_range(batch["label"], n_classes)
@@ -106,6 +100,6 @@ def _reads(shard: DataIterator, rows: int, per_epoch: int, n_classes: int) -> It
             yield LabelledImages(torch.tensor(batch["image"]), torch.tensor(batch["label"]))
         if count != per_epoch:
             raise ValueError(
-                f"the dataset does not hold as many images as its marker says: a worker should read {rows} images "
+                f"the dataset does not hold as many images as its marker says: a worker should read {size} images "
                 f"{per_epoch} times in an epoch, and found {'more' if count > per_epoch else count}. {REMEDY}"
             )

@@ -1,9 +1,8 @@
-"""The published synthetic images as a Ray Data stream of decoded squares."""
+"""The published synthetic images: what is there, whether it is whole, and how a shard's rows are decoded."""
 
 from __future__ import annotations
 
 import itertools
-import logging
 import posixpath
 import re
 import tarfile
@@ -16,11 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
-from ray.data import DataContext
 
 from datadream.data.decode import decode_squares
-from datadream.run.layout import DATASET, SELECTION
+from datadream.run.layout import DATASET, SELECTION, DatasetMarker
 from datadream.run.store import RunStore
 
 FOLDER = posixpath.dirname(DATASET)
@@ -33,43 +30,32 @@ REMEDY = "Remove the run's dataset folder and run generate again."
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Rows of image (uint8 [3, size, size]), label and key; `key` is unique and gives the rows an order."""
+    """A dataset as training reads it: rows of image (uint8 [3, size, size]), label and key; `key` is unique and gives
+    the rows an order."""
 
-    rows: ray.data.Dataset
+    store: RunStore
+    format: str
+    shards: Sequence[str]
+    """Paths in the dataset's folder, in the order in which they are read."""
     n: int
+    """Rows."""
     size: int
+    ends: list[int] | None
+    """Of each class only the images with an index below this are read; None: all."""
 
     @property
     def n_bytes(self) -> int:
         """Size of all decoded images."""
         return self.n * 3 * self.size**2
 
+    @property
+    def paths(self) -> list[str]:
+        """Of the shards, for the store's file system."""
+        return [self.store.path(posixpath.join(FOLDER, shard)) for shard in self.shards]
 
-@contextmanager
-def quiet_ordered_data() -> Iterator[None]:
-    """Ray Data as this module needs it: rows in the order of the shards, no progress bars; then as it was before."""
-    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
-    before = (
-        context.enable_progress_bars,
-        context.use_datasource_v2,
-        context.execution_options.preserve_order,
-        context.raise_original_map_exception,
-        logger.level,
-    )
-    context.enable_progress_bars = False
-    # Ray 2.60's new reader lists files from threads that import fsspec's HTTP file system at the same time: without
-    # aiohttp that now and then fails with "cannot import name 'HTTPFileSystem'". It also joins small shards to a
-    # block.
-    context.use_datasource_v2 = False
-    context.execution_options.preserve_order = True
-    context.raise_original_map_exception = True
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars, context.use_datasource_v2 = before[:2]
-        context.execution_options.preserve_order, context.raise_original_map_exception = before[2:4]
-        logger.setLevel(before[4])
+    def decode(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """Rows of encoded images from a shard, as columns of decoded ones."""
+        return (_decode_parquet if self.format == "parquet" else _decode_webdataset)(table, self.size, self.ends)
 
 
 def check_published(store: RunStore, class_names: Sequence[str]) -> None:
@@ -83,38 +69,38 @@ def check_published(store: RunStore, class_names: Sequence[str]) -> None:
         raise ValueError(
             f"run {store.url!r} has no synthetic images to train on: {DATASET} is missing. Run generate first."
         )
-    marker = store.read_json(DATASET)
-    if not marker["n_images"]:
+    marker = DatasetMarker.from_json(store.read_json(DATASET))
+    if not marker.n_images:
         raise ValueError(f"run {store.url!r}: the published dataset is empty. {REMEDY}")
-    if marker["class_names"] != list(class_names):
-        pairs = itertools.zip_longest(marker["class_names"], class_names)
+    if list(marker.class_names) != list(class_names):
+        pairs = itertools.zip_longest(marker.class_names, class_names)
         label, (theirs, ours) = next((label, pair) for label, pair in enumerate(pairs) if pair[0] != pair[1])
         raise ValueError(
             f"run {store.url!r}: class {label} is {theirs!r} in the dataset, {ours!r} in the run. {REMEDY}"
         )
     _check_sizes(store, marker)
-    look = _parquet_labels if marker["format"] == "parquet" else _first_label
+    look = _parquet_labels if marker.format == "parquet" else _first_label
     with ThreadPoolExecutor() as threads:
-        labels = list(threads.map(lambda shard: look(store, posixpath.join(FOLDER, shard)), marker["shards"]))
-    if marker["format"] == "parquet":
+        labels = list(threads.map(lambda shard: look(store, posixpath.join(FOLDER, shard)), marker.shards))
+    if marker.format == "parquet":
         check_labels(np.concatenate(labels), class_names)
     else:
         check_range(np.concatenate(labels), len(class_names))
 
 
-def _check_sizes(store: RunStore, marker: dict[str, Any]) -> None:
+def _check_sizes(store: RunStore, marker: DatasetMarker) -> None:
     """Shards that were cut short or replaced, by one listing: a tar shows nothing of it at its beginning.
 
     Markers of older versions do not tell sizes.
     """
-    if "n_bytes" not in marker:
+    if marker.n_bytes is None:
         return
-    shards = [posixpath.join(FOLDER, shard) for shard in marker["shards"]]
+    shards = [posixpath.join(FOLDER, shard) for shard in marker.shards]
     found = {}
     for folder in filter(store.exists, {posixpath.dirname(shard) for shard in shards}):
         for entry in store.fs.ls(store.path(folder), detail=True):
             found[posixpath.join(folder, posixpath.basename(entry["name"]))] = entry["size"]
-    for shard, n_bytes in zip(shards, marker["n_bytes"], strict=True):
+    for shard, n_bytes in zip(shards, marker.n_bytes, strict=True):
         size = found.get(shard)
         if size is None:
             raise ValueError(f"shard {shard!r} is missing. {REMEDY}")
@@ -163,45 +149,30 @@ def _named(shard: str) -> Iterator[None]:
         raise ValueError(f"shard {shard!r} cannot be read: {str(error) or type(error).__name__}. {REMEDY}") from error
 
 
-def open_published(store: RunStore, size: int, order: int, images_per_class: int | None = None) -> Published:
+def find_published(store: RunStore, size: int, order: int, images_per_class: int | None = None) -> Published:
     """The run's dataset, or the first `images_per_class` of each class, to be decoded to squares of `size` pixels, its
-    shards in an order of that seed; nothing is read yet."""
-    marker = store.read_json(DATASET)
-    shards = np.random.default_rng(order).permutation(marker["shards"]).tolist()
-    paths = [store.path(posixpath.join(FOLDER, shard)) for shard in shards]
-    if marker["format"] == "parquet":
-        encoded, decode = (
-            ray.data.read_parquet(paths, filesystem=store.fs, columns=["image", "label"]),
-            _decode_parquet,
-        )
-    else:
-        suffixes = [*(f"*.{name}" for name in ENCODINGS), "*.cls"]
-        encoded, decode = (
-            ray.data.read_webdataset(paths, filesystem=store.fs, decoder=None, suffixes=suffixes),
-            _decode_webdataset,
-        )
+    shards in an order of that seed; reads the marker alone."""
+    marker = DatasetMarker.from_json(store.read_json(DATASET))
     ends, n = _ends(store, marker, images_per_class)
-    rows = encoded.map_batches(
-        decode, fn_kwargs={"size": size, "ends": ends}, batch_size=ROWS_PER_DECODE, batch_format="pyarrow"
-    )
-    return Published(rows, n, size)
+    shards = np.random.default_rng(order).permutation(marker.shards).tolist()
+    return Published(store, marker.format, shards, n, size, ends)
 
 
-def _ends(store: RunStore, marker: dict[str, Any], images_per_class: int | None) -> tuple[list[int] | None, int]:
+def _ends(store: RunStore, marker: DatasetMarker, images_per_class: int | None) -> tuple[list[int] | None, int]:
     """Below which index the first `images_per_class` published images of each class lie, and how many these are.
 
     None where all images are wanted. A selection leaves gaps between the indices.
     """
     if images_per_class is None:
-        return None, marker["n_images"]
+        return None, marker.n_images
     if store.exists(SELECTION):
         published = [entry["images"] for entry in store.read_json(SELECTION)["classes"]]
         first = [images[:images_per_class] for images in published]
         ends, n = [max(images, default=-1) + 1 for images in first], sum(map(len, first))
     else:
-        ends = [images_per_class] * len(marker["class_names"])
+        ends = [images_per_class] * len(marker.class_names)
         n = sum(ends)
-    return (ends, n) if n < marker["n_images"] else (None, marker["n_images"])
+    return (ends, n) if n < marker.n_images else (None, marker.n_images)
 
 
 def _first_of_each_class(table: pa.Table, keys: list[str], labels: list[int], ends: list[int] | None) -> pa.Table:
