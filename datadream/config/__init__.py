@@ -18,6 +18,7 @@ from datadream.config.cluster import ClusterConfig, TrackerName, TrackingConfig
 from datadream.config.data import DataConfig
 from datadream.config.experiment import ExperimentConfig, GridConfig, MethodName, parse_config
 from datadream.config.generate import PRESETS, GenerateConfig, SelectConfig
+from datadream.config.public import public_config, public_model, public_source
 from datadream.config.search import SearchConfig
 from datadream.config.section import flatten, knobs, nearest
 
@@ -46,4 +47,7 @@ __all__ = [
     "knobs",
     "nearest",
     "parse_config",
+    "public_config",
+    "public_model",
+    "public_source",
 ]

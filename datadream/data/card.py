@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from datadream.config import ExperimentConfig, GenerateConfig
+from datadream.config import ExperimentConfig, GenerateConfig, public_model, public_source
 from datadream.data.few_shot import FewShotSet
 
 _WHERE = {"parquet": "`provenance`", "webdataset": "The `.json` beside each image"}
@@ -46,12 +46,12 @@ def dataset_card(
     body = f"""
 # {n_images:,} synthetic images of {len(few_shot.class_names)} classes
 
-Drawn by DataDream from {few_shot.n_shots} real photos per class of `{config.data.source}`.
+Drawn by DataDream from {few_shot.n_shots} real photos per class of `{public_source(config.data.source)}`.
 
 | | |
 |---|---|
 | method | {config.method} |
-| base model | `{config.diffusion.model}`, whose licence covers these images |
+| base model | `{public_model(config.diffusion.model)}`, whose licence covers these images |
 | images per class | {settings.images_per_class} |
 | scheduler | {settings.scheduler or "the base model's"} |
 | denoising steps, guidance | {settings.steps}, {settings.guidance_scale} |

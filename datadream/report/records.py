@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, MethodName, Setting
+from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, MethodName, Setting, public_source
 from datadream.run.layout import DATASET, classifier_marker
 from datadream.run.store import RunStore
 
@@ -132,7 +132,7 @@ def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
             "n_val": measured["n_val"],
             "n_synthetic": measured["n_synthetic"],
             "images_per_class": images_of(setting, config),
-            "dataset": config.data.source,
+            "dataset": public_source(config.data.source),
             **{name: measured.get(name) for name in FURTHER},
             "intervals": _intervals(measured),
             "chosen_knobs": (measured.get("search") or {}).get("knobs"),

@@ -41,6 +41,11 @@ def progress_file(stage: str) -> str:
     return f"stages/{stage}-running.json"
 
 
+def stage_seconds(stage: str) -> str:
+    """The seconds that all starts of a stage took together."""
+    return f"stages/{stage}.json"
+
+
 def classifier_marker(setting: str) -> str:
     """The marker that a setting's classifier is trained and tested."""
     return f"{CLASSIFIERS}/{setting}/{METRICS}"

@@ -168,6 +168,27 @@ def test_pictures_decode(make_run, kind):
         assert Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1]))).convert("RGB").size == (16, 16)
 
 
+def test_page_and_records_tell_neither_users_nor_hosts(make_run):
+    private = {
+        "data.source": "sftp://alice:s3cret@host.example/home/alice/photos",
+        "diffusion.model": "/home/alice/models/sd",
+        "classify.model": "local-dir:/home/alice/clip",
+        "classify.pretrained": "/home/alice/clip.pt",
+        "cluster.address": "ray://host.example:10001",
+        "tracking.project": "alice",
+    }
+    store, config = make_run("run", ACCURACIES)
+    told = config.updated(private)
+    write_report(store, [(store, told)], told)
+    html, page = read_page(store)
+    for text in (html, store.read_bytes("metrics.json").decode()):
+        assert not [word for word in ("alice", "s3cret", "host.example", "/home") if word in text]
+    assert "photos, 4 photos per class" in page.text
+    assert "data.source photos" in page.text
+    assert "classify.model local-dir:clip" in page.text
+    assert "cluster." not in page.text
+
+
 def test_class_names_are_escaped(make_run):
     store, config = make_run("run", ACCURACIES)
     write_report(store, [(store, config)], config)

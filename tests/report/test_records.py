@@ -18,7 +18,7 @@ def test_a_run_gives_one_record_for_each_committed_setting(make_run):
         ("datadream-cls", "real+synthetic", 85.0),
     ]
     assert {(r["shots"], r["seed"], r["n_test"], r["n_val"], r["dataset"]) for r in found} == {
-        (4, 3, 300, 120, config.data.source)
+        (4, 3, 300, 120, "photos")
     }
     assert [r["n_synthetic"] for r in found] == [0, 0, 30]
 
