@@ -20,7 +20,7 @@ from datadream.config.experiment import ExperimentConfig, GridConfig, MethodName
 from datadream.config.generate import PRESETS, GenerateConfig, SelectConfig
 from datadream.config.public import public_config, public_model, public_source
 from datadream.config.search import SearchConfig
-from datadream.config.section import flatten, knobs, nearest
+from datadream.config.section import flatten, knobs, nearest, takes_text
 
 __all__ = [
     "GAUSSIAN_SETTINGS",
@@ -50,4 +50,5 @@ __all__ = [
     "public_config",
     "public_model",
     "public_source",
+    "takes_text",
 ]

@@ -66,11 +66,11 @@ class ExperimentConfig(Section):
 
         Raises ValueError naming the knob, what it expects and, for an unknown one, the nearest that exists.
         """
-        values, changes = self.model_dump(), flatten(changes)
+        known = list(knobs(ExperimentConfig))
+        values, changes = self.model_dump(), flatten(changes, known=known)
         if changes.get("generate.preset") is not None:
             for name in PRESET_KNOBS:
                 del values["generate"][name]
-        known = list(knobs(ExperimentConfig))
         for key, value in changes.items():
             replace_dotted(values, key, value, known)
         return parse_config(values)
