@@ -23,7 +23,15 @@ from datadream.methods.chunks import Chunk, claim_run, first_chunks, split_into_
 from datadream.models.source import check_pipeline
 from datadream.overlap import spare_workers, train_beside_drawing
 from datadream.run.grid import table_cells
-from datadream.run.layout import ADAPTER_INDEX, CHUNKS, FEW_SHOT, METRICS, adapter_marker, classifier_marker
+from datadream.run.layout import (
+    ADAPTER_INDEX,
+    CHUNKS,
+    FEW_SHOT,
+    METRICS,
+    adapter_marker,
+    classifier_marker,
+    stage_seconds,
+)
 from datadream.run.store import RunStore
 from datadream.runtime.session import Workers, check_workers, connected
 from datadream.status import StageStatus, stage_status
@@ -46,6 +54,7 @@ class Experiment:
         self.config = config
         self.store = RunStore(run)
         self._drawn_by = drawn_by
+        self._is_checked = False
         self._workers: Workers
         self._tracking: Tracking
 
@@ -79,8 +88,11 @@ class Experiment:
     def check(self) -> None:
         """Find what would fail later, before any work starts and anything is written.
 
+        Once: it decodes photos, so the stages that call it again rely on what it found.
         Raises ValueError or FileNotFoundError naming the value, what was expected and what to do.
         """
+        if self._is_checked:
+            return
         self._check_settings()
         self.store.check_config(self.config)
         self.store.check_writable()
@@ -98,6 +110,7 @@ class Experiment:
 
         check_clip(self.config.classify.model, self.config.classify.pretrained)
         check_trainable(self.config.classify)
+        self._is_checked = True
 
     @cached_property
     def cells(self) -> list[Experiment]:
@@ -290,7 +303,7 @@ class Experiment:
     @contextmanager
     def _watched(self, stage: str) -> Iterator[None]:
         """Trackers follow the block, and its seconds add to those that earlier starts spent on the stage."""
-        name, started = f"stages/{stage}.json", time.monotonic()
+        name, started = stage_seconds(stage), time.monotonic()
         before = self.store.read_json(name)["seconds"] if self.store.exists(name) else 0.0
         with self._tracking.following(self.store, stage):
             yield
