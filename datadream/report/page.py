@@ -114,8 +114,8 @@ def _one_per_method(cells: Cells) -> Cells:
     first = {}
     for cell in ordered:
         first.setdefault(cell[1].method, cell)
-    drawing = [cell for method, cell in first.items() if method != NO_METHOD]
-    return drawing or list(first.values())
+    generating = [cell for method, cell in first.items() if method != NO_METHOD]
+    return generating or list(first.values())
 
 
 def _sampling_error(summary: Summary) -> float | None:

@@ -281,7 +281,7 @@ def _is_best(row: Row, rivals: list[Row]) -> bool:
 
 def _trained_on(row: Row, many_shots: bool) -> str:
     photos = "K photos per class" if many_shots else f"{count(row.shots, 'photo')} per class"
-    images = count(row.n_synthetic, "drawn image")
+    images = count(row.n_synthetic, "generated image")
     return {"zero-shot": "nothing", "real": photos, "synthetic": images, "real+synthetic": f"{photos} and {images}"}[
         row.setting.removeprefix("gda-")
     ]
