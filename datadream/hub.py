@@ -6,6 +6,7 @@ import posixpath
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from datadream.run.layout import DATASET
 from datadream.run.store import RunStore
@@ -13,15 +14,24 @@ from datadream.run.store import RunStore
 SHARDS = "data/"
 
 
+def check_push(store: RunStore, repository: str) -> None:
+    """Raises ValueError when nothing is published, or `repository` cannot be a name on the Hub; asks no server."""
+    if not store.exists(DATASET):
+        raise ValueError(f"run {store.url!r} has no dataset to push: {DATASET} is missing. Run generate first.")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ValueError(f"{repository!r} is no name on the Hub: {_reason(error)} Give OWNER/NAME.") from None
+
+
 def push_dataset(store: RunStore, repository: str, private: bool = True) -> str:
     """Upload shards and card to the dataset repository OWNER/NAME, made if it is not there; returns its URL.
 
     `private` decides for a new repository only; shards of another dataset are removed from one that is there. A push
-    that was cut short is made again: what the Hub has is not sent twice. Raises ValueError when nothing has been
-    published, or the Hub refuses; RuntimeError when it cannot be reached.
+    that was cut short is made again: what the Hub has is not sent twice. Raises ValueError as `check_push` does, or
+    when the Hub refuses; RuntimeError when it cannot be reached.
     """
-    if not store.exists(DATASET):
-        raise ValueError(f"run {store.url!r} has no dataset to push: {DATASET} is missing. Run generate first.")
+    check_push(store, repository)
     folder = posixpath.dirname(DATASET)
     api, commit = HfApi(), []
     try:
@@ -32,7 +42,7 @@ def push_dataset(store: RunStore, repository: str, private: bool = True) -> str:
             commit.append(addition)
         commit += _removals(api, url.repo_id, {addition.path_in_repo for addition in commit})
         api.create_commit(url.repo_id, commit, commit_message="Publish the dataset", repo_type="dataset")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
+    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
         raise ValueError(
             f"the Hub refuses {repository!r}: {_reason(error)} Give OWNER/NAME, and a token that may write there: "
             "`hf auth login`, or HF_TOKEN."

@@ -64,7 +64,7 @@ def digits_table(**changes: Any) -> ExperimentConfig:
 
 
 def digits_curve(**changes: Any) -> ExperimentConfig:
-    """Accuracy over the number of drawn images, as the paper's figure 5 (left): drawn once, three seeds.
+    """Accuracy over the number of generated images, as the paper's figure 5 (left): generated once, three seeds.
 
     The figure's right half is over shots: grid.n_shots=[1,2,4,8,16] grid.images_per_class=[].
     """

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from datadream.config import ExperimentConfig, TrackerName, flatten
+from datadream.config import ExperimentConfig, TrackerName, flatten, public_config
 from datadream.hashing import sha256
 from datadream.run.store import RunStore
 from datadream.runtime.progress import Progress
@@ -137,7 +137,9 @@ class WeightsAndBiases:
             name=store.name,
             id=sha256(store.url.encode())[:12],
             resume="allow",
-            config=config.model_dump(mode="json"),
+            config=public_config(config),
+            # Else W&B uploads the command line, host, user and console output, which hold what the config must not.
+            settings=wandb.Settings(x_disable_meta=True, console="off"),
         )
 
     def scalars(self, values: dict[str, float], step: int) -> None:
@@ -169,7 +171,7 @@ class MLflow:
             self._run = found[0].info.run_id
         else:
             self._run = self._client.create_run(number, tags={"datadream_run": key}, run_name=store.name).info.run_id
-            for name, value in flatten(config.model_dump(mode="json")).items():
+            for name, value in flatten(public_config(config)).items():
                 self._client.log_param(self._run, name, value)
 
     def scalars(self, values: dict[str, float], step: int) -> None:

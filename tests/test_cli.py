@@ -1,9 +1,14 @@
-"""Bad input ends at once with one line that says what to do, exit code 2 and nothing written."""
+"""Bad input ends at once with one line that says what to do, exit code 2 and nothing written; what fails later, 1."""
 
 import pytest
 from PIL import Image
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from datadream.cli import main
+from datadream.config import DataConfig
+from datadream.experiment import Experiment
+from datadream.run.layout import CONFIG, classifier_marker
+from datadream.run.store import RunStore
 
 DIGITS = ["--recipe", "digits"]
 
@@ -29,6 +34,18 @@ def error_of(arguments: list[str], run, capsys) -> str:
         ([*DIGITS, "cluster.workers=5000", "cluster.device=cpu"], "cluster.workers is 5000"),
         ([*DIGITS, "method=none"], "method 'none' draws no images, but classify.settings has 'synthetic'"),
         ([*DIGITS, "stray"], "unexpected 'stray': write knobs as key=value"),
+        ([*DIGITS, "runs/other"], "unexpected 'runs/other': write knobs as key=value"),
+        ([*DIGITS, "=8"], "unexpected '=8'"),
+        ([*DIGITS, "rank=8"], "Did you mean 'adapt.rank'?"),
+        ([*DIGITS, "adapt=8"], "adapt is 8, but it is a section of knobs. Set one of them, such as adapt.rank."),
+        ([*DIGITS, "adapt.rank="], "adapt.rank has no value. Write adapt.rank=VALUE"),
+        ([*DIGITS, "--adapt.rank"], "adapt.rank has no value"),
+        ([*DIGITS, "--adapt.rank", "--seed", "3"], "adapt.rank has no value"),
+        ([*DIGITS, "adapt.rank=null"], "adapt.rank is null: input should be a valid integer."),
+        ([*DIGITS, "adapt.rank=[8"], "adapt.rank=[8 is not YAML: "),
+        ([*DIGITS, "adapt.rank={a: 8}"], "adapt.rank takes one value."),
+        ([*DIGITS, "grid.seeds=0,1"], "grid.seeds is '0,1': expected a list, such as [0,1]."),
+        ([*DIGITS, "generate.guidance_interval=[0.1]"], "guidance_interval is [0.1]: the list has too few values."),
         (["--config", "nowhere.yaml"], "--config 'nowhere.yaml' cannot be read"),
         ([], "Add --recipe NAME or --config FILE.yaml"),
     ],
@@ -85,7 +102,23 @@ def test_yaml_file_then_overrides(tmp_path, capsys):
     file.write_text("adapt:\n  rank: 4\nmethod: datadream-dset\n")
     assert "Did you mean" in error_of([*DIGITS, "--config", str(file), "adapt.rankk=8"], tmp_path / "run", capsys)
     file.write_text("adapt: [\n")
-    assert "is not YAML" in error_of([*DIGITS, "--config", str(file)], tmp_path / "run", capsys)
+    arguments, run = [*DIGITS, "--config", str(file)], tmp_path / "run"
+    assert "is not YAML" in error_of(arguments, run, capsys)
+    file.write_bytes(b"method: \xff")
+    assert "is not YAML" in error_of(arguments, run, capsys)
+    file.write_text("- method\n- seed\n")
+    assert "holds no mapping of knobs: write lines such as 'method: datadream-dset'." in error_of(
+        arguments, run, capsys
+    )
+    file.write_text("1: 2\n")
+    assert "unknown config key '1'" in error_of(arguments, run, capsys)
+    file.write_text("adapt:\n  # rank: 4\n")
+    assert "adapt is null, but it is a section of knobs" in error_of(arguments, run, capsys)
+    file.write_text("data:\n  prompt: {name}\n")
+    message = error_of(arguments, run, capsys)
+    assert "data.prompt is the mapping {'name': None}, but takes one value. In YAML, text with" in message
+    file.write_text("data:\n  source: 2024\n")
+    assert "data.source is 2024: expected text: quote it, as in '2024'." in error_of(arguments, run, capsys)
 
 
 def test_status_of_a_run_and_of_nothing(tmp_path, capsys):
@@ -109,3 +142,94 @@ def test_recipes_and_help_name_every_knob(capsys):
 def test_photos_of_any_mode_are_accepted(photo_folder, tmp_path, capsys):
     Image.new("LA", (50, 40)).save(photo_folder / "cat" / "grey.png")
     assert main(["status", "--run", str(tmp_path / "run"), *DIGITS, f"data.source={photo_folder}"]) == 0
+
+
+@pytest.mark.parametrize("prompt", ["a: b: c", "a photo: {name}", "{name}", "{name} here", "a #1 {name}", "!x {name}"])
+def test_a_prompt_that_yaml_reads_otherwise_is_to_be_quoted(prompt, tmp_path, capsys):
+    message = error_of([*DIGITS, f"data.prompt={prompt}"], tmp_path / "run", capsys)
+    assert message.startswith(f"datadream: data.prompt={prompt} ")
+    assert message.endswith(f"""Quote it for YAML and the shell: data.prompt='"{prompt}"'.""")
+    # As a shell hands it on.
+    message = error_of([*DIGITS, f'data.prompt="{prompt}"', "adapt.rank=0"], tmp_path / "run", capsys)
+    assert "adapt.rank is 0" in message
+
+
+@pytest.mark.parametrize("text", ["2024", "0123456", "12:30", "on", "2024-01-01"])
+def test_text_that_looks_like_a_number_stays_text(text, tmp_path, capsys):
+    message = error_of([*DIGITS, f"data.source={text}"], tmp_path / "run", capsys)
+    assert f"data.source is {text!r}: neither a known data set" in message
+
+
+def test_a_command_without_a_run(capsys):
+    for command, *rest in (["run", *DIGITS], ["status"], ["predict", "--top=3", "x.jpg"]):
+        assert main([command, *rest]) == 2
+        assert f"{command} needs a run's folder. Add --run FOLDER" in capsys.readouterr().err
+
+
+def test_a_config_of_another_version(tmp_path, capsys):
+    config = {"data": DataConfig().model_dump(), "adapt": {"dropout": 0.1}}
+    RunStore(str(tmp_path)).write_json(CONFIG, {"config": config})
+    assert main(["status", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    expected = f"datadream: config.json of run '{tmp_path}' was written by another version: unknown config key"
+    assert line.startswith(f"{expected} 'adapt.dropout'")
+    assert line.endswith("with another --run.")
+
+
+RESUMED = "What is committed is kept: the same command goes on from there."
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("2 adapters failed"), "datadream: 2 adapters failed"),
+        (ValueError("adapters are missing"), "datadream: adapters are missing"),
+        (FileNotFoundError("a photo is gone"), "datadream: a photo is gone"),
+        (RayTaskError("f", "ray::f() a long story", ValueError("a short one")), "datadream: a short one"),
+        (RayTaskError("f", "", KeyError("x")), "datadream: unexpected KeyError: 'x' (--debug or DATADREAM_DEBUG=1"),
+        (ActorDiedError(), "datadream: unexpected ActorDiedError: The actor died unexpectedly"),
+        (KeyError("top1"), "datadream: unexpected KeyError: 'top1' (--debug or DATADREAM_DEBUG=1 shows"),
+        (RuntimeError(), "datadream: unexpected RuntimeError:"),
+    ],
+)
+def test_what_fails_after_the_checks_is_no_bad_input(error, line, tmp_path, capsys, monkeypatch):
+    def fail(experiment: Experiment) -> None:
+        raise error
+
+    monkeypatch.setattr(Experiment, "adapt", fail)
+    command = ["adapt", str(tmp_path / "run"), *DIGITS]
+    assert main(command) == 1
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert first.startswith(line)
+    assert second == RESUMED
+    assert main([*command, "--debug"]) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+    monkeypatch.setenv("DATADREAM_DEBUG", "1")
+    assert main(command) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_bug_in_the_checks_is_no_bad_input(tmp_path, capsys, monkeypatch):
+    def fail(experiment: Experiment) -> None:
+        raise AttributeError("no attribute")
+
+    monkeypatch.setattr(Experiment, "check", fail)
+    assert main(["adapt", str(tmp_path / "run"), *DIGITS]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("datadream: unexpected AttributeError: no attribute (--debug")
+
+
+def test_an_interrupt_is_told_and_has_its_own_code(tmp_path, capsys, monkeypatch):
+    def interrupt(experiment: Experiment) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Experiment, "adapt", interrupt)
+    assert main(["adapt", str(tmp_path / "run"), *DIGITS]) == 130
+    assert "The same command goes on from here." in capsys.readouterr().err
+
+
+def test_a_damaged_marker_is_no_bad_input(tmp_path, capsys):
+    store = RunStore(str(tmp_path))
+    store.write_bytes(classifier_marker("real"), b"{")
+    assert main(["report", str(tmp_path), *DIGITS]) == 1
+    assert RESUMED not in capsys.readouterr().err

@@ -104,9 +104,9 @@ def test_shards_and_card_arrive_in_one_commit(hub, run, capsys):
 
 def test_what_the_hub_refuses_is_told_in_one_line(hub, run, tmp_path, capsys, monkeypatch):
     assert main(["push", run, "not/a/name"]) == 2
-    assert "the Hub refuses 'not/a/name': Repo id must be" in capsys.readouterr().err
+    assert "'not/a/name' is no name on the Hub: Repo id must be" in capsys.readouterr().err
     monkeypatch.setenv("HF_TOKEN", "bad")
-    assert main(["push", run, "me/digits"]) == 2
+    assert main(["push", run, "me/digits"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "the Hub refuses 'me/digits': Invalid username or password. Give OWNER/NAME, and a token" in line
     assert main(["push", str(tmp_path / "nothing"), "me/digits"]) == 2

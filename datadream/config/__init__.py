@@ -18,8 +18,9 @@ from datadream.config.cluster import ClusterConfig, TrackerName, TrackingConfig
 from datadream.config.data import DataConfig
 from datadream.config.experiment import ExperimentConfig, GridConfig, MethodName, parse_config
 from datadream.config.generate import PRESETS, GenerateConfig, SelectConfig
+from datadream.config.public import public_config, public_model, public_source
 from datadream.config.search import SearchConfig
-from datadream.config.section import flatten, knobs, nearest
+from datadream.config.section import flatten, knobs, nearest, takes_text
 
 __all__ = [
     "GAUSSIAN_SETTINGS",
@@ -46,4 +47,8 @@ __all__ = [
     "knobs",
     "nearest",
     "parse_config",
+    "public_config",
+    "public_model",
+    "public_source",
+    "takes_text",
 ]

@@ -19,7 +19,7 @@ class DiffusionConfig(Section):
     revision: str | None = None
     """Revision of a Hub id; unset: the newest."""
     resolution: int = Field(512, ge=8, multiple_of=8)
-    """Side of the square images that are trained on and drawn, in pixels (paper: 512)."""
+    """Side of the square images that are trained on and generated, in pixels (paper: 512)."""
 
 
 class AdaptConfig(Section):

@@ -14,7 +14,7 @@ Setting = Literal[
 ]
 ImageTower = Literal["auto", "lora", "full"]
 SETTINGS_WITHOUT_IMAGES: tuple[Setting, ...] = ("zero-shot", "gda-real", "real")
-"""Settings that use no drawn images, so that all methods of a table share them."""
+"""Settings that use no generated images, so that all methods of a table share them."""
 TRAINED_SETTINGS: tuple[Setting, ...] = ("real", "synthetic", "real+synthetic")
 """Settings that take steps of an optimiser."""
 GAUSSIAN_SETTINGS: tuple[Setting, ...] = ("gda-real", "gda-synthetic", "gda-real+synthetic")
@@ -45,7 +45,7 @@ class AugmentConfig(Section):
     rand_augment: int = Field(0, ge=0)
     """RandAugment operations per image (authors' code: 2); 0 turns it off."""
     rand_augment_magnitude: int = Field(9, ge=0, le=30)
-    """Their strength, torchvision's bins 0 to 30 (authors' code: 9)."""
+    """Strength of the RandAugment operations, torchvision's bins 0 to 30 (authors' code: 9)."""
 
 
 class ClassifyConfig(Section):
@@ -75,7 +75,7 @@ class ClassifyConfig(Section):
     steps: int = Field(3000, ge=1)
     """Optimiser steps of every setting, so that settings compare at equal cost."""
     batch_size: int = Field(64, ge=1)
-    """Images per step over all workers (paper: 64); real+synthetic draws half of it from each."""
+    """Images per step over all workers (paper: 64); real+synthetic takes half of it from each."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Images that a worker's device holds at once, with the same result; for memory. Unset: all of its share."""
     learning_rate: float = Field(1e-4, gt=0)
@@ -92,7 +92,7 @@ class ClassifyConfig(Section):
     folds: int = Field(2, ge=0)
     """Without validation photos, settings with real photos divide the shots in so many parts (at most n_shots), train
     as often without one of them, and choose the number of steps by the mean accuracy on the parts left out; then they
-    train that long on all shots. A setting without real photos reads its accuracy on all shots. Drawn images have
+    train that long on all shots. A setting without real photos reads its accuracy on all shots. Generated images have
     seen the shots, so that these figures flatter; they only choose. With one shot, or 0 or 1 here, the last weights
     are kept."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

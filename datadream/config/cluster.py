@@ -22,7 +22,7 @@ class ClusterConfig(Section):
     """CPU threads of a worker. Results agree to the last bit only between runs of equal threads."""
     lease_seconds: float = Field(120.0, gt=0)
     """After so many seconds without a sign of a worker, its adapters go to others. Must exceed the longest step,
-    the reading of an adapter's photos, and with adapt.prior_weight the drawing of eight samples."""
+    the reading of an adapter's photos, and with adapt.prior_weight the generation of eight samples."""
     checkpoint_steps: int = Field(500, ge=1)
     """An adapter of several classes and a classifier, which take long, are saved every so many steps, to go on from
     there."""

@@ -26,8 +26,8 @@ class GridConfig(Section):
     n_shots: tuple[int, ...] = ()
     """Shots per class; empty: the run's own."""
     images_per_class: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Drawn images per class to train on; empty: the run's own. The largest number is drawn once, and a smaller one
-    is the first images of each class."""
+    """Generated images per class to train on; empty: the run's own. The largest number is generated once, and a
+    smaller one takes the first images of each class."""
 
     @property
     def on(self) -> bool:
@@ -39,8 +39,8 @@ class ExperimentConfig(Section):
     """One run, or with `grid` a table of runs."""
 
     method: MethodName = "datadream-cls"
-    """Which adapters to train and which images to draw: datadream-cls (an adapter per class), datadream-dset (one for
-    all), is-synth (start from a noised photo), zero-shot (the base generator), none (no images: the baselines
+    """Which adapters to train and which images to generate: datadream-cls (an adapter per class), datadream-dset (one
+    for all), is-synth (start from a noised photo), zero-shot (the base generator), none (no images: the baselines
     alone)."""
     seed: int = Field(0, ge=0)
     """Seed of everything random: shots, adapters, images, classifier."""
@@ -51,7 +51,7 @@ class ExperimentConfig(Section):
     adapt: AdaptConfig = AdaptConfig()
     """LoRA training of the generator."""
     generate: GenerateConfig = GenerateConfig()
-    """Drawing and publishing images."""
+    """Generating and publishing images."""
     classify: ClassifyConfig = ClassifyConfig()
     """The classifier."""
     cluster: ClusterConfig = ClusterConfig()
@@ -66,11 +66,11 @@ class ExperimentConfig(Section):
 
         Raises ValueError naming the knob, what it expects and, for an unknown one, the nearest that exists.
         """
-        values, changes = self.model_dump(), flatten(changes)
+        known = list(knobs(ExperimentConfig))
+        values, changes = self.model_dump(), flatten(changes, known=known)
         if changes.get("generate.preset") is not None:
             for name in PRESET_KNOBS:
                 del values["generate"][name]
-        known = list(knobs(ExperimentConfig))
         for key, value in changes.items():
             replace_dotted(values, key, value, known)
         return parse_config(values)

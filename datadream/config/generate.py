@@ -1,4 +1,4 @@
-"""Drawing images, and choosing those that are published."""
+"""Generating images, and choosing those that are published."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
 
 
 class SelectConfig(Section):
-    """Which drawn images are published; by default all. With label_top_k, max_shot_similarity or coverage, images are
-    drawn until each class has images_per_class that pass; the judge is the untrained CLIP of classify.model."""
+    """Which generated images are published; by default all. With label_top_k, max_shot_similarity or coverage, images
+    are generated until each class has images_per_class that pass; the judge is the untrained CLIP of
+    classify.model."""
 
     label_top_k: int | None = Field(None, ge=1)
     """Keep an image if its class is among so many that CLIP finds most likely (DISEF: 1); unset: keep all. A CLIP that
     does not know the domain rejects much that it would learn from."""
     max_shot_similarity: float | None = Field(None, gt=0, lt=1)
     """An image is left out as a copy if the cosine similarity of its CLIP features with a shot of its class exceeds
-    this; unset: keep all. What is much depends on the data and the CLIP: dataset/selection.json has for each class the
-    highest similarity of its shots among themselves."""
+    this; unset: keep all. Which value is high depends on the data and the CLIP: dataset/selection.json has for each
+    class the highest similarity of its shots among themselves."""
     coverage: float = Field(1.0, ge=1)
     """Images that must pass for each one that is published: of these, those are published that cover the class best
     (k-center in CLIP's features, beginning at the shots); 1 publishes the first ones."""
     max_candidates: float = Field(4.0, ge=1)
-    """At most images_per_class x coverage x so many images of a class are drawn; a class of which too few pass is
-    published with what it has, and named."""
+    """Bound of the images that are generated for a class, as a multiple of images_per_class x coverage; a class of
+    which too few pass is published with what it has, and named."""
 
     @property
     def on(self) -> bool:
@@ -51,7 +52,7 @@ class SelectConfig(Section):
 
 
 class GenerateConfig(Section):
-    """Drawing the synthetic images and publishing them as a dataset."""
+    """Generating the synthetic images and publishing them as a dataset."""
 
     preset: Preset | None = None
     """How much exactness to give for speed: exact (paper: 50 steps), fast (DPM-Solver++, 15 steps) or turbo (12 steps,
@@ -76,13 +77,13 @@ class GenerateConfig(Section):
     chunk_size: int = Field(50, ge=1)
     """Images of one class per unit of work, retry and commit."""
     batch_size: int | None = Field(None, ge=1)
-    """Images that are drawn at once. Unset: 25 on CPUs, where that is fastest; on GPUs the part of a chunk that a
+    """Images that are generated at once. Unset: 25 on CPUs, where that is fastest; on GPUs the part of a chunk that a
     short measurement finds fastest, noted for later starts. Out of memory halves it."""
     compile: bool = False
     """Compile the UNet's attention blocks (torch.compile), once for all adapters. Costs each worker a minute or more
     at its start; meant for long runs on GPUs, where it has not been measured yet."""
     image_format: Literal["webp", "png", "jpeg"] = "webp"
-    """Encoding of drawn images: lossless WebP, PNG, or JPEG at quality 95 without chroma subsampling."""
+    """Encoding of generated images: lossless WebP, PNG, or JPEG at quality 95 without chroma subsampling."""
     dataset_format: Literal["parquet", "webdataset"] = "parquet"
     """Format of the published shards."""
     images_per_shard: int = Field(1000, ge=1)
@@ -90,7 +91,7 @@ class GenerateConfig(Section):
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Numbers of the generator. auto: fp16 on CUDA (paper), fp32 elsewhere."""
     select: SelectConfig = SelectConfig()
-    """Which drawn images are published."""
+    """Which generated images are published."""
 
     @property
     def accepted_per_class(self) -> int:
@@ -99,7 +100,7 @@ class GenerateConfig(Section):
 
     @property
     def candidates_per_class(self) -> int:
-        """Images of a class that may be drawn."""
+        """Images of a class that may be generated."""
         if not self.select.on:
             return self.images_per_class
         return math.ceil(self.accepted_per_class * self.select.max_candidates)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, TypeVar
+from collections.abc import Container, Iterator
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -29,20 +32,30 @@ def parse(section: type[AnySection], values: dict[str, Any]) -> AnySection:
 
 def knobs(section: type[Section], prefix: str = "") -> dict[str, str]:
     """Every dotted knob with its help text, in the order in which they are declared."""
-    found: dict[str, str] = {}
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found |= knobs(field.annotation, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = " ".join((field.description or "").split())
-    return found
+    return {name: " ".join((field.description or "").split()) for name, field in _fields(section, prefix)}
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted form of a nested dict of knobs."""
+def takes_text(section: type[Section], key: str) -> bool:
+    """Whether a dotted knob holds free text, so that 2024 or "on" is text there as well."""
+    return any(
+        name == key and str in (field.annotation, *get_args(field.annotation)) for name, field in _fields(section)
+    )
+
+
+def flatten(values: dict[str, Any], prefix: str = "", known: Container[str] = ()) -> dict[str, Any]:
+    """Dotted form of a nested dict of knobs; raises ValueError where one of the `known` knobs got a mapping."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        key = f"{prefix}{name}"
+        if not isinstance(value, dict):
+            flat[key] = value
+        elif key in known:
+            raise ValueError(
+                f"{key} is the mapping {value!r}, but takes one value. In YAML, text with a colon or braces is one "
+                "only in quotes."
+            )
+        else:
+            flat |= flatten(value, f"{key}.", known)
     return flat
 
 
@@ -53,6 +66,9 @@ def replace_dotted(values: dict[str, Any], key: str, value: Any, known: list[str
         if not isinstance(values.get(name), dict):
             raise ValueError(_unknown(key, known))
         values = values[name]
+    if isinstance(values.get(last), dict):
+        first = next(name for name in known if name.startswith(f"{key}."))
+        raise ValueError(f"{key} is {_shown(value)}, but it is a section of knobs. Set one of them, such as {first}.")
     values[last] = value
 
 
@@ -61,6 +77,15 @@ def nearest(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}?" if close else ""
     return " ".join(filter(None, [hint, f"Known: {', '.join(known)}." if len(known) <= 12 else ""]))
+
+
+def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every knob with its dotted name."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
 
 
 def _unknown(key: str, known: list[str]) -> str:
@@ -72,10 +97,27 @@ def _one_line(error: ValidationError, known: list[str]) -> str:
     key = ".".join(part for part in first["loc"] if isinstance(part, str))
     if first["type"] == "extra_forbidden":
         return _unknown(key, known)
-    message = first["msg"].removeprefix("Value error, ")
+    return f"{key} is {_shown(first['input'])}: {_expected(first).rstrip('.')}."
+
+
+def _expected(error: ErrorDetails) -> str:
+    """What pydantic expected, and the fix where it is more than another value."""
+    message, given = error["msg"].removeprefix("Value error, "), error["input"]
     expected = message[0].lower() + message[1:]
-    if first["type"] == "literal_error" and isinstance(first["input"], str):
-        expected += ". " + nearest(
-            first["input"], [word.strip("' ") for word in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        )
-    return f"{key} is {first['input']!r}: {expected.rstrip('.')}."
+    match error["type"]:
+        case "literal_error" if isinstance(given, str):
+            words = [word.strip("' ") for word in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
+            return f"{expected}. {nearest(given, words)}"
+        case "tuple_type":
+            return f"expected a list, such as [{'' if given is None else given}]"
+        case "missing":
+            return "the list has too few values"
+        case "string_type" if isinstance(given, int | float):
+            return f"expected text: quote it, as in '{given}'"
+        case _:
+            return expected
+
+
+def _shown(value: Any) -> str:
+    """A value as people write it: what Python calls None is null in YAML and JSON."""
+    return "null" if value is None else repr(value)

@@ -17,7 +17,7 @@ import numpy as np
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from datadream.config import ExperimentConfig
+from datadream.config import ExperimentConfig, public_model
 from datadream.data.datasets import open_source
 from datadream.data.shards import ImageRecord, encode_image, to_parquet
 from datadream.hashing import sha256
@@ -227,7 +227,7 @@ def _provenance(
         ],
         "source_key": request.source_key,
         "strength": request.strength,
-        "model": config.diffusion.model,
+        "model": public_model(config.diffusion.model),
         "revision": config.diffusion.revision,
         "scheduler": scheduler,
         "steps": settings.steps,

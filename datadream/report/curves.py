@@ -70,7 +70,7 @@ def accuracy_by_shots(summary: Summary) -> Chart | None:
 
 
 def gain_by_shots(summary: Summary) -> Chart | None:
-    """What drawn images add over the number of shots, paired by seed; None for fewer than two numbers of shots."""
+    """What generated images add over the number of shots, paired by seed; None for fewer than two numbers of shots."""
     curves: dict[str, list[Gain]] = defaultdict(list)
     for gain in summary.gains:
         curves[gain.method].append(gain)
@@ -84,11 +84,11 @@ def gain_by_shots(summary: Summary) -> Chart | None:
     svg = counts_chart(lines, summary.shots, "photos per class")
     has_sd = any(gain.sd is not None for gain in summary.gains)
     remark = "Bars: standard deviation over seeds of the difference." if has_sd else ""
-    return Chart("Gain from drawn images, points", Markup(svg), legend, remark)
+    return Chart("Gain from generated images, points", Markup(svg), legend, remark)
 
 
 def accuracy_by_images(summary: Summary) -> Chart | None:
-    """Test accuracy over the number of drawn images at the most shots (paper, figure 5 left); None for one number.
+    """Test accuracy over the number of generated images at the most shots (paper, figure 5 left); None for one number.
 
     Of several methods only the setting with most data is shown.
     """
@@ -113,8 +113,8 @@ def accuracy_by_images(summary: Summary) -> Chart | None:
         points = [(row.images_per_class, row.mean) for row in members]
         lines.append(Line(points, color, errors=[row.sd or 0.0 for row in members]))
         legend.append((column_name(setting, method), color))
-    svg = counts_chart(lines, numbers, "drawn images per class")
-    return Chart("Test accuracy by drawn images per class, %", Markup(svg), legend)
+    svg = counts_chart(lines, numbers, "generated images per class")
+    return Chart("Test accuracy by generated images per class, %", Markup(svg), legend)
 
 
 def _adapters(store: RunStore) -> Chart | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import posixpath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from datadream.config import ExperimentConfig
+from datadream.config import ExperimentConfig, public_source
 from datadream.report import records as metrics
 from datadream.report import text
 from datadream.report.curves import Chart, accuracy_by_images, accuracy_by_shots, gain_by_shots, run_curves
@@ -101,9 +100,7 @@ def _heading(cells: Cells, summary: Summary) -> dict[str, Any]:
     shots = sorted({config.data.n_shots for config in configs})
     seeds = sorted({config.seed for config in configs})
     return {
-        "dataset": text.listing(
-            dict.fromkeys(posixpath.basename(config.data.source.rstrip("/")) for config in configs)
-        ),
+        "dataset": text.listing(dict.fromkeys(public_source(config.data.source) for config in configs)),
         "shots": f"{text.listing(shots)} photo{'' if shots == [1] else 's'} per class",
         "methods": text.listing([method for method in methods if method != NO_METHOD] or ["no images"]),
         "seeds": f"means over seeds {text.listing(seeds)}" if len(seeds) > 1 else f"seed {seeds[0]}",
@@ -117,8 +114,8 @@ def _one_per_method(cells: Cells) -> Cells:
     first = {}
     for cell in ordered:
         first.setdefault(cell[1].method, cell)
-    drawing = [cell for method, cell in first.items() if method != NO_METHOD]
-    return drawing or list(first.values())
+    generating = [cell for method, cell in first.items() if method != NO_METHOD]
+    return generating or list(first.values())
 
 
 def _sampling_error(summary: Summary) -> float | None:

@@ -1,4 +1,4 @@
-"""Real shots and drawn images of each class as small pictures inside the page."""
+"""Real shots and generated images of each class as small pictures inside the page."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 MAX_CLASSES = 20
 REAL_PER_CLASS = 4
-DRAWN_PER_CLASS = 8
+GENERATED_PER_CLASS = 8
 THUMBNAIL_PIXELS = 144
 """Longest side: twice the size on the page, for fine screens."""
 PIXELATED_BELOW = 65
-"""Images of fewer pixels a side are enlarged as squares: smoothing would hide what the generator drew."""
+"""Images of fewer pixels a side are enlarged as squares: smoothing would hide what the generator made."""
 MAX_SHARDS = 16
 """Shards are class-mixed, so that a few are enough; a bound for runs of a thousand classes on slow storage."""
 SMALL_BATCH = 64
@@ -43,33 +43,33 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class ClassPictures:
-    """One class's real shots beside what each method drew for it."""
+    """One class's real shots beside what each method generated for it."""
 
     name: str
     real: list[Picture]
-    drawn: dict[str, list[Picture]]
+    generated: dict[str, list[Picture]]
 
 
 def class_pictures(cells: list[tuple[RunStore, ExperimentConfig]]) -> tuple[list[ClassPictures], int]:
     """Pictures of the first classes, and the number of all classes; shots are those of the first cell."""
-    drawn_cells = [(store, config) for store, config in cells if store.exists(DATASET)]
-    few_shot = _first_few_shot(drawn_cells or cells)
+    generated_cells = [(store, config) for store, config in cells if store.exists(DATASET)]
+    few_shot = _first_few_shot(generated_cells or cells)
     if few_shot is None:
         return [], 0
     (_, config), classes = few_shot
     shown = classes[:MAX_CLASSES]
     labels = {entry["label"] for entry in shown}
-    drawn = {config.method: _drawn(store, labels) for store, config in drawn_cells}
+    generated = {config.method: _generated(store, labels) for store, config in generated_cells}
     real = _real(config.data.source, shown)
     pictures = [
         ClassPictures(
             name=entry["name"],
             real=real.get(entry["label"], []),
-            drawn={method: by_label[entry["label"]] for method, by_label in drawn.items()},
+            generated={method: by_label[entry["label"]] for method, by_label in generated.items()},
         )
         for entry in shown
     ]
-    return [each for each in pictures if each.real or any(each.drawn.values())], len(classes)
+    return [each for each in pictures if each.real or any(each.generated.values())], len(classes)
 
 
 def thumbnail(image: Image.Image) -> Picture:
@@ -97,11 +97,11 @@ def _first_few_shot(
 
 
 def _real(source_name: str, classes: list[dict[str, Any]]) -> dict[int, list[Picture]]:
-    """The first shots of each class; none when the photos are no longer where the run found them."""
+    """The first shots of each class; none where the photos cannot be read, which must not cost the figures."""
     try:
         source = open_source(source_name)
         return {entry["label"]: [_read(source, key) for key in entry["photos"][:REAL_PER_CLASS]] for entry in classes}
-    except (OSError, ValueError) as error:
+    except Exception as error:  # every file system has its own, and reports are made on other machines than runs
         log.warning("the report shows no real photos: %s", error)
         return {}
 
@@ -110,12 +110,12 @@ def _read(source: PhotoSource, key: str) -> Picture:
     return thumbnail(source.read(key))
 
 
-def _drawn(store: RunStore, labels: set[int]) -> dict[int, list[Picture]]:
-    """The first drawn images of each label, in the order of the shards."""
+def _generated(store: RunStore, labels: set[int]) -> dict[int, list[Picture]]:
+    """The first generated images of each label, in the order of the shards."""
     found: dict[int, list[Picture]] = {label: [] for label in labels}
-    missing = len(labels) * DRAWN_PER_CLASS
+    missing = len(labels) * GENERATED_PER_CLASS
     for label, data in _dataset_images(store):
-        if label in found and len(found[label]) < DRAWN_PER_CLASS:
+        if label in found and len(found[label]) < GENERATED_PER_CLASS:
             found[label].append(thumbnail(Image.open(io.BytesIO(data))))
             missing -= 1
         if not missing:

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, MethodName, Setting
+from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, MethodName, Setting, public_source
 from datadream.run.layout import DATASET, classifier_marker
 from datadream.run.store import RunStore
 
 Record = dict[str, Any]
 Group = tuple[str, str, int, int]
-"""Method, setting, shots and drawn images per class."""
+"""Method, setting, shots and generated images per class."""
 
 SETTINGS: tuple[str, ...] = get_args(Setting)
 """In the order of the paper's tables."""
@@ -44,7 +44,7 @@ class Row:
     n_val: int
     n_synthetic: int
     images_per_class: int
-    """Drawn images per class to train on; 0 where none are used."""
+    """Generated images per class to train on; 0 where none are used."""
     top5: float | None = None
     """None with five classes or fewer."""
     macro: float | None = None
@@ -77,7 +77,7 @@ class Summary:
     rows: tuple[Row, ...]
     gains: tuple[Gain, ...]
     by_images: tuple[Row, ...] = ()
-    """Where several numbers of drawn images were trained on: a row for each. `rows` has the largest alone."""
+    """Where several numbers of generated images were trained on: a row for each. `rows` has the largest alone."""
 
     @property
     def shots(self) -> list[int]:
@@ -113,7 +113,7 @@ def method_of(setting: str, config: ExperimentConfig) -> str:
 
 
 def images_of(setting: str, config: ExperimentConfig) -> int:
-    """Drawn images per class that a setting trains on: 0 for the settings that use none."""
+    """Generated images per class that a setting trains on: 0 for the settings that use none."""
     return 0 if setting in SETTINGS_WITHOUT_IMAGES else config.generate.images_per_class
 
 
@@ -132,7 +132,7 @@ def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
             "n_val": measured["n_val"],
             "n_synthetic": measured["n_synthetic"],
             "images_per_class": images_of(setting, config),
-            "dataset": config.data.source,
+            "dataset": public_source(config.data.source),
             **{name: measured.get(name) for name in FURTHER},
             "intervals": _intervals(measured),
             "chosen_knobs": (measured.get("search") or {}).get("knobs"),
@@ -144,8 +144,8 @@ def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
 
 def selection_totals(store: RunStore) -> Record | None:
     """What filters left out of the run's dataset: `candidates`, `published`, `rejected` by reason, `n_short` classes
-    with fewer images than wanted, and the `worst` class; None where all images were published, or another run drew
-    them."""
+    with fewer images than wanted, and the `worst` class; None where all images were published, or another run
+    generated them."""
     marker = store.read_json(DATASET) if store.exists(DATASET) else {}
     totals = marker.get("selection")
     if not totals:

@@ -53,7 +53,7 @@ class ChoiceTable:
     knobs: list[str]
     rows: list[ChoiceRow]
     has_images: bool
-    """Whether runs differ in their number of drawn images."""
+    """Whether runs differ in their number of generated images."""
 
 
 def trial_tables(cells: Cells) -> list[TrialTable]:

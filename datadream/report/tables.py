@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from datadream.config import ExperimentConfig, flatten, knobs
+from datadream.config import ExperimentConfig, flatten, knobs, public_config
 from datadream.report.records import (
     METHODS,
     NO_METHOD,
@@ -19,6 +19,7 @@ from datadream.report.records import (
     selection_totals,
 )
 from datadream.report.text import count, number, shown_sd, signed
+from datadream.run.layout import stage_seconds
 from datadream.run.store import RunStore
 
 Cells = list[tuple[RunStore, ExperimentConfig]]
@@ -226,7 +227,7 @@ def stage_rows(store: RunStore, cells: Cells) -> list[StageRow]:
     table = [("all runs", store)] if len(cells) > 1 else []
     rows = []
     for name, store in [*table, *((run_name(config), store) for store, config in cells)]:
-        files = [f"stages/{stage}.json" for stage in STAGES]
+        files = list(map(stage_seconds, STAGES))
         seconds = [store.read_json(file)["seconds"] if store.exists(file) else None for file in files]
         known = [value for value in seconds if value is not None]
         if known:
@@ -235,12 +236,12 @@ def stage_rows(store: RunStore, cells: Cells) -> list[StageRow]:
 
 
 def knob_rows(config: ExperimentConfig) -> list[Knob]:
-    values = flatten(config.model_dump(mode="json"))
-    defaults = flatten(ExperimentConfig().model_dump(mode="json"))
+    """The knobs that the results depend on, as others may see them."""
+    values, defaults = (flatten(each.model_dump(mode="json")) for each in (config, ExperimentConfig()))
     help_of = knobs(ExperimentConfig)
     return [
-        Knob(name, _knob_value(value), help_of.get(name, ""), value != defaults[name])
-        for name, value in values.items()
+        Knob(name, _knob_value(shown), help_of.get(name, ""), changed=values[name] != defaults[name])
+        for name, shown in flatten(public_config(config)).items()
     ]
 
 
@@ -282,7 +283,7 @@ def _is_best(row: Row, rivals: list[Row]) -> bool:
 
 def _trained_on(row: Row, many_shots: bool) -> str:
     photos = "K photos per class" if many_shots else f"{count(row.shots, 'photo')} per class"
-    images = count(row.n_synthetic, "drawn image")
+    images = count(row.n_synthetic, "generated image")
     return {"zero-shot": "nothing", "real": photos, "synthetic": images, "real+synthetic": f"{photos} and {images}"}[
         row.setting.removeprefix("gda-")
     ]

@@ -13,24 +13,24 @@ CHOSEN_ON_TEST = (
 )
 HOW_TO_ADD_TEST = (
     "Put labelled photos in test/<class name>/ beside train/<class name>/ in the image folder, or give the classes "
-    "more photos than data.n_shots: what the draw leaves over is then kept for validation and test."
+    "more photos than data.n_shots: what the shots leave over is then kept for validation and test."
 )
 
 SETTING_NOTES = {
     "zero-shot": "CLIP as it ships, told only the names of the classes; nothing is trained.",
-    "real": "CLIP fine-tuned on the few real photos alone: what drawn images have to beat.",
+    "real": "CLIP fine-tuned on the few real photos alone: what generated images have to beat.",
     "gda-real": "CLIP untrained, with a Gaussian discriminant of the features of the few real photos added.",
-    "gda-synthetic": "The same with the features of drawn images.",
+    "gda-synthetic": "The same with the features of generated images.",
     "gda-real+synthetic": "The same with the features of both.",
-    "synthetic": "CLIP fine-tuned on drawn images alone.",
-    "real+synthetic": "CLIP fine-tuned on the real photos and the drawn images together.",
+    "synthetic": "CLIP fine-tuned on generated images alone.",
+    "real+synthetic": "CLIP fine-tuned on the real photos and the generated images together.",
 }
 METHOD_NOTES = {
-    "datadream-cls": "Fine-tunes the image generator on the photos of each class, one adapter per class, then draws.",
-    "datadream-dset": "Fine-tunes the image generator on the photos of all classes, one adapter in all, then draws.",
+    "datadream-cls": "Generates after fine-tuning on the photos of each class, with one adapter per class.",
+    "datadream-dset": "Generates after fine-tuning on the photos of all classes, with one adapter in all.",
     "is-synth": "Does not train the generator; noises a real photo and lets the generator restore it.",
-    "zero-shot": "Does not train the generator; draws from the prompt alone.",
-    "none": "Draws no images: the baselines alone.",
+    "zero-shot": "Does not train the generator; generates from the prompt alone.",
+    "none": "Generates no images: the baselines alone.",
 }
 
 
@@ -89,12 +89,12 @@ def result_sentences(summary: Summary) -> list[str]:
 
 def _sentence(summary: Summary, shots: int) -> str:
     rows = [row for row in summary.rows if row.shots == shots and row.mean is not None]
-    drawn = [row for row in rows if row.setting == "real+synthetic"] or [
+    generated = [row for row in rows if row.setting == "real+synthetic"] or [
         row for row in rows if row.setting == "synthetic"
     ]
     shown = [row for row in rows if row.setting in ("zero-shot", "real")]
-    shown += [max(drawn, key=lambda row: row.mean)] if drawn else []
-    parts = [f"{number(row.mean)} % {_trained_how(row, best_of=len(drawn))}{_gain(summary, row)}" for row in shown]
+    shown += [max(generated, key=lambda row: row.mean)] if generated else []
+    parts = [f"{number(row.mean)} % {_trained_how(row, best_of=len(generated))}{_gain(summary, row)}" for row in shown]
     return f"{count(shots, 'photo')} per class: {', '.join(parts)}." if parts else ""
 
 
@@ -111,7 +111,7 @@ def _trained_how(row: Row, best_of: int) -> str:
         return "without training"
     if row.setting == "real":
         return "on the photos alone"
-    images = f"{row.n_synthetic:,} drawn images" + (" alone" if row.setting == "synthetic" else "")
+    images = f"{row.n_synthetic:,} generated images" + (" alone" if row.setting == "synthetic" else "")
     by = f" by {row.method}, the best of {best_of} methods" if best_of > 1 else ""
     return ("on " if row.setting == "synthetic" else "with ") + images + by
 
@@ -153,7 +153,7 @@ def text_table(found: Iterable[Record]) -> str:
 
 
 def _by_images(summary: Summary) -> list[str]:
-    """A line for each setting and method and a column for each number of drawn images, at the most shots."""
+    """A line for each setting and method and a column for each number of generated images, at the most shots."""
     rows = [row for row in summary.by_images if row.shots == summary.shots[-1]]
     if not rows:
         return []
@@ -162,7 +162,7 @@ def _by_images(summary: Summary) -> list[str]:
     for setting, method in dict.fromkeys((row.setting, row.method) for row in rows):
         found = {row.images_per_class: row for row in rows if (row.setting, row.method) == (setting, method)}
         lines.append([setting, method, *(_text_figure(summary, found.get(number)) for number in numbers)])
-    return ["", f"by drawn images per class, {count(summary.shots[-1], 'shot')}", "", *_aligned(lines)]
+    return ["", f"by generated images per class, {count(summary.shots[-1], 'shot')}", "", *_aligned(lines)]
 
 
 def _text_title(summary: Summary) -> str:

@@ -73,6 +73,11 @@ def window_marker(number: int) -> str:
     return f"stages/publish/window-{number:05d}.json"
 
 
+def stage_seconds(stage: str) -> str:
+    """The seconds that all starts of a stage took together."""
+    return f"stages/{stage}.json"
+
+
 def classifier_marker(setting: str) -> str:
     """The marker that a setting's classifier is trained and tested: a ClassifierMarker."""
     return f"{CLASSIFIERS}/{setting}/{METRICS}"

@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from datadream.config import ExperimentConfig, flatten
+from datadream.config import ExperimentConfig, flatten, parse_config
 from datadream.hashing import sha256
 from datadream.run.layout import CONFIG, SCRATCH, adapter_marker, adapter_weights
 
@@ -156,7 +156,13 @@ class RunStore:
         config = self.read_json(CONFIG)["config"]
         # Runs that do not say were trained without.
         config.setdefault("classify", {}).setdefault("lora_dropout", 0.0)
-        return ExperimentConfig.model_validate(config)
+        try:
+            return parse_config(config)
+        except ValueError as error:
+            raise ValueError(
+                f"{CONFIG} of run {self.url!r} was written by another version: {error} Go on with that version, or "
+                "start anew with another --run."
+            ) from None
 
     def check_config(self, config: ExperimentConfig) -> None:
         """Raises ValueError naming the keys in which this folder's config differs from `config`."""

@@ -24,3 +24,16 @@ def test_the_hub_reads_the_card(dataset_format):
         info = card.data.dataset_info
         assert info["splits"] == [{"name": "train", "num_bytes": 123, "num_examples": 2000}]
         assert info["features"][1]["dtype"]["class_label"]["names"]["7"] == "digit seven"
+
+
+def test_the_card_tells_neither_user_nor_host():
+    private = {
+        "data.source": "sftp://alice:s3cret@host.example/home/alice/photos",
+        "diffusion.model": "/home/alice/models/sd",
+    }
+    config = recipes.digits(**private)
+    few_shot = draw(open_source("digits").dataset(), 4, 0, config.data.prompt)
+    card = dataset_card(few_shot, config, 2000, 123)
+    assert "real photos per class of `photos`" in card
+    assert "| base model | `sd`, whose" in card
+    assert not [word for word in ("alice", "s3cret", "host.example", "/home") if word in card]

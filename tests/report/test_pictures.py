@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from datadream.report.pictures import (
-    DRAWN_PER_CLASS,
+    GENERATED_PER_CLASS,
     MAX_CLASSES,
     REAL_PER_CLASS,
     THUMBNAIL_PIXELS,
@@ -29,27 +29,27 @@ def test_each_class_shows_its_own_shots_and_images(make_run, kind):
     assert n_classes == 3
     for label, each in enumerate(pictures):
         assert len(each.real) == REAL_PER_CLASS
-        assert len(each.drawn["datadream-cls"]) == DRAWN_PER_CLASS
-        reds = {decode(picture.uri).getpixel((0, 0))[0] for picture in each.real + each.drawn["datadream-cls"]}
+        assert len(each.generated["datadream-cls"]) == GENERATED_PER_CLASS
+        reds = {decode(picture.uri).getpixel((0, 0))[0] for picture in each.real + each.generated["datadream-cls"]}
         assert reds == {40 + 60 * label}
 
 
 def test_methods_stand_side_by_side(make_run):
     cells = [make_run(method, {}, method=method) for method in ("datadream-cls", "is-synth")]
     pictures, _ = class_pictures(cells)
-    assert list(pictures[0].drawn) == ["datadream-cls", "is-synth"]
+    assert list(pictures[0].generated) == ["datadream-cls", "is-synth"]
 
 
 def test_a_run_without_images_shows_its_shots(make_run):
     pictures, _ = class_pictures([make_run("run", {}, dataset=None, method="none")])
-    assert [(len(each.real), each.drawn) for each in pictures] == [(REAL_PER_CLASS, {})] * 3
+    assert [(len(each.real), each.generated) for each in pictures] == [(REAL_PER_CLASS, {})] * 3
 
 
-def test_photos_that_are_gone_leave_the_drawn_images(make_run):
+def test_photos_that_are_gone_leave_the_generated_images(make_run):
     store, config = make_run("run", {})
     pictures, _ = class_pictures([(store, config.updated({"data.source": "/nowhere"}))])
     assert pictures[0].real == []
-    assert len(pictures[0].drawn["datadream-cls"]) == DRAWN_PER_CLASS
+    assert len(pictures[0].generated["datadream-cls"]) == GENERATED_PER_CLASS
 
 
 def test_many_classes_are_cut(make_run):

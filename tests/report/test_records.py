@@ -18,16 +18,16 @@ def test_a_run_gives_one_record_for_each_committed_setting(make_run):
         ("datadream-cls", "real+synthetic", 85.0),
     ]
     assert {(r["shots"], r["seed"], r["n_test"], r["n_val"], r["dataset"]) for r in found} == {
-        (4, 3, 300, 120, config.data.source)
+        (4, 3, 300, 120, "photos")
     }
     assert [r["n_synthetic"] for r in found] == [0, 0, 30]
 
 
-def test_filters_count_in_the_run_that_drew_alone(make_run):
-    drew, config = make_run("drew", {"synthetic": 80.0})
-    write_selection(drew)
+def test_filters_count_in_the_run_that_generated_alone(make_run):
+    generated, config = make_run("generated", {"synthetic": 80.0})
+    write_selection(generated)
     uses, _ = make_run("uses", {"synthetic": 80.0}, dataset=None)
-    assert records(drew, config)[0]["selection"]["published"] == 30
+    assert records(generated, config)[0]["selection"]["published"] == 30
     assert records(uses, config)[0]["selection"] is None
 
 

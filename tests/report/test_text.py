@@ -36,7 +36,7 @@ def test_standard_error_of_a_half_right_hundred():
 def test_one_sentence_sums_up_a_run():
     found = [record("zero-shot", 57.4), record("real", 86.8), record("real+synthetic", 87.9, method="datadream-cls")]
     assert result_sentences(summarise(found)) == [
-        "4 photos per class: 57.4 % without training, 86.8 % on the photos alone, 87.9 % with 30 drawn images."
+        "4 photos per class: 57.4 % without training, 86.8 % on the photos alone, 87.9 % with 30 generated images."
     ]
 
 
@@ -47,7 +47,7 @@ def test_the_sentence_names_the_best_method_of_several():
         for seed in (0, 1)
     ]
     assert result_sentences(summarise(found)) == [
-        "1 photo per class: 75.0 % with 30 drawn images by datadream-cls, the best of 2 methods."
+        "1 photo per class: 75.0 % with 30 generated images by datadream-cls, the best of 2 methods."
     ]
 
 
@@ -95,7 +95,7 @@ def test_no_records_are_said_to_be_none():
     assert text_table([]) == "no results yet"
 
 
-def test_a_curve_over_drawn_images_is_a_table_of_its_own():
+def test_a_curve_over_generated_images_is_a_table_of_its_own():
     found = [
         record("synthetic", top1 + seed, seed, "datadream-cls", images_per_class=n)
         for n, top1 in {10: 70.0, 100: 80.0}.items()
@@ -108,7 +108,7 @@ def test_a_curve_over_drawn_images_is_a_table_of_its_own():
         "synthetic  datadream-cls  81.0 ± 1.4",
     ]
     assert lines[-4:] == [
-        "by drawn images per class, 4 shots",
+        "by generated images per class, 4 shots",
         "",
         "setting    method         10 images   100 images",
         "synthetic  datadream-cls  71.0 ± 1.4  81.0 ± 1.4",

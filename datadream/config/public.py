@@ -1,0 +1,85 @@
+"""What of a config may be shown to others: dataset cards, pages, trackers and the provenance of published images.
+
+The value of a knob may be a location, and a location tells more than a name: user names in home folders, hosts,
+buckets, passwords, signed query strings. All outlets therefore take locations from here. The rule looks at the text
+alone, never at this machine's files or users: the same config must give the same bytes everywhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+from urllib.parse import unquote
+
+from datadream.config.experiment import ExperimentConfig
+
+OWN_PHOTOS = "own photos"
+OWN_MODEL = "own model"
+USER_FOLDERS = {"home", "homes", "user", "users", "u", "media", "documents and settings"}
+"""Folders, in lower case, whose sub-folders bear the names of users: /home, C:\\Users, /run/media and so on."""
+LOCAL_SCHEMES = ("file", "local")
+"""Schemes whose first component is a folder and no host."""
+
+_PLAIN_NAME = re.compile(r"\w[\w .,()+-]*")
+_MODEL_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_SCHEME = re.compile(r"(\w[\w+.-]*)://(.*)", re.DOTALL)
+
+
+def public_config(config: ExperimentConfig) -> dict[str, Any]:
+    """The knobs of a run as nested plain data, with locations reduced to names.
+
+    Without `cluster` and `tracking`: they say where the work is done and who watches, and do not change the result.
+    """
+    values = config.model_dump(mode="json", exclude={"cluster", "tracking"})
+    values["data"]["source"] = public_source(config.data.source)
+    values["diffusion"]["model"] = public_model(config.diffusion.model)
+    values["classify"]["model"] = public_model(config.classify.model)
+    if config.classify.pretrained is not None:
+        values["classify"]["pretrained"] = public_model(config.classify.pretrained)
+    return values
+
+
+def public_source(source: str) -> str:
+    """``data.source`` by name: a known data set or the last folder of its location, or else "own photos"."""
+    return _last_name(source) or OWN_PHOTOS
+
+
+def public_model(model: str) -> str:
+    """A model by name: ids of the Hub, of packages and of open_clip as they are, a file or folder by its last name.
+
+    ``models/sd`` has the form of a Hub id, so it stays as well.
+    """
+    if model.startswith(("package://", "hf-hub:")) or _MODEL_ID.fullmatch(model):
+        return model
+    prefix = "local-dir:" if model.startswith("local-dir:") else ""
+    return prefix + (_last_name(model.removeprefix(prefix)) or OWN_MODEL)
+
+
+def _last_name(location: str) -> str:
+    """The last component of a path or URL; empty where that may name a user, a host or a secret."""
+    names, private = _split(location)
+    name = names[-1] if names else ""
+    # A list of what is allowed, so that credentials, drives and queries in forms not thought of stay out as well.
+    if not _PLAIN_NAME.fullmatch(name) or any(word in name.lower() for word in private):
+        return ""
+    return name
+
+
+def _split(location: str) -> tuple[list[str], set[str]]:
+    """The components of a location's path, and the words in lower case that must not appear in a public name."""
+    location = location.split("::")[-1]  # fsspec: what is before it reads inside what comes last
+    url = _SCHEME.fullmatch(location)
+    if url:
+        scheme, rest = url.groups()
+        rest = unquote(re.split(r"[?#]", rest)[0])
+        has_host = scheme.lower() not in LOCAL_SCHEMES
+    else:
+        rest, has_host = location, location.startswith(("\\\\", "//"))
+    names = [name for name in re.split(r"[/\\]", rest) if name not in ("", ".", "..")]
+    # Before the host is taken off: //home/alice may be a path with one slash too many.
+    private = {name.lower() for folder, name in itertools.pairwise(names) if folder.lower() in USER_FOLDERS}
+    private |= {name[1:].lower() for name in names if name.startswith("~")}
+    if has_host and names:
+        private |= set(re.split(r"[@:]", names.pop(0).lower()))
+    return names, private - {""}
