@@ -41,7 +41,7 @@ from datadream.tracking import Tracking, tracked
 log = logging.getLogger(__name__)
 
 CHUNKS_PER_WORKER = 4
-"""Chunks that a spare worker generates before it is seen whether the training goes on: enough to be worth its start."""
+"""Chunks that a spare worker generates before it is seen whether the training goes on: enough to repay its start."""
 SECONDS_BETWEEN_LOOKS = 5.0
 """Between looks for chunks whose adapters have been trained meanwhile."""
 
@@ -178,5 +178,5 @@ def driving(
             if not cell.store.exists(FEW_SHOT):
                 cell.store.write_json(FEW_SHOT, cell.few_shot.to_json())
         tracking = stack.enter_context(tracked(config, store))
-        listeners = [Terminal(), ProgressFile(store), RayMetrics(), tracking]
+        listeners: list[Listener] = [Terminal(), ProgressFile(store), RayMetrics(), tracking]
         yield Driver(config, store, cells, adapters, workers, tracking, listeners)

@@ -79,13 +79,14 @@ def train_adapters(
         before = _steps(itertools.compress(units, done))
         with Reporter("adapt", _steps(units), "step", listeners, done=before) as reporter:
             shared = [unit for unit in units if unit.payload.n_classes > 1]
-            single = [each for each in zip(units, done, strict=True) if each[0].payload.n_classes == 1]
+            single = [unit for unit in units if unit.payload.n_classes == 1]
+            single_done = [is_done for unit, is_done in zip(units, done, strict=True) if unit.payload.n_classes == 1]
             if shared:
                 how = DataParallel(load=_load_shared, load_from=config, most=config.adapt.batch_size)
-                elsewhere = _steps(unit for unit, is_done in single if is_done)
+                elsewhere = _steps(itertools.compress(single, single_done))
                 failures |= run_together(store, shared, how, workers, reporter, elsewhere)
-            if not all(is_done for _, is_done in single):
-                failures |= _train_single(store, *zip(*single, strict=True), config, workers, reporter)
+            if not all(single_done):
+                failures |= _train_single(store, single, single_done, config, workers, reporter)
     names = titles(units)
     named = [f"{names[key]}: {reason}" for key, reason in failures.items()]
     finish(store, FAILED_ADAPTERS, named, f"{len(failures)} of {len(units)} adapters")

@@ -16,7 +16,7 @@ from torch import Tensor
 from datadream.classify.train_state import Part
 from datadream.data.augment import Augment
 from datadream.models.clip.load import ClipModel
-from datadream.runtime.collectives import Ranks
+from datadream.runtime.collectives import Collectives
 
 WEIGHTS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 """Weights of the Gaussian logits that validation photos choose from (authors' code)."""
@@ -93,10 +93,10 @@ class Moments:
             self.squares + other.squares,
         )
 
-    def over(self, ranks: Ranks) -> Moments:
+    def over(self, collectives: Collectives) -> Moments:
         """The sums over all workers; every rank must call this."""
         for tensor in (self.mass, self.first, self.second, self.squares):
-            ranks.sum(tensor)
+            collectives.sum(tensor)
         return self
 
 
@@ -108,11 +108,11 @@ def measure(
     augment: Augment,
     autocast: torch.autocast,
     zero_shot: LinearHead,
-    ranks: Ranks,
+    collectives: Collectives,
     rng: torch.Generator,
 ) -> Moments:
     """This rank's moments of the first `n_images` images of a part, augmented, which weigh `part.weight` together."""
-    share, device = ranks.share(part.batch_size), zero_shot.weight.device
+    share, device = collectives.share(part.batch_size), zero_shot.weight.device
     n_classes, weight = len(zero_shot.bias), part.weight / n_images
     found = Moments.of(*_nothing(zero_shot), weight, n_classes)
     for start, batch in zip(range(0, n_images, part.batch_size), part.batches(0), strict=False):
@@ -160,7 +160,9 @@ def features_of(
     return torch.cat([features for features, _ in pairs]), torch.cat([labels for _, labels in pairs])
 
 
-def blend(zero_shot: LinearHead, gaussian: LinearHead, features: Tensor, labels: Tensor, ranks: Ranks) -> Adapted:
+def blend(
+    zero_shot: LinearHead, gaussian: LinearHead, features: Tensor, labels: Tensor, collectives: Collectives
+) -> Adapted:
     """Both heads' logits added, with the smallest of the weights that recognise most validation photos.
 
     Every rank must call this with its own photos, and gets the same; without any the weight is 1.
@@ -168,7 +170,7 @@ def blend(zero_shot: LinearHead, gaussian: LinearHead, features: Tensor, labels:
     hits = torch.stack([_hits(zero_shot.plus(gaussian, weight), features, labels) for weight in WEIGHTS])
     n = torch.tensor(len(labels), device=hits.device)
     for tensor in (hits, n):
-        ranks.sum(tensor)
+        collectives.sum(tensor)
     if not n:
         return Adapted(zero_shot.plus(gaussian, WEIGHT_WITHOUT_VALIDATION), WEIGHT_WITHOUT_VALIDATION, None)
     weight = WEIGHTS[hits.tolist().index(hits.max())]

@@ -64,7 +64,7 @@ def train(
     """Take `steps` steps, from the last checkpoint if there is one, with a reading every `eval_every` and at the end.
 
     `evaluate` gives the accuracy on all validation photos, the same number on all ranks.
-    Raises ValueError when the loss is no longer a number, RuntimeError when ranks read different checkpoints.
+    Raises FloatingPointError when the loss is no longer a number, RuntimeError when ranks read different checkpoints.
     """
     best = Trained({}, 0, ())
     saved = checkpoints.read() if checkpoints else None

@@ -19,8 +19,14 @@ from datadream.classify.gda import Adapted, LinearHead, Moments
 from datadream.classify.ingest.batches import LabelledImages, SyntheticImages, read_photos, shuffled_batches
 from datadream.classify.loop import Checkpoints, Reading, Report, Trained, train
 from datadream.classify.metrics import logits_parquet, measure
-from datadream.classify.model_selection import ALL_SHOTS, best_of, readings, train_chosen
-from datadream.classify.selection import Selection, selection_of
+from datadream.classify.model_selection import (
+    ALL_SHOTS,
+    Selection,
+    best_of,
+    readings,
+    selection_of,
+    train_chosen,
+)
 from datadream.classify.train_state import Part, Training, autocast_of
 from datadream.config import GAUSSIAN_SETTINGS, TRAINED_SETTINGS, ExperimentConfig, Setting
 from datadream.data.augment import Augment
@@ -28,7 +34,7 @@ from datadream.data.datasets import Photo, open_source
 from datadream.data.few_shot import FewShotSet
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.trainable import load_trainable_state, make_trainable, restore
-from datadream.runtime.collectives import Ranks
+from datadream.runtime.collectives import Collectives
 from datadream.seeds import derive_seed
 
 LOGITS = "logits.parquet"
@@ -49,8 +55,10 @@ CheckpointsOf = Callable[[str], Checkpoints]
 class SettingTrainer:
     """A CLIP and the real photos, loaded once for all settings."""
 
-    def __init__(self, config: ExperimentConfig, few_shot: FewShotSet, device: torch.device, ranks: Ranks) -> None:
-        self._config, self._few_shot, self._device, self._ranks = config, few_shot, device, ranks
+    def __init__(
+        self, config: ExperimentConfig, few_shot: FewShotSet, device: torch.device, collectives: Collectives
+    ) -> None:
+        self._config, self._few_shot, self._device, self._collectives = config, few_shot, device, collectives
         self.clip = load_clip(config.classify.model, config.classify.pretrained, device)
         self._tokens = self.clip.tokenizer(list(few_shot.prompts)).to(device)
         self._autocast = autocast_of(config.classify.precision, device)
@@ -81,7 +89,7 @@ class SettingTrainer:
     ) -> Outcome:
         """Train and test one setting; every rank takes part and gets the same outcome.
 
-        Raises ValueError when the loss is no longer a number.
+        Raises FloatingPointError when the loss is no longer a number.
         """
         start = time.monotonic()
         selection = selection_of(setting, self._few_shot, self._config.classify)
@@ -122,7 +130,7 @@ class SettingTrainer:
         """How well the knobs do, by the readings that would choose the weights: the part of `run`'s metrics that
         needs neither the chosen weights nor a test photo.
 
-        Raises ValueError when the loss is no longer a number.
+        Raises FloatingPointError when the loss is no longer a number.
         """
         start = time.monotonic()
         selection = selection_of(setting, self._few_shot, self._config.classify)
@@ -164,7 +172,7 @@ class SettingTrainer:
             self._augment(),
             config,
             seed=seed("augment"),
-            ranks=self._ranks,
+            collectives=self._collectives,
         )
         return train(
             training,
@@ -180,7 +188,7 @@ class SettingTrainer:
         zero_shot = LinearHead.of_prompts(*self._prompts_and_scale())
         fitted = gaussian.fit(self._moments(setting, zero_shot, synthetic))
         val = gaussian.features_of(self.clip, self._photo_batches(selection.photos), self._autocast, zero_shot)
-        return gaussian.blend(zero_shot, fitted, *val, self._ranks)
+        return gaussian.blend(zero_shot, fitted, *val, self._collectives)
 
     def _moments(self, setting: Setting, zero_shot: LinearHead, synthetic: SyntheticImages | None) -> Moments:
         """Of the images that the setting adapts to; real and drawn ones weigh what they do in the loss of training."""
@@ -191,9 +199,11 @@ class SettingTrainer:
         for (origin, *_), part in zip(batch_plan(origins, config.batch_size, config.real_weight), parts, strict=True):
             n = gaussian.VIEWS[origin] * (len(self._few_shot.photos) if origin == "real" else synthetic.n)
             found.append(
-                gaussian.measure(self.clip, part, n, self._augment(), self._autocast, zero_shot, self._ranks, rng)
+                gaussian.measure(
+                    self.clip, part, n, self._augment(), self._autocast, zero_shot, self._collectives, rng
+                )
             )
-        return sum(found[1:], found[0]).over(self._ranks)
+        return sum(found[1:], found[0]).over(self._collectives)
 
     def _augment(self) -> Augment:
         config = self._config.classify.augment
@@ -206,7 +216,9 @@ class SettingTrainer:
         config, parts = self._config.classify, []
         for origin, batch_size, weight in batch_plan(setting, config.batch_size, config.real_weight):
             if origin == "real":
-                batches = partial(shuffled_batches, self._shots_of(few_shot), batch_size, self._ranks, seed(origin))
+                batches = partial(
+                    shuffled_batches, self._shots_of(few_shot), batch_size, self._collectives, seed(origin)
+                )
             else:
                 batches = partial(synthetic.batches, batch_size, seed(origin))
             parts.append(Part(batches, batch_size, weight))
@@ -229,14 +241,14 @@ class SettingTrainer:
     def _photo_batches(self, photos: tuple[Photo, ...]) -> PhotoBatches:
         """This rank's share of photos; what is kept of them is kept for all settings."""
         if photos not in self._batches:
-            share = photos[self._ranks.share(len(photos))]
+            share = photos[self._collectives.share(len(photos))]
             self._batches[photos] = PhotoBatches(self._source, share, self.clip)
         return self._batches[photos]
 
     def _top1(self, photos: tuple[Photo, ...]) -> float:
         """Accuracy on photos over all ranks, in percent."""
         counts = count_correct(self.clip, self._tokens, self._photo_batches(photos), self._autocast)
-        self._ranks.sum(counts)
+        self._collectives.sum(counts)
         correct, total = counts.tolist()
         return 100 * correct / total
 
@@ -249,7 +261,7 @@ class SettingTrainer:
         else:
             features, labels = gaussian.features_of(self.clip, batches, self._autocast, adapted.head)
             ours = Scores(adapted.head(features), labels)
-        logits, labels = (self._ranks.gather(tensor, len(photos)).cpu() for tensor in (ours.logits, ours.labels))
+        logits, labels = (self._collectives.gather(tensor, len(photos)).cpu() for tensor in (ours.logits, ours.labels))
         return Scores(logits, labels)
 
     def _learning(self) -> dict[str, Any]:

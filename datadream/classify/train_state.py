@@ -29,13 +29,9 @@ from datadream.models.clip.trainable import (
     trainable_parameters,
     trainable_state,
 )
-from datadream.runtime.collectives import ALONE, Ranks
+from datadream.runtime.collectives import ALONE, Collectives
 from datadream.runtime.device import dtype_of
 from datadream.seeds import derive_seed
-
-
-class DivergedError(ValueError):
-    """The loss is no longer a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +82,13 @@ class Training:
         config: ClassifyConfig,
         *,
         seed: int,
-        ranks: Ranks = ALONE,
+        collectives: Collectives = ALONE,
     ) -> None:
         """`tokens` are the class prompts' ids [n_classes, context] on the model's device."""
         self.steps = 0
         """Optimiser steps done."""
         self._clip, self._tokens, self._parts, self._augment, self._config = clip, tokens, parts, augment, config
-        self._seed, self._ranks = seed, ranks
+        self._seed, self._collectives = seed, collectives
         self._rng = torch.Generator().manual_seed(seed)
         self._batches = [part.batches(0) for part in parts]
         self._parameters = trainable_parameters(clip.model)
@@ -113,7 +109,7 @@ class Training:
         self._optimizer.zero_grad(set_to_none=True)
         self._loss_sum += self.backward()
         self._losses += 1
-        self._ranks.sum_gradients(self._parameters)
+        self._collectives.sum_gradients(self._parameters)
         self._optimizer.step()
         self._schedule.step()
         self.steps += 1
@@ -140,13 +136,13 @@ class Training:
     def mean_loss(self) -> float:
         """Of the steps since this was last asked, over all ranks, which must all ask.
 
-        Raises DivergedError when the loss is no longer a number.
+        Raises FloatingPointError when the loss is no longer a number.
         """
         loss = self._loss_of_all_ranks() / self._losses
         self._loss_sum.zero_()
         self._losses = 0
         if not math.isfinite(loss):
-            raise DivergedError(
+            raise FloatingPointError(
                 f"the classifier's loss became {loss}. Lower classify.learning_rate, or use classify.precision=fp32."
             )
         return loss
@@ -174,14 +170,14 @@ class Training:
         self._schedule.load_state_dict(state["schedule"])
         self._rng.set_state(state["rng"])
         self.steps, self._losses = state["steps"], state["losses"]
-        self._loss_sum.fill_(state["loss_sum"] if self._ranks.rank == 0 else 0)
+        self._loss_sum.fill_(state["loss_sum"] if self._collectives.rank == 0 else 0)
         self._batches = [part.batches(self.steps) for part in self._parts]
 
     def check_ranks_agree(self) -> None:
         """Raises RuntimeError when ranks are not at the same step: one read another checkpoint than the others."""
         steps = torch.tensor(float(self.steps), device=self._tokens.device)
-        self._ranks.sum(steps)
-        if steps.item() != self._ranks.count * self.steps:
+        self._collectives.sum(steps)
+        if steps.item() != self._collectives.count * self.steps:
             raise RuntimeError("the workers see different checkpoints: the run's folder is not the same for all.")
 
     def _classes(self, dropout: LoraDropout | None) -> Tensor:
@@ -190,7 +186,7 @@ class Training:
             return self._frozen_classes
         # Cached: attention asks for its weight several times, and LoRA would be added anew each time.
         with self._autocast, parametrize.cached():
-            classes = self._clip.encode_text(self._tokens, self._ranks, dropout)
+            classes = self._clip.encode_text(self._tokens, self._collectives, dropout)
         if not classes.requires_grad:
             self._frozen_classes = classes
         return classes
@@ -208,11 +204,11 @@ class Training:
     def _draw_part(self, number: int) -> tuple[Tensor, ...]:
         """The fields of a Batch."""
         part, images = self._parts[number], next(self._batches[number]).to(self._tokens.device)
-        rows = self._ranks.share(part.batch_size)
+        rows = self._collectives.share(part.batch_size)
         if len(images) != rows.stop - rows.start:
             raise ValueError(
-                f"a batch holds {len(images)} images, but rank {self._ranks.rank} of {self._ranks.count} needs "
-                f"{rows.stop - rows.start} of the {part.batch_size}."
+                f"a batch holds {len(images)} images, but rank {self._collectives.rank} of {self._collectives.count} "
+                f"needs {rows.stop - rows.start} of the {part.batch_size}."
             )
         # Drawn for the batch of all ranks: an image's crop does not depend on how many share the batch.
         numbers = self._augment.draw(part.batch_size, self._rng)
@@ -221,7 +217,7 @@ class Training:
         if mix is not None:
             # Every image with the one before it in the batch of all ranks, as in torchvision.
             before = torch.arange(rows.start, rows.stop) - 1
-            others, share = images.of_all_ranks(part.batch_size, self._ranks)[before], mix.share
+            others, share = images.of_all_ranks(part.batch_size, self._collectives)[before], mix.share
             pixels = mix.apply(pixels, self._augment.apply(others.images, numbers[before]))
         weights, shares = (
             torch.full((len(images),), value, device=pixels.device) for value in (part.weight / part.batch_size, share)
@@ -241,7 +237,7 @@ class Training:
 
     def _loss_of_all_ranks(self) -> float:
         total = self._loss_sum.clone()
-        self._ranks.sum(total)
+        self._collectives.sum(total)
         return total.item()
 
 

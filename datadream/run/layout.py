@@ -36,6 +36,7 @@ DATASET = "dataset/dataset.json"
 CARD = "dataset/README.md"
 CLASSIFIERS = "classifier"
 FAILED_CLASSIFIERS = "stages/classify-failed.json"
+FAILED_TRIALS = "stages/search-failed.json"
 METRICS = "metrics.json"
 PAGE = "report/index.html"
 SCRATCH = ".ray-train-"
@@ -71,11 +72,6 @@ def features_marker(name: str) -> str:
 def window_marker(number: int) -> str:
     """The marker that a window of shards is written: a list of ShardRecords; gone once the dataset is published."""
     return f"stages/publish/window-{number:05d}.json"
-
-
-def stage_seconds(stage: str) -> str:
-    """The seconds that all starts of a stage took together."""
-    return f"stages/{stage}.json"
 
 
 def classifier_marker(setting: str) -> str:
@@ -187,7 +183,7 @@ class AdapterGroup(Record):
 class WorkerUsage(Record):
     """Workers, seconds from the first lease of each to the last sign of any, and how many of these they worked."""
 
-    workers: int
+    workers: float
     seconds: float
     busy_seconds: float
 
@@ -298,7 +294,7 @@ class SearchRecord(Record):
 
     knobs: Mapping[str, float]
     steps: int
-    val_top1: float
+    val_top1: float | None
     n_trials: int
     trials: Sequence[Mapping[str, Any]]
     """knobs, steps and val_top1 of each."""

@@ -169,7 +169,7 @@ class _Attempt:
     ) -> None:
         self._store, self._units, self._how, self._workers = store, units, how, workers
         self._reporter, self._before, self._failed = reporter, before, failed
-        self._monitor = Monitor.options(**beside_driver()).remote()
+        self._monitor = ray.remote(Monitor).options(**beside_driver()).remote()
         self._heard = Heard()
 
     def run(self, without: set[str]) -> Exception | None:
@@ -252,7 +252,6 @@ class Heard:
     failures: dict[int, str] = field(default_factory=dict)
 
 
-@ray.remote
 class Monitor:
     """Where the workers say how far they are, for the driver to ask: it must survive them."""
 

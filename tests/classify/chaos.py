@@ -18,8 +18,7 @@ import ray
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from datadream.classify.job import ClassifierJob
-from datadream.classify.stage import train_classifiers
+from datadream.classify.stage import ClassifierJob, train_classifiers
 from datadream.config import ExperimentConfig, parse_config
 from datadream.data.few_shot import FewShotSet
 from datadream.run.layout import CONFIG, FEW_SHOT, classifier_checkpoint, classifier_marker

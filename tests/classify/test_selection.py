@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from datadream.classify.selection import selection_of
+from datadream.classify.model_selection import selection_of
 from datadream.config import ClassifyConfig
 
 SETTINGS = ("zero-shot", "real", "synthetic", "real+synthetic")

@@ -20,9 +20,8 @@ from datadream.classify import stage as trainer
 from datadream.classify.ingest import feed
 from datadream.classify.ingest.batches import LabelledImages, SyntheticImages, shuffled_batches
 from datadream.classify.ingest.reader import open_published, quiet_ordered_data
-from datadream.classify.job import ClassifierJob
 from datadream.classify.setting import SettingTrainer
-from datadream.classify.stage import train_classifiers
+from datadream.classify.stage import ClassifierJob, train_classifiers
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.trainable import load_trainable_state, make_trainable
 from datadream.run.layout import progress_file

@@ -19,7 +19,7 @@ from datadream.config import ClassifyConfig
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.lora_dropout import LoraDropout
 from datadream.models.clip.trainable import make_trainable, trainable_parameters, trainable_state
-from datadream.runtime.collectives import ALONE, Ranks
+from datadream.runtime.collectives import ALONE
 from datadream.seeds import derive_seed
 from tests.classify.toy import OFF, PROMPTS, augment_of, mild, part, training_of, with_lora
 from tests.models.dropped_lora import keep_in_images, keep_in_prompts, with_dropped_lora

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datadream.data.datasets import Photo, PhotoSource
 from datadream.data.decode import square
-from datadream.runtime.collectives import Ranks
+from datadream.runtime.collectives import Collectives
 
 DECODE_THREADS = 4
 """Pillow decodes and resizes outside of Python's lock; more threads than this only take memory."""
@@ -35,9 +35,9 @@ class LabelledImages:
     def __getitem__(self, rows: Tensor | slice) -> LabelledImages:
         return LabelledImages(self.images[rows], self.labels[rows])
 
-    def of_all_ranks(self, n: int, ranks: Ranks) -> LabelledImages:
+    def of_all_ranks(self, n: int, collectives: Collectives) -> LabelledImages:
         """The whole batch of n images, of which these are our share."""
-        return LabelledImages(ranks.gather(self.images, n), ranks.gather(self.labels, n))
+        return LabelledImages(collectives.gather(self.images, n), collectives.gather(self.labels, n))
 
     def to(self, device: torch.device) -> LabelledImages:
         return LabelledImages(self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
@@ -60,7 +60,7 @@ def read_photos(source: PhotoSource, photos: Sequence[Photo], size: int) -> Labe
 
 
 def shuffled_batches(
-    pool: LabelledImages, batch_size: int, ranks: Ranks, seed: int, start: int = 0
+    pool: LabelledImages, batch_size: int, collectives: Collectives, seed: int, start: int = 0
 ) -> Iterator[LabelledImages]:
     """Our share of endless batches of `batch_size` images over all ranks; every image is drawn once in each epoch.
 
@@ -75,30 +75,30 @@ def shuffled_batches(
         while len(rows) < batch_size:
             rows = torch.cat([rows, torch.randperm(len(pool), generator=rng)])
         batch, rows = rows[:batch_size], rows[batch_size:]
-        yield pool[batch[ranks.share(batch_size)].to(pool.labels.device)]
+        yield pool[batch[collectives.share(batch_size)].to(pool.labels.device)]
 
 
-def rows_per_read(batch_size: int, ranks: Ranks) -> int:
+def rows_per_read(batch_size: int, collectives: Collectives) -> int:
     """Images that every rank takes from its stream for a step.
 
     The same on all ranks, even where shares differ by one: all must come to the end of an epoch at the same step, or
     the one that waits for the next epoch and the one that waits for gradients wait for each other.
     """
-    return -(-batch_size // ranks.count)
+    return -(-batch_size // collectives.count)
 
 
 def buffered_batches(
-    reads: Iterable[LabelledImages], batch_size: int, ranks: Ranks, buffer: int, seed: int
+    reads: Iterable[LabelledImages], batch_size: int, collectives: Collectives, buffer: int, seed: int
 ) -> Iterator[LabelledImages]:
     """Our share of batches from a stream of reads of `rows_per_read` images, shuffled through `buffer` images.
 
     A batch is drawn from random places of the buffer, and the next read takes its place.
     """
-    share = ranks.share(batch_size)
+    share = collectives.share(batch_size)
     size = share.stop - share.start
     rng = torch.Generator().manual_seed(seed)
     reads = iter(reads)
-    n_reads = max(1, buffer // rows_per_read(batch_size, ranks))
+    n_reads = max(1, buffer // rows_per_read(batch_size, collectives))
     first = [read for _, read in zip(range(n_reads), reads, strict=False)]
     pool = LabelledImages(torch.cat([read.images for read in first]), torch.cat([read.labels for read in first]))
     for read in reads:

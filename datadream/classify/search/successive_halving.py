@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from datadream.config import ClassifyConfig, Setting
-from datadream.run.layout import CLASSIFIERS
+from datadream.run.layout import SearchRecord, TrialRecord, search_marker, trial_marker
 from datadream.run.store import RunStore
 
-Record = dict[str, Any]
-
 OWN = 0
-"""Number of the config's own knobs among the candidates: of equal ones, nothing is changed."""
+"""Index of the config's own values among the candidates; ties go to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ class Trial:
     @property
     def marker(self) -> str:
         """Where its record is, once it is finished."""
-        return f"{CLASSIFIERS}/{self.setting}/search/{self.steps:06d}-{self.number:04d}.json"
+        return trial_marker(self.setting, self.steps, self.number)
 
     def schedule(self, config: ClassifyConfig) -> dict[str, Any]:
         """Knobs of training for its steps: warm-up and readings keep their share of them."""
@@ -71,33 +69,33 @@ class Search:
             if steps == self.config.steps:
                 numbers = sorted({OWN, *numbers})
             rung = [Trial(self.setting, number, knobs[number], steps) for number in numbers]
-            found = {trial.number: self._record_of(trial) for trial in rung}
-            if missing := [trial for trial in rung if found[trial.number] is None]:
+            found = [self._record_of(trial) for trial in rung]
+            if missing := [trial for trial, record in zip(rung, found, strict=True) if record is None]:
                 return missing
-            best = ranked(list(found.values()))
-            self._check_not_all_diverged(best)
+            best = ranked([record for record in found if record is not None])
+            if best[0].val_top1 is None:
+                raise RuntimeError(
+                    f"{self.setting}: training diverged under every combination of classify.search. "
+                    "List lower learning rates, in a new run."
+                )
             records += best
-            numbers = [record["number"] for record in best[: max(1, len(best) // search.reduction)]]
+            numbers = [record.number for record in best[: max(1, len(best) // search.reduction)]]
         self._record_choice(best[0], records)
         return []
 
-    def _record_of(self, trial: Trial) -> Record | None:
+    def _record_of(self, trial: Trial) -> TrialRecord | None:
         """None when it is not finished, or is that of other knobs: earlier versions numbered them otherwise."""
-        record = self.store.read_json(trial.marker) if self.store.exists(trial.marker) else None
-        return record if record and record["knobs"] == trial.knobs else None
+        if not self.store.exists(trial.marker):
+            return None
+        record = TrialRecord.from_json(self.store.read_json(trial.marker))
+        return record if record.knobs == trial.knobs else None
 
-    def _check_not_all_diverged(self, best: list[Record]) -> None:
-        if best[0]["val_top1"] is None:
-            raise RuntimeError(
-                f"{self.setting}: training diverged under every combination of classify.search. "
-                "List lower learning rates, in a new run."
-            )
-
-    def _record_choice(self, best: Record, records: list[Record]) -> None:
-        fields = ("knobs", "steps", "val_top1")
-        trials = [{name: record[name] for name in fields} for record in records]
-        found = {name: best[name] for name in fields} | {"n_trials": len(trials), "trials": trials}
-        self.store.write_json(search_marker(self.setting), found)
+    def _record_choice(self, best: TrialRecord, records: list[TrialRecord]) -> None:
+        trials = [{"knobs": r.knobs, "steps": r.steps, "val_top1": r.val_top1} for r in records]
+        found = SearchRecord(
+            knobs=best.knobs, steps=best.steps, val_top1=best.val_top1, n_trials=len(trials), trials=trials
+        )
+        self.store.write_json(search_marker(self.setting), found.to_json())
 
 
 def candidates(config: ClassifyConfig) -> list[dict[str, float]]:
@@ -115,21 +113,16 @@ def rung_steps(steps: int, grace: float, reduction: int) -> list[int]:
     return rungs
 
 
-def ranked(records: list[Record]) -> list[Record]:
+def ranked(records: list[TrialRecord]) -> list[TrialRecord]:
     """Best first by validation accuracy; of equal ones the first candidate, and last what diverged."""
-    return sorted(records, key=lambda record: (-_accuracy(record), record["number"]))
+
+    def accuracy(record: TrialRecord) -> float:
+        return -math.inf if record.val_top1 is None else record.val_top1
+
+    return sorted(records, key=lambda record: (-accuracy(record), record.number))
 
 
-def _accuracy(record: Record) -> float:
-    return -math.inf if record["val_top1"] is None else record["val_top1"]
-
-
-def search_marker(setting: Setting) -> str:
-    """The marker that a setting's knobs are chosen."""
-    return f"{CLASSIFIERS}/{setting}/search.json"
-
-
-def found_knobs(store: RunStore, setting: Setting) -> Record | None:
-    """What the search of a setting found: its knobs, their validation accuracy and all trials; None without search."""
+def found_knobs(store: RunStore, setting: Setting) -> SearchRecord | None:
+    """What the search of a setting found; None without search."""
     marker = search_marker(setting)
-    return store.read_json(marker) if store.exists(marker) else None
+    return SearchRecord.from_json(store.read_json(marker)) if store.exists(marker) else None

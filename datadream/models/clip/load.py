@@ -21,7 +21,7 @@ from datadream.models.clip.image_tower import encode_images
 from datadream.models.clip.lora_dropout import LoraDropout
 from datadream.models.clip.text_tower import TextTower
 from datadream.models.source import resolve
-from datadream.runtime.collectives import ALONE, Ranks
+from datadream.runtime.collectives import ALONE, Collectives
 
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
 CONFIG = "open_clip_config.json"
@@ -41,9 +41,11 @@ class ClipModel:
     """Prompts -> token ids [n, context]."""
     text_tower: TextTower
 
-    def encode_text(self, tokens: Tensor, ranks: Ranks = ALONE, dropout: LoraDropout | None = None) -> Tensor:
+    def encode_text(
+        self, tokens: Tensor, collectives: Collectives = ALONE, dropout: LoraDropout | None = None
+    ) -> Tensor:
         """Unit features fp32 [n, D] of token ids [n, context] on the model's device; see TextTower.encode."""
-        return self.text_tower.encode(tokens, ranks, dropout)
+        return self.text_tower.encode(tokens, collectives, dropout)
 
     def encode_image(self, images: Tensor, dropout: LoraDropout | None = None) -> Tensor:
         """Unit features fp32 [n, D] of images float [n, 3, size, size] on the model's device."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from datadream.models.clip.block import has_plain_blocks, join_heads, run_block, split_heads
 from datadream.models.clip.lora_dropout import MERGED, LoraDropout
-from datadream.runtime.collectives import ALONE, Ranks
+from datadream.runtime.collectives import ALONE, Collectives
 
 MIN_SHARE = 32
 """Prompts of a worker from which on sharing them out costs less than the messages that it takes."""
@@ -97,16 +97,16 @@ class TextTower:
         self._tokens: Tensor | None = None
         self._packed: dict[tuple[int, int], PackedPrompts] = {}
 
-    def encode(self, tokens: Tensor, ranks: Ranks = ALONE, dropout: LoraDropout | None = None) -> Tensor:
+    def encode(self, tokens: Tensor, collectives: Collectives = ALONE, dropout: LoraDropout | None = None) -> Tensor:
         """Unit features fp32 [n, D] of token ids [n, context], on all ranks; the ids must never change in place.
 
         Many prompts are shared out among the ranks, all of which must then call this, and gradients are exact once
         they are summed over ranks.
         """
-        if ranks.count == 1 or len(tokens) < MIN_SHARE * ranks.count:
+        if collectives.count == 1 or len(tokens) < MIN_SHARE * collectives.count:
             return self._encode(tokens, slice(0, len(tokens)), dropout)
-        rows = ranks.share(len(tokens))
-        return ranks.gather(self._encode(tokens, rows, dropout), len(tokens))
+        rows = collectives.share(len(tokens))
+        return collectives.gather(self._encode(tokens, rows, dropout), len(tokens))
 
     def _encode(self, tokens: Tensor, rows: slice, dropout: LoraDropout | None) -> Tensor:
         if self._understood:

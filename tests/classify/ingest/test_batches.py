@@ -19,7 +19,7 @@ from datadream.classify.ingest.batches import (
 )
 from datadream.data.datasets import open_source
 from datadream.data.decode import decode_squares, square
-from datadream.runtime.collectives import ALONE, Ranks
+from datadream.runtime.collectives import ALONE
 
 
 def numbered(n: int) -> LabelledImages:

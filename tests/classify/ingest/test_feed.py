@@ -12,11 +12,11 @@ import torch
 
 from datadream.classify.ingest.batches import SyntheticImages
 from datadream.classify.ingest.feed import synthetic_images
-from datadream.classify.job import ClassifierJob
 from datadream.classify.loop import Checkpoints, train
+from datadream.classify.stage import ClassifierJob
 from datadream.classify.train_state import Part
 from datadream.run.store import RunStore
-from datadream.runtime.collectives import ALONE, Ranks
+from datadream.runtime.collectives import ALONE
 from tests.classify.toy import mild, training_of, with_lora
 
 BUFFER = 12

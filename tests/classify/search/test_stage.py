@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 
 from datadream.classify.ingest import feed
-from datadream.classify.job import ClassifierJob
 from datadream.classify.search import stage as sweep
 from datadream.classify.search.stage import choose_knobs
-from datadream.classify.stage import train_classifiers
+from datadream.classify.stage import ClassifierJob, train_classifiers
 from datadream.run.store import RunStore
 from datadream.runtime.session import Workers
 from tests.classify.colors import publish
