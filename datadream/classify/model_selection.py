@@ -1,8 +1,8 @@
 """Model selection: which photos choose a setting's weights, and how their readings choose the training step.
 
 The step is that of the best reading of the run's own validation curve; or, with K-fold, of the mean curve of trainings
-that each leave a part of the shots out, after which all shots are trained on for so long. The final training lacks none
-of the few shots. Who compares knobs needs nothing but readings, and with folds does without that training.
+that each leave a part of the shots out, after which all shots are trained on for so long. The final training lacks
+none of the few shots. Who compares knobs needs nothing but readings, and with folds does without that training.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Labelled photos in three parts: a pool to draw shots from, a validation part and a test part.
 
 `digits` is scikit-learn's copy of the UCI handwritten digits: 1,797 scans, real data inside a dependency. Any other
-source is an image folder. A folder with only classes has no test part: few_shot.sample_shots then keeps a part of every
-class for validation and test, so that people with spare photos still get an honest figure.
+source is an image folder. A folder with only classes has no test part: few_shot.sample_shots then keeps a part of
+every class for validation and test, so that people with spare photos still get an honest figure.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def test_micro_batches_give_the_gradients_of_the_batch(clip, shots, settings, si
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_gradients_of_all_ranks_add_up_to_those_of_one(clip, shots, settings, count):
-    ranks = [Ranks(rank, count) for rank in range(count)]
+    ranks = [Collectives(rank, count) for rank in range(count)]
     summed = sum(gradients(clip, settings, both_parts(shots, each), each) for each in ranks)
     torch.testing.assert_close(summed, gradients(clip, settings, both_parts(shots)), atol=1e-5, rtol=1e-4)
 
@@ -195,7 +195,7 @@ def _train_rank(rank: int, count: int, folder: Path, clip_id: str, knobs: dict, 
     torch.set_num_threads(1)
     meeting = f"file://{folder}/store-{count}"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
-    clip, ranks = with_lora(clip_id), Ranks(rank, count)
+    clip, ranks = with_lora(clip_id), Collectives(rank, count)
     parts = both_parts(LabelledImages(*pool), ranks)
     training = training_of(clip, ClassifyConfig(**knobs), parts, augment_of(clip), ranks)
     for _ in range(20):

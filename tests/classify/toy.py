@@ -32,11 +32,13 @@ def mild(clip: ClipModel) -> Augment:
     return augment_of(clip, color_jitter=0.1, grayscale=0)
 
 
-def part(pool: LabelledImages, batch_size: int = 12, weight: float = 1.0, ranks: Ranks = ALONE, seed: int = 0) -> Part:
+def part(
+    pool: LabelledImages, batch_size: int = 12, weight: float = 1.0, ranks: Collectives = ALONE, seed: int = 0
+) -> Part:
     return Part(partial(shuffled_batches, pool, batch_size, ranks, seed), batch_size, weight)
 
 
 def training_of(
-    clip: ClipModel, settings: ClassifyConfig, parts: list[Part], augment: Augment, ranks: Ranks = ALONE
+    clip: ClipModel, settings: ClassifyConfig, parts: list[Part], augment: Augment, ranks: Collectives = ALONE
 ) -> Training:
-    return Training(clip, clip.tokenizer(PROMPTS), parts, augment, settings, seed=0, ranks=ranks)
+    return Training(clip, clip.tokenizer(PROMPTS), parts, augment, settings, seed=0, collectives=ranks)

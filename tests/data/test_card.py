@@ -32,7 +32,7 @@ def test_the_card_tells_neither_user_nor_host():
         "diffusion.model": "/home/alice/models/sd",
     }
     config = recipes.digits(**private)
-    few_shot = draw(open_source("digits").dataset(), 4, 0, config.data.prompt)
+    few_shot = sample_shots(open_source("digits").dataset(), 4, 0, config.data.prompt)
     card = dataset_card(few_shot, config, 2000, 123)
     assert "real photos per class of `photos`" in card
     assert "| base model | `sd`, whose" in card

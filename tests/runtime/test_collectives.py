@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from datadream.runtime.collectives import ALONE, LostPeerError, Ranks
+from datadream.runtime.collectives import ALONE, Collectives, LostPeerError
 
 
 @pytest.mark.parametrize(("n", "count"), [(64, 1), (64, 3), (7, 4), (2, 2), (1, 3)])
 def test_shares_cover_a_batch_evenly(n, count):
-    shares = [list(range(n))[Ranks(rank, count).share(n)] for rank in range(count)]
+    shares = [list(range(n))[Collectives(rank, count).share(n)] for rank in range(count)]
     assert [row for share in shares for row in share] == list(range(n))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -38,7 +38,7 @@ def _sum_on(rank: int, folder: str) -> None:
     parameters = [torch.zeros(2), torch.zeros(2, 1)]
     parameters[0].grad = torch.tensor([1.0, 2.0]) + 2 * rank
     parameters[1].grad = torch.tensor([[4.0], [5.0]]) + 2 * rank
-    Ranks(rank, 2).sum_gradients(parameters)
+    Collectives(rank, 2).sum_gradients(parameters)
     torch.save([parameter.grad.tolist() for parameter in parameters], Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -53,6 +53,6 @@ def _lose_one_on(rank: int, folder: str) -> None:
     if rank == 1:
         os._exit(0)
     try:
-        Ranks(rank, 2).sum(torch.ones(2))
+        Collectives(rank, 2).sum(torch.ones(2))
     except LostPeerError:
         os._exit(3)

@@ -66,7 +66,7 @@ def test_every_image_is_drawn_once_in_each_epoch():
 def test_ranks_share_the_batches_that_one_would_draw():
     pool = numbered(10)
     alone = list(islice(shuffled_batches(pool, 7, ALONE, seed=3), 5))
-    shared = [list(islice(shuffled_batches(pool, 7, Ranks(rank, 3), seed=3), 5)) for rank in range(3)]
+    shared = [list(islice(shuffled_batches(pool, 7, Collectives(rank, 3), seed=3), 5)) for rank in range(3)]
     for step, batch in enumerate(alone):
         assert torch.equal(torch.cat([batches[step].labels for batches in shared]), batch.labels)
 
@@ -105,7 +105,7 @@ def test_a_stream_is_shuffled_through_its_buffer():
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_unequal_shares_read_their_streams_at_the_same_pace(rank):
-    ranks = Ranks(rank, 2)
+    ranks = Collectives(rank, 2)
     rows = rows_per_read(5, ranks)
     batches = list(buffered_batches(reads(numbered(30), rows, 1), 5, ranks, buffer=6, seed=0))
     assert rows == 3

@@ -42,7 +42,7 @@ def job(tmp_path, few_shot, config) -> ClassifierJob:
     return ClassifierJob(RunStore(str(tmp_path)), few_shot, config)
 
 
-def streamed(job: ClassifierJob, stream: Stream, n: int, ranks: Ranks = ALONE) -> SyntheticImages:
+def streamed(job: ClassifierJob, stream: Stream, n: int, ranks: Collectives = ALONE) -> SyntheticImages:
     return synthetic_images(job, stream, n, BUFFER, torch.device("cpu"), ranks)
 
 
@@ -87,6 +87,6 @@ def test_a_worker_whose_epoch_has_another_length_stops_all(job, said, found):
 
 
 def test_a_split_without_a_whole_batch_is_refused(job):
-    batches = streamed(job, Stream(3), 6, Ranks(0, 2)).batches(8, 0, 0)
+    batches = streamed(job, Stream(3), 6, Collectives(0, 2)).batches(8, 0, 0)
     with pytest.raises(ValueError, match=r"do not fill one batch of 4. Use fewer workers"):
         next(batches)

@@ -162,7 +162,7 @@ def test_prompts_shared_out_give_the_features_and_gradients_of_one_worker(tmp_pa
         torch.testing.assert_close(summed, expected[1], atol=1e-5, rtol=1e-5)
 
 
-def _outcomes_of_a_share(model: nn.Module, ranks: Ranks) -> list[tuple[Tensor, list[Tensor]]]:
+def _outcomes_of_a_share(model: nn.Module, ranks: Collectives) -> list[tuple[Tensor, list[Tensor]]]:
     """A loss over 6 photos, of which a rank has its share; without and with dropout."""
     found = []
     for dropout in (None, LoraDropout(0.3, seed=4)):
@@ -180,5 +180,5 @@ def _encode_on_second(_: int, folder: str) -> None:
 
 def _encode_on(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(_outcomes_of_a_share(clip(), Ranks(rank, 2)), Path(folder) / f"{rank}.pt")
+    torch.save(_outcomes_of_a_share(clip(), Collectives(rank, 2)), Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
