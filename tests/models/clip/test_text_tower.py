@@ -18,7 +18,7 @@ from datadream.models.clip.lora_dropout import LoraDropout
 from datadream.models.clip.text_tower import TextTower
 from datadream.models.clip.trainable import make_trainable, trainable_parameters
 from datadream.recipes import TINY
-from datadream.runtime.collectives import ALONE
+from datadream.runtime.collectives import ALONE, Collectives
 
 CONTEXT, END = 77, 99
 VISION = {"image_size": 16, "layers": 1, "width": 16, "head_width": 16, "patch_size": 8}
