@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 CONFIG = "config.json"
+LOCK = "lock.json"
+"""Who writes the run; there only while somebody does."""
 FEW_SHOT = "few_shot.json"
 ADAPTERS = "adapters"
 ADAPTER_WEIGHTS = "pytorch_lora_weights.safetensors"

@@ -1,7 +1,8 @@
 """A run's folder at any fsspec URL: atomic writes, commit markers, and the config that the folder belongs to.
 
 Everything is written under a temporary name and renamed, or put in one object-store request, and only then announced
-by its JSON marker. Readers trust markers, never a listing, so nothing half-written is ever read.
+by its JSON marker. Readers trust markers, never a listing, so nothing half-written is ever read. Temporaries of killed
+writers are swept by whoever holds the run's lock (`datadream.run.lock`), and by nobody else.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from datadream.config import ExperimentConfig, flatten
-from datadream.run.layout import CONFIG, SCRATCH, adapter_marker, adapter_weights
+from datadream.run.layout import CONFIG, adapter_marker, adapter_weights
 
 LIBRARIES = ("datadream", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
 
@@ -161,17 +162,6 @@ class RunStore:
             return set()
         names = (posixpath.basename(path) for path in self.fs.ls(self.path(folder), detail=False))
         return {name.removesuffix(".json") for name in names if name.endswith(".json") and not name.startswith(".")}
-
-    def sweep_temporary(self) -> None:
-        """Remove what writers that were killed left behind."""
-        if not self.fs.exists(self.root):
-            return
-        for path in self.fs.ls(self.root, detail=False):
-            if posixpath.basename(path).startswith(SCRATCH):
-                self.fs.rm(path, recursive=True)
-        for path in self.fs.find(self.root) if self.is_local else ():
-            if path.endswith(".tmp") and posixpath.basename(path).startswith("."):
-                self.fs.rm_file(path)
 
     def check_writable(self) -> None:
         """Raises ValueError when the run cannot be written here; leaves nothing behind."""
