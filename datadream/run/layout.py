@@ -12,6 +12,8 @@ from typing import Any, Self
 from datadream.methods.chunks import CHUNKS_FOLDER
 
 CONFIG = "config.json"
+LOCK = "lock.json"
+"""Who writes the run; there only while somebody does."""
 FEW_SHOT = "few_shot.json"
 LOCK = "lock.json"
 ADAPTERS = "adapters"

@@ -1,7 +1,8 @@
 """A run's folder at any fsspec URL: atomic writes, commit markers, and the config that the folder belongs to.
 
 Everything is written under a temporary name and renamed, or put in one object-store request, and only then announced
-by its JSON marker. Readers trust markers, never a listing, so nothing half-written is ever read.
+by its JSON marker. Readers trust markers, never a listing, so nothing half-written is ever read. Temporaries of killed
+writers are swept by whoever holds the run's lock (`datadream.run.lock`), and by nobody else.
 """
 
 from __future__ import annotations
@@ -9,19 +10,29 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import time
 import uuid
 from contextlib import suppress
 from importlib.metadata import version
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from datadream.config import ExperimentConfig, flatten, parse_config
 from datadream.hashing import sha256
-from datadream.run.layout import CONFIG, SCRATCH, adapter_marker, adapter_weights
+from datadream.run.layout import CONFIG, adapter_marker, adapter_weights
 
 LIBRARIES = ("datadream", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
+
+TEMPORARY = ".tmp"
+"""How the hidden files end that writers rename when they are whole."""
+
+CREATION_SECONDS = 2.0
+"""How long a file that is being created may stay incomplete until its creator counts as killed.
+
+One small write takes milliseconds; on a loaded network folder some hundred.
+"""
 
 
 class RunStore:
@@ -62,38 +73,82 @@ class RunStore:
         return json.loads(self.read_bytes(name))
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a whole file atomically: readers see the old bytes or the new ones."""
+        """Write a whole file atomically and durably: readers see the old bytes or the new ones, also after a crash."""
         path = self.path(name)
         if not self.is_local:
             self.fs.pipe_file(path, data)
             return
         folder, base = posixpath.split(path)
-        self.fs.makedirs(folder, exist_ok=True)
-        temporary = posixpath.join(folder, f".{base}.{uuid.uuid4().hex}.tmp")
+        os.makedirs(folder, exist_ok=True)
+        temporary = posixpath.join(folder, f".{base}.{uuid.uuid4().hex}{TEMPORARY}")
         try:
-            self.fs.pipe_file(temporary, data)
-            self.fs.mv(temporary, path)
+            with open(temporary, "wb") as file:
+                _write_through(file, data)
+            os.replace(temporary, path)
         except BaseException:
-            if self.fs.exists(temporary):
-                self.fs.rm_file(temporary)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
             raise
+        _sync_folder(folder)
+
+    def create_bytes(self, name: str, data: bytes) -> None:
+        """Write a file that must not be there; of several creators one succeeds, also where there are no hard links.
+
+        On local folders others may see the file empty for a moment, and for good if its creator is killed.
+        Raises FileExistsError when the file is there.
+        """
+        path = self.path(name)
+        if not self.is_local:
+            try:
+                self.fs.pipe_file(path, data, mode="create")
+            except Exception as error:  # servers word "it is there" in ways that clients do not always translate
+                if isinstance(error, FileExistsError) or not self.fs.exists(path):
+                    raise
+                raise FileExistsError(path) from error
+            return
+        folder = posixpath.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        with open(path, "xb") as file:
+            try:
+                _write_through(file, data)
+            except BaseException:
+                os.unlink(path)
+                raise
+        _sync_folder(folder)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, _encode_json(value))
 
     def write_json_once(self, name: str, value: Any) -> Any:
-        """Write a file unless it is there; returns what it then holds, whoever came first."""
-        with suppress(FileExistsError):
-            if self.is_local:
-                own = f"{name}.{uuid.uuid4().hex}"
-                self.write_json(own, value)
-                try:
-                    os.link(self.path(own), self.path(name))  # of several, one succeeds
-                finally:
-                    self.remove(own)
-            else:
-                self.fs.pipe_file(self.path(name), _encode_json(value), mode="create")
-        return self.read_json(name)
+        """Write an object unless the file is there; returns what it then holds, whoever came first."""
+        removed = False
+        while True:
+            with suppress(FileExistsError):
+                self.create_bytes(name, _encode_json(value))
+            if removed:  # by others too, perhaps: one that looked when we did may have removed what we created
+                time.sleep(CREATION_SECONDS)
+            written = self.read_json_once(name)
+            if written is not None:
+                return written
+            with suppress(FileNotFoundError):  # its creator was killed
+                self.remove(name)
+            removed = True
+
+    def read_json_once(self, name: str) -> Any | None:
+        """What `write_json_once` wrote; None when there is nothing, or only what a killed creator left.
+
+        A plain `read_json` could meet the moment in which the file is there and still empty.
+        """
+        deadline = time.monotonic() + CREATION_SECONDS
+        while True:
+            try:
+                return self.read_json(name)
+            except FileNotFoundError:
+                return None
+            except ValueError:  # not JSON yet
+                if time.monotonic() > deadline:
+                    return None
+            time.sleep(0.02)
 
     def remove(self, name: str) -> None:
         self.fs.rm_file(self.path(name))
@@ -112,24 +167,13 @@ class RunStore:
         names = (posixpath.basename(path) for path in self.fs.ls(self.path(folder), detail=False))
         return {name.removesuffix(".json") for name in names if name.endswith(".json") and not name.startswith(".")}
 
-    def sweep_temporary(self) -> None:
-        """Remove what writers that were killed left behind."""
-        if not self.fs.exists(self.root):
-            return
-        for path in self.fs.ls(self.root, detail=False):
-            if posixpath.basename(path).startswith(SCRATCH):
-                self.fs.rm(path, recursive=True)
-        for path in self.fs.find(self.root) if self.is_local else ():
-            if path.endswith(".tmp") and posixpath.basename(path).startswith("."):
-                self.fs.rm_file(path)
-
     def check_writable(self) -> None:
         """Raises ValueError when the run cannot be written here; leaves nothing behind."""
         existing = self.root
         # Object stores have no folders that would be left behind.
         while self.is_local and not self.fs.exists(existing) and posixpath.dirname(existing) != existing:
             existing = posixpath.dirname(existing)
-        probe = posixpath.join(existing, f".datadream-{uuid.uuid4().hex}.tmp")
+        probe = posixpath.join(existing, f".datadream-{uuid.uuid4().hex}{TEMPORARY}")
         try:
             self.fs.pipe_file(probe, b"")
             self.fs.rm_file(probe)
@@ -196,6 +240,26 @@ def read_adapter(store: RunStore, adapter_id: str) -> bytes:
 def adapter_sha256(store: RunStore, adapter_id: str) -> str:
     """Hash of a trained adapter's weights file."""
     return store.read_json(adapter_marker(adapter_id))["weights_sha256"]
+
+
+def _write_through(file: IO[bytes], data: bytes) -> None:
+    """Write to the disk itself: a rename may reach it before the content does, and announce an empty file."""
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: str) -> None:
+    """Write a folder's names to the disk.
+
+    Some file systems cannot sync folders. The file is there for all to see by now, so that is no failure.
+    """
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _encode_json(value: Any) -> bytes:

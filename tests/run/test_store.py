@@ -1,14 +1,17 @@
 """Writes are whole or absent; a folder belongs to one config."""
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
 
 from datadream import recipes
 from datadream.config import ExperimentConfig
-from datadream.run.layout import CONFIG, SCRATCH
+from datadream.run import store as store_module
+from datadream.run.layout import CONFIG
 from datadream.run.store import RunStore
 from tests.object_store import s3_server
 
@@ -43,6 +46,51 @@ def test_of_several_writers_the_first_one_counts(store):
     assert store.write_json_once("a/b.json", {"x": 1}) == {"x": 1}
     assert store.write_json_once("a/b.json", {"x": 2}) == {"x": 1}
     assert store.markers("a") == {"b"}
+    assert store.read_json_once("a/b.json") == {"x": 1}
+    assert store.read_json_once("a/c.json") is None
+    with pytest.raises(FileExistsError):
+        store.create_bytes("a/b.json", b"")
+
+
+def test_the_first_one_counts_without_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = RunStore(str(tmp_path))
+    assert [store.write_json_once("b.json", {"x": x}) for x in range(2)] == [{"x": 0}, {"x": 0}]
+    assert os.listdir(tmp_path) == ["b.json"]
+
+
+def test_writers_and_readers_at_once_see_one_whole_value(tmp_path):
+    store = RunStore(str(tmp_path))
+
+    def write(x: int) -> list[str]:
+        return [store.write_json_once(f"{index}.json", {"x": str(x) * 20_000})["x"] for index in range(20)]
+
+    def read() -> list[str]:
+        found = []
+        while len(found) < 20:
+            if value := store.read_json_once(f"{len(found)}.json"):
+                found.append(value["x"])
+        return found
+
+    with ThreadPoolExecutor(4) as threads:
+        results = [threads.submit(write, x) for x in range(3)] + [threads.submit(read)]
+    first, *others = [result.result() for result in results]
+    assert others == [first] * 3
+
+
+@pytest.mark.parametrize("left", [b"", b'{"x": '])
+def test_a_creator_that_was_killed_blocks_nobody(tmp_path, monkeypatch, left):
+    monkeypatch.setattr(store_module, "CREATION_SECONDS", 0.5)
+    store = RunStore(str(tmp_path))
+    (tmp_path / "b.json").write_bytes(left)
+    assert store.read_json_once("b.json") is None
+    with ThreadPoolExecutor(3) as threads:
+        values = list(threads.map(lambda x: store.write_json_once("b.json", {"x": x}), range(3)))
+    assert values == [store.read_json("b.json")] * 3
+    assert os.listdir(tmp_path) == ["b.json"]
 
 
 def test_what_another_process_writes_is_seen(bucket):
@@ -53,9 +101,6 @@ def test_what_another_process_writes_is_seen(bucket):
     code = f"from datadream.run.store import RunStore; RunStore({store.url!r}).write_json('chunks/1.json', {{}})"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (store.markers("chunks"), store.exists("chunks/1.json")) == ({"0", "1"}, True)
-    store.write_bytes(f"{SCRATCH}1/half", b"")
-    store.sweep_temporary()
-    assert {path.rpartition("/")[2] for path in store.fs.find(store.root)} == {"0.json", "1.json"}
 
 
 def test_object_stores_that_cannot_be_used_are_told(bucket):
@@ -69,19 +114,23 @@ def test_object_stores_that_cannot_be_used_are_told(bucket):
 def test_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch):
     store = RunStore(str(tmp_path / "run"))
     store.write_bytes("a", b"old")
-    monkeypatch.setattr(store.fs, "mv", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        store.write_bytes("a", b"new")
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+            with pytest.raises(OSError, match="disk full"):
+                store.write_bytes("a", b"new")
     assert store.read_bytes("a") == b"old"
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["a"]
+    assert os.listdir(tmp_path / "run") == ["a"]
 
 
-def test_sweep_removes_only_temporaries(tmp_path):
+def test_failed_creation_leaves_nothing(tmp_path, monkeypatch):
     store = RunStore(str(tmp_path))
-    store.write_bytes("x/kept.tmp", b"")
-    (tmp_path / "x" / ".half.json.123.tmp").write_bytes(b"half")
-    store.sweep_temporary()
-    assert [path.name for path in (tmp_path / "x").iterdir()] == ["kept.tmp"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            store.write_json_once("a.json", {"x": 1})
+    assert os.listdir(tmp_path) == []
+    assert store.write_json_once("a.json", {"x": 2}) == {"x": 2}
 
 
 def test_another_config_is_refused_by_key(store):

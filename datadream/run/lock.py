@@ -1,0 +1,271 @@
+"""The lock of a run: one driver at a time writes its folder, and that driver alone sweeps what killed writers left.
+
+The lock is a file that is created exclusively and that its owner renews by a heartbeat, because object stores and many
+network folders have no locks that the system releases when their owner dies. Such a lease cannot stop a driver that
+hangs for longer than others watch, and then wakes: its next heartbeat tells it, and it may write until then. If it was
+just renewing when it fell asleep, it gets the lock back, and its successor is the one that is told.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import getpass
+import json
+import logging
+import os
+import posixpath
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from datadream.run.layout import LOCK, SCRATCH
+from datadream.run.store import TEMPORARY, RunStore
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+"""Between two renewals: how long a driver that lost its lock may go on writing. One small request each."""
+
+SILENT_HEARTBEATS = 3
+"""How many heartbeats an owner on another machine may miss: two can be lost to a slow file system."""
+
+LOOK_HEARTBEATS = 0.2
+"""The pause between two looks at another's lock, in heartbeats.
+
+After it, one that took the lock looks whether another did at the same time: it must exceed the time between a taker's
+last look and its removal of the dead owner's file.
+"""
+
+
+class RunLock:
+    """Makes this process the only writer of a run for the length of a `with` block.
+
+    Entering sweeps the run's temporary files. It raises ValueError when another driver that is alive holds the lock,
+    and takes over from one that is dead: at once on the same machine, and from another machine when its heartbeat
+    stands still. Clocks of two machines are never compared.
+
+    When the lock is removed or taken meanwhile, the thread that entered is interrupted as by Ctrl-C, and the block
+    ends with RuntimeError that names the new owner.
+    """
+
+    def __init__(self, store: RunStore, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+        self._store, self._seconds = store, heartbeat_seconds
+        self._where = store.path(LOCK) if store.is_local else posixpath.join(store.url, LOCK)
+
+    def __enter__(self) -> RunLock:
+        self._record = _describe_owner() | {"heartbeat_seconds": self._seconds, "heartbeats": 0}
+        self._loss: str | None = None
+        self._owner_thread = threading.get_ident()
+        self._stop = threading.Event()
+        self._heartbeat = threading.Thread(target=self._renew_until_stopped, name="run-lock", daemon=True)
+        self._acquire()
+        try:
+            self._heartbeat.start()
+            _sweep_temporary(self._store)
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._release()
+        except KeyboardInterrupt:
+            if self._loss is None:
+                raise
+        if self._loss is not None:
+            raise RuntimeError(self._loss) from error
+
+    def _acquire(self) -> None:
+        while True:
+            try:
+                self._store.create_bytes(LOCK, self._encoded())
+                return
+            except FileExistsError:
+                found = self._read()
+            if self._is_own(found):  # created by a request that was sent twice
+                return
+            if found is not None and self._owner_is_dead(found) and self._take_over(found):
+                return
+
+    def _owner_is_dead(self, found: dict[str, Any]) -> bool:
+        """Whether nobody renews the lock any more; False when it changed hands meanwhile.
+
+        Raises ValueError when its owner is alive.
+        """
+        if found and (found["host"], found["machine"]) == (self._record["host"], self._record["machine"]):
+            if _is_alive(found["pid"], found["started"]):
+                raise ValueError(self._refusal(found))
+            return True
+        seconds = SILENT_HEARTBEATS * max(self._seconds, found.get("heartbeat_seconds", 0.0))
+        logger.info("%s: held by %s; watching its heartbeat for %.0f s", self._where, _owner_name(found), seconds)
+        deadline, over = time.monotonic() + seconds, False
+        while not over:
+            time.sleep(self._seconds * LOOK_HEARTBEATS)
+            over = time.monotonic() > deadline  # before the last look, which this process may reach late
+            now = self._read()
+            if now is None or now.get("token") != found.get("token"):
+                return False
+            if now != found:
+                raise ValueError(self._refusal(now))
+        return True
+
+    def _take_over(self, found: dict[str, Any]) -> bool:
+        """Replace a dead owner's lock; False when another driver was quicker, or came after us."""
+        if self._read() != found:
+            return False
+        logger.warning("%s: taken over from %s, which is gone", self._where, _owner_name(found))
+        try:
+            with suppress(FileNotFoundError):
+                self._store.remove(LOCK)
+            self._store.create_bytes(LOCK, self._encoded())
+        except FileExistsError:
+            return False
+        # One that looked when we did may have removed what we created.
+        time.sleep(self._seconds * LOOK_HEARTBEATS)
+        return self._is_own(self._read())
+
+    def _renew_until_stopped(self) -> None:
+        while not self._stop.wait(self._seconds):
+            try:
+                found = self._read()
+                if self._is_own(found):
+                    self._record["heartbeats"] += 1
+                    self._store.write_bytes(LOCK, self._encoded())
+                    continue
+            except Exception as error:  # every file system has its own; the next heartbeat may reach it again
+                logger.warning("%s: not renewed: %s", self._where, str(error) or type(error).__name__)
+                continue
+            if found != {}:  # a lock that is being created does not name its owner yet
+                became = "The file was removed" if found is None else f"It is held by {_owner_name(found)} now"
+                self._loss = f"this driver lost the lock of its run, {self._where}, and stops writing it. {became}."
+                logger.error(self._loss)
+                if not self._stop.is_set():
+                    _interrupt(self._owner_thread)
+                return
+
+    def _release(self) -> None:
+        """Remove the lock if it is ours; a folder where that cannot be done does not spoil the end of the work."""
+        self._stop.set()
+        if self._heartbeat.ident is not None:  # a renewal under way would bring the file back
+            self._heartbeat.join(timeout=SILENT_HEARTBEATS * self._seconds)
+        try:
+            if self._is_own(self._read()):
+                self._store.remove(LOCK)
+        except Exception as error:
+            logger.warning("%s: not removed: %s", self._where, str(error) or type(error).__name__)
+
+    def _read(self) -> dict[str, Any] | None:
+        """What the lock holds; None when there is none, and nothing when its creator has not written it (yet)."""
+        try:
+            return self._store.read_json(LOCK)
+        except FileNotFoundError:
+            return None
+        except ValueError:  # not JSON
+            return {}
+
+    def _is_own(self, found: dict[str, Any] | None) -> bool:
+        return found is not None and found.get("token") == self._record["token"]
+
+    def _encoded(self) -> bytes:
+        return json.dumps(self._record, indent=1).encode()
+
+    def _refusal(self, found: dict[str, Any]) -> str:
+        return (
+            f"run {self._store.url!r} is being written by {_owner_name(found)}. Wait until that is done or stop it; "
+            f"if that process is gone, remove {self._where}"
+        )
+
+
+def _describe_owner() -> dict[str, Any]:
+    """Who this process is, for others to read and to find out whether it is alive."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # containers run under numbers that have no name
+        user = str(os.getuid())
+    return {
+        "token": uuid.uuid4().hex,
+        "user": user,
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "started": _process_start(os.getpid()),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _owner_name(found: dict[str, Any]) -> str:
+    if not found:
+        return "a driver that did not write its name"
+    return f"{found['user']} (process {found['pid']} on {found['host']}, since {found['since']})"
+
+
+def _machine() -> str:
+    """Where process numbers mean what they mean here: the boot and the process namespace, as containers share hosts.
+
+    Empty on systems that tell neither, whose host names have to do.
+    """
+    known = []
+    with suppress(OSError):
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        known.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(known)
+
+
+def _process_start(pid: int) -> str:
+    """When a process began, in clock ticks since the boot, or "ended"; empty where the system does not tell.
+
+    A process number alone would take a later process for the owner.
+    """
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "ended" if state in "ZX" else fields[18]
+
+
+def _is_alive(pid: int, started: str) -> bool:
+    """Whether the process that has, or had, this number since then is running on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return _process_start(pid) in (started, "")
+
+
+def _interrupt(thread: int) -> None:
+    """Raise KeyboardInterrupt in a thread.
+
+    A signal also ends a system call that the thread waits in. Only the main thread gets signals, and shells start
+    background jobs with this one ignored.
+    """
+    if thread == threading.main_thread().ident and callable(signal.getsignal(signal.SIGINT)):
+        signal.pthread_kill(thread, signal.SIGINT)
+    else:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
+
+
+def _sweep_temporary(store: RunStore) -> None:
+    """Remove what writers that were killed left behind.
+
+    Without the lock this would take the files of a live writer from under it.
+    """
+    for path in store.fs.ls(store.root, detail=False):
+        if posixpath.basename(path).startswith(SCRATCH):
+            store.fs.rm(path, recursive=True)
+    for path in store.fs.find(store.root) if store.is_local else ():
+        if path.endswith(TEMPORARY) and posixpath.basename(path).startswith("."):
+            with suppress(FileNotFoundError):  # the heartbeat renamed its own meanwhile
+                os.unlink(path)
