@@ -87,9 +87,12 @@ def test_two_workers_and_an_interrupted_start_give_the_same_bytes(published, con
 
 
 @pytest.fixture
-def windows_of_a_shard(monkeypatch):
-    """Three windows of one shard each."""
+def in_windows(published, config, few_shot, tmp_path, monkeypatch):
+    """The images published in three windows of one shard each, which makes other shards of them."""
     monkeypatch.setattr(publishing, "WINDOW_IMAGES", 15)
+    store = RunStore(str(tmp_path / "undisturbed"))
+    copy_chunks(published[0], store, plan_chunks(store, few_shot, config))
+    return store, publish(store, few_shot, config, ONE)
 
 
 class Killed:
@@ -110,11 +113,9 @@ def write_windows_alone(source, store, few_shot, config) -> list[str]:
     return sorted(store.files(WINDOWS))
 
 
-def test_a_killed_start_goes_on_with_the_windows_that_are_missing(
-    published, config, few_shot, tmp_path, windows_of_a_shard
-):
-    source, expected = published
-    store = RunStore(str(tmp_path))
+def test_a_killed_start_goes_on_with_the_windows_that_are_missing(in_windows, config, few_shot, tmp_path):
+    source, expected = in_windows
+    store = RunStore(str(tmp_path / "killed"))
     markers = write_windows_alone(source, store, few_shot, config)
     assert len(markers) == 3
     (lost,) = (record["name"] for record in store.read_json(markers[1]))
@@ -134,20 +135,18 @@ def test_a_killed_start_goes_on_with_the_windows_that_are_missing(
     assert not store.files(WINDOWS)
 
 
-def test_shards_that_were_removed_are_written_again(published, config, few_shot, tmp_path, windows_of_a_shard):
+def test_shards_that_were_removed_are_written_again(in_windows, config, few_shot, tmp_path):
     """Whoever removes dataset/ of a killed start removes no markers of windows."""
-    source, expected = published
-    store = RunStore(str(tmp_path))
+    source, expected = in_windows
+    store = RunStore(str(tmp_path / "killed"))
     write_windows_alone(source, store, few_shot, config)
     store.fs.rm(store.path("dataset"), recursive=True)
     assert publish(store, few_shot, config, ONE) == expected
 
 
-def test_a_chunk_that_is_gone_is_named_and_stops_no_other_windows(
-    published, config, few_shot, tmp_path, windows_of_a_shard
-):
-    source, expected = published
-    store = RunStore(str(tmp_path))
+def test_a_chunk_that_is_gone_is_named_and_stops_no_other_windows(in_windows, config, few_shot, tmp_path):
+    source, expected = in_windows
+    store = RunStore(str(tmp_path / "other"))
     chunks = plan_chunks(store, few_shot, config)
     copy_chunks(source, store, chunks)
     windows = publishing.plan_windows(chunks, config)
