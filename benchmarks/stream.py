@@ -26,13 +26,13 @@ from benchmarks.samples import Samples, mib
 from datadream import recipes
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import sample_shots
-from datadream.generate.publish import publish_dataset
-from datadream.generate.stage import draw_chunks
+from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
 from datadream.methods import METHODS
 from datadream.methods.chunks import split_into_chunks
 from datadream.models.diffusion.pipeline import load_pipeline
 from datadream.run.layout import DATASET, progress_file
 from datadream.run.store import RunStore
+from datadream.runtime.progress import ProgressFile
 from datadream.runtime.session import connected
 
 SHOWN = 10
@@ -91,7 +91,7 @@ def measure(n_images: int, folder: Path) -> dict[str, Any]:
     chunks = split_into_chunks(store.url, METHODS["zero-shot"](few_shot, config).images, config.generate.chunk_size)
     with connected(config.cluster) as workers, Samples(partial(read_memory, store, time.monotonic())) as samples:
         started = time.monotonic()
-        draw_chunks(store, chunks, config, workers)
+        generate_chunks(store, chunk_units(chunks), config, workers, [ProgressFile(store)])
         drawn = time.monotonic()
         publish_dataset(store, chunks, few_shot, config)
         published = time.monotonic()

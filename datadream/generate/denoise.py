@@ -15,7 +15,7 @@ from datadream.models.diffusion.guidance import KeptPrompts, SharedPrefix
 
 
 class Denoiser:
-    """Draws latents that share a prompt."""
+    """Denoises latents that share a prompt."""
 
     def __init__(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin, config: GenerateConfig) -> None:
         self._unet, self._scheduler, self._config = unet, scheduler, config
