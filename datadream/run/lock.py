@@ -41,7 +41,7 @@ LOOK_HEARTBEATS = 0.2
 """The pause between two looks at another's lock, in heartbeats.
 
 After it, one that took the lock looks whether another did at the same time: it must exceed the time between a taker's
-last look and its removal of the dead owner's file.
+last look and its rename.
 """
 
 
@@ -122,18 +122,16 @@ class RunLock:
 
     def _take_over(self, found: dict[str, Any]) -> bool:
         """Replace a dead owner's lock; False when another driver was quicker, or came after us."""
-        if self._read() != found:
+        try:
+            if not self._store.replace_bytes(LOCK, self._encoded(), lambda: self._read() == found):
+                return False
+        except FileNotFoundError:  # the new owner swept our temporary file
+            return False
+        time.sleep(self._seconds * LOOK_HEARTBEATS)
+        if not self._is_own(self._read()):
             return False
         logger.warning("%s: taken over from %s, which is gone", self._where, _owner_name(found))
-        try:
-            with suppress(FileNotFoundError):
-                self._store.remove(LOCK)
-            self._store.create_bytes(LOCK, self._encoded())
-        except FileExistsError:
-            return False
-        # One that looked when we did may have removed what we created.
-        time.sleep(self._seconds * LOOK_HEARTBEATS)
-        return self._is_own(self._read())
+        return True
 
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(self._seconds):
@@ -265,7 +263,8 @@ def _sweep_temporary(store: RunStore) -> None:
     for path in store.fs.ls(store.root, detail=False):
         if posixpath.basename(path).startswith(SCRATCH):
             store.fs.rm(path, recursive=True)
-    for path in store.fs.find(store.root) if store.is_local else ():
+    # Writers need no temporaries on object stores, where listing all is slow; drivers that take the lock over do.
+    for path in store.fs.find(store.root, maxdepth=None if store.is_local else 1):
         if path.endswith(TEMPORARY) and posixpath.basename(path).startswith("."):
             with suppress(FileNotFoundError):  # the heartbeat renamed its own meanwhile
-                os.unlink(path)
+                store.fs.rm_file(path)

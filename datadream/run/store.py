@@ -12,6 +12,7 @@ import os
 import posixpath
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from typing import IO, Any
@@ -121,18 +122,15 @@ class RunStore:
 
     def write_json_once(self, name: str, value: Any) -> Any:
         """Write an object unless the file is there; returns what it then holds, whoever came first."""
-        removed = False
+        data = _encode_json(value)
         while True:
             with suppress(FileExistsError):
-                self.create_bytes(name, _encode_json(value))
-            if removed:  # by others too, perhaps: one that looked when we did may have removed what we created
-                time.sleep(CREATION_SECONDS)
+                self.create_bytes(name, data)
             written = self.read_json_once(name)
             if written is not None:
                 return written
-            with suppress(FileNotFoundError):  # its creator was killed
-                self.remove(name)
-            removed = True
+            if self.replace_bytes(name, data, lambda: self._is_cut_off(name)):  # its creator was killed
+                time.sleep(CREATION_SECONDS)
 
     def read_json_once(self, name: str) -> Any | None:
         """What `write_json_once` wrote; None when there is nothing, or only what a killed creator left.
@@ -149,6 +147,34 @@ class RunStore:
                 if time.monotonic() > deadline:
                     return None
             time.sleep(0.02)
+
+    def _is_cut_off(self, name: str) -> bool:
+        """Whether a file is there and does not hold JSON."""
+        try:
+            self.read_json(name)
+        except FileNotFoundError:
+            return False
+        except ValueError:
+            return True
+        return False
+
+    def replace_bytes(self, name: str, data: bytes, is_unchanged: Callable[[], bool]) -> bool:
+        """Replace what a dead writer left if `is_unchanged` still says so; returns whether.
+
+        Several may do so at once, because file systems have no compare-and-swap in common. Between the look and the
+        rename lies nothing slow, so who pauses and reads again sees whose bytes count.
+        """
+        folder, base = posixpath.split(name)
+        temporary = posixpath.join(folder, f".{base}.{uuid.uuid4().hex}{TEMPORARY}")
+        self.write_bytes(temporary, data)
+        try:
+            if is_unchanged():
+                self.move(temporary, name)
+                return True
+            return False
+        finally:
+            with suppress(FileNotFoundError):
+                self.remove(temporary)
 
     def remove(self, name: str) -> None:
         self.fs.rm_file(self.path(name))

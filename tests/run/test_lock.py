@@ -89,6 +89,7 @@ def leave_temporaries(store: RunStore) -> None:
     """What a killed writer leaves, beside files that look similar."""
     store.write_bytes("x/kept.tmp", b"")
     store.write_bytes(f"{SCRATCH}1/half", b"")
+    store.write_bytes(".lock.json.123.tmp", b"")
     if store.is_local:
         Path(store.path("x/.half.json.123.tmp")).write_bytes(b"half")
 
