@@ -104,7 +104,7 @@ def draw_ours(folders: list[Path], output: Path, images: int, steps: int, preset
     adapters = {folder.name: folder for folder in folders}
     for label, name in enumerate(adapters):
         requests = [ImageRequest(label, seed, PROMPT, seed, ((name, 1.0),)) for seed in range(images)]
-        drawn = sampler.draw(requests, lambda name: (adapters[name] / ADAPTER_WEIGHTS).read_bytes(), Image.open)
+        drawn = sampler.generate(requests, lambda name: (adapters[name] / ADAPTER_WEIGHTS).read_bytes(), Image.open)
         for seed, pixels in enumerate(drawn):
             (output / f"{name}-{seed:03d}.webp").write_bytes(encode_image(pixels, "webp"))
 

@@ -1,1 +1,1 @@
-"""Draw the synthetic images and publish them as a dataset."""
+"""Generate the synthetic images and publish them as a dataset."""

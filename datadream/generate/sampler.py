@@ -1,7 +1,7 @@
 """Requests in, pixels out, on one device: no Ray.
 
 The base model stays loaded and a LoRA is merged into it in place. Schedulers, noise and VAE are diffusers' own, so an
-image is the one that plain diffusers draws with the same seed.
+image is the one that plain diffusers generates with the same seed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DECODE_BATCH = 8
 
 
 class Sampler:
-    """Draws batches of images that share adapters and a prompt."""
+    """Generates batches of images that share adapters and a prompt."""
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: GenerateConfig, resolution: int) -> None:
         """Raises ValueError when `config.scheduler` is no diffusers scheduler."""
@@ -45,8 +45,9 @@ class Sampler:
         self._config, self._resolution = config, resolution
         on_cpu = pipeline.device.type == "cpu"
         self.batch_size = config.batch_size or (min(CPU_BATCH, config.chunk_size) if on_cpu else config.chunk_size)
-        """Images that are drawn at once."""
+        """Images that are generated at once."""
         if not on_cpu:
+            # The layout that cuDNN's convolutions on tensor cores want.
             for module in (pipeline.unet, pipeline.vae):
                 module.to(memory_format=torch.channels_last)
         self._denoiser = Denoiser(pipeline.unet, pipeline.scheduler, config)
@@ -56,7 +57,7 @@ class Sampler:
         self._merged: tuple[str, tuple[tuple[str, float], ...]] | None = None
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self,
         requests: Sequence[ImageRequest],
         read_adapter: Callable[[str], bytes],
@@ -74,12 +75,13 @@ class Sampler:
         images: list[np.ndarray] = []
         while len(images) < len(requests):
             try:
-                images.extend(self._draw(requests[len(images) :][: self.batch_size], prompts, read_photo))
+                images.extend(self._generate(requests[len(images) :][: self.batch_size], prompts, read_photo))
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise MemoryError(
                         "the GPU's memory does not suffice for one image. Lower diffusion.resolution."
                     ) from None
+                # For good: what did not fit once will not fit the next time.
                 self.batch_size = (self.batch_size + 1) // 2
                 log.warning("out of memory: going on with %d images at once", self.batch_size)
                 torch.cuda.empty_cache()
@@ -107,13 +109,15 @@ class Sampler:
             steps = scheduler.timesteps[:n_steps]
             self._denoiser.denoise(self._noise(generators), steps, prompts, generators).sum().item()
             seconds = time.perf_counter() - started
+            # A scheduler counts its steps, and some remember what they predicted.
             scheduler.set_timesteps(self._config.steps, device=self._from_noise.device)
         return seconds / batch
 
-    def _draw(
+    def _generate(
         self, requests: Sequence[ImageRequest], prompts: Tensor, read_photo: Callable[[str], Image.Image]
     ) -> np.ndarray:
         first = requests[0]
+        # Noise comes from the CPU, whatever the device: each image has its own, the same everywhere.
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         self._from_noise.scheduler.set_timesteps(self._config.steps, device=self._from_noise.device)
         if first.source_key is None:

@@ -1,4 +1,4 @@
-"""Our images are the ones that plain diffusers draws with the same seed."""
+"""Our images are the ones that plain diffusers generates with the same seed."""
 
 import numpy as np
 import pytest
@@ -49,9 +49,9 @@ def plain_pipeline(kind, folder, weights: bytes, tmp_path):
 
 
 def test_from_noise(sampler, adapters, pipeline_folder, tmp_path):
-    ours = sampler.draw(requests(3, "class-1"), adapters.__getitem__, read_photo)
+    ours = sampler.generate(requests(3, "class-1"), adapters.__getitem__, read_photo)
     plain = plain_pipeline(StableDiffusionPipeline, pipeline_folder, adapters["class-1"], tmp_path)
-    drawn = [
+    expected = [
         plain(
             PROMPT, num_inference_steps=4, guidance_scale=2.0, generator=torch.Generator().manual_seed(100 + i)
         ).images[0]
@@ -59,35 +59,35 @@ def test_from_noise(sampler, adapters, pipeline_folder, tmp_path):
     ]
     assert ours.shape == (3, 32, 32, 3)
     assert ours.dtype == np.uint8
-    assert worst_difference(ours, drawn) <= 2
-    assert worst_difference(ours[:1], drawn[1:2]) > 20
+    assert worst_difference(ours, expected) <= 2
+    assert worst_difference(ours[:1], expected[1:2]) > 20
 
 
 def test_from_a_photo(sampler, adapters, pipeline_folder, tmp_path):
     asked = [ImageRequest(0, i, PROMPT, 100 + i, (("class-1", 1.0),), str(i), 0.5) for i in range(2)]
-    ours = sampler.draw(asked, adapters.__getitem__, read_photo)
+    ours = sampler.generate(asked, adapters.__getitem__, read_photo)
     plain = plain_pipeline(StableDiffusionImg2ImgPipeline, pipeline_folder, adapters["class-1"], tmp_path)
     settings = {"num_inference_steps": 4, "guidance_scale": 2.0, "strength": 0.5}
-    drawn = [
+    expected = [
         plain(
             PROMPT, centre_square(read_photo(str(i)), 32), generator=torch.Generator().manual_seed(100 + i), **settings
         ).images[0]
         for i in range(2)
     ]
-    assert worst_difference(ours, drawn) <= 2
+    assert worst_difference(ours, expected) <= 2
 
 
 def test_an_image_does_not_depend_on_its_batch_or_on_the_adapters_before(sampler, adapters):
-    batch = sampler.draw(requests(7, "class-1"), adapters.__getitem__, read_photo)
-    sampler.draw(requests(2, "class-2"), adapters.__getitem__, read_photo)
-    sampler.draw(requests(1), adapters.__getitem__, read_photo)
-    alone = sampler.draw(requests(7, "class-1")[4:5], adapters.__getitem__, read_photo)
+    batch = sampler.generate(requests(7, "class-1"), adapters.__getitem__, read_photo)
+    sampler.generate(requests(2, "class-2"), adapters.__getitem__, read_photo)
+    sampler.generate(requests(1), adapters.__getitem__, read_photo)
+    alone = sampler.generate(requests(7, "class-1")[4:5], adapters.__getitem__, read_photo)
     assert np.abs(alone[0].astype(int) - batch[4].astype(int)).max() <= 1
-    assert np.array_equal(sampler.draw(requests(7, "class-1"), adapters.__getitem__, read_photo), batch)
+    assert np.array_equal(sampler.generate(requests(7, "class-1"), adapters.__getitem__, read_photo), batch)
 
 
 def test_out_of_memory_halves_the_batch(sampler, adapters, caplog):
-    expected = sampler.draw(requests(7, "class-1"), adapters.__getitem__, read_photo)
+    expected = sampler.generate(requests(7, "class-1"), adapters.__getitem__, read_photo)
     denoise, sizes = sampler._denoiser.denoise, []
 
     def with_little_memory(latents, *others):
@@ -98,16 +98,16 @@ def test_out_of_memory_halves_the_batch(sampler, adapters, caplog):
 
     sampler._denoiser.denoise = with_little_memory
     sampler.batch_size = 6
-    found = sampler.draw(requests(7, "class-1"), adapters.__getitem__, read_photo)
+    found = sampler.generate(requests(7, "class-1"), adapters.__getitem__, read_photo)
     assert sizes == [6, 3, 3, 1]
     assert "going on with 3 images at once" in caplog.text
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
 
 
 def test_the_fastest_batch_is_a_part_of_a_chunk_that_fits(sampler, adapters):
-    expected = sampler.draw(requests(2, "class-1"), adapters.__getitem__, read_photo)
+    expected = sampler.generate(requests(2, "class-1"), adapters.__getitem__, read_photo)
     assert sampler.fastest_batch() in (13, 25, 50)
-    assert np.array_equal(sampler.draw(requests(2, "class-1"), adapters.__getitem__, read_photo), expected)
+    assert np.array_equal(sampler.generate(requests(2, "class-1"), adapters.__getitem__, read_photo), expected)
     seconds_per_image = sampler._seconds_per_image
 
     def with_little_memory(batch: int) -> float:
@@ -122,10 +122,10 @@ def test_the_fastest_batch_is_a_part_of_a_chunk_that_fits(sampler, adapters):
 def test_compiled_blocks_outlive_every_merge(sampler, adapters):
     """No adapter, prompt or weight of a mixture compiles anything anew: ten merges, counted by Dynamo."""
     pipeline = sampler._from_noise
-    expected = sampler.draw(requests(3, "class-1"), adapters.__getitem__, read_photo)
+    expected = sampler.generate(requests(3, "class-1"), adapters.__getitem__, read_photo)
     pipeline.unet.compile_repeated_blocks(backend="eager", fullgraph=True)
     torch._dynamo.reset()
-    found = sampler.draw(requests(3, "class-1"), adapters.__getitem__, read_photo)
+    found = sampler.generate(requests(3, "class-1"), adapters.__getitem__, read_photo)
     assert np.abs(found.astype(int) - expected).max() <= 1
     counters = torch._dynamo.utils.counters["stats"]
     graphs = counters["unique_graphs"]
@@ -133,7 +133,7 @@ def test_compiled_blocks_outlive_every_merge(sampler, adapters):
     for number in range(10):
         mixture = (("class-1", number / 10), ("class-2", 1 - number / 10))
         asked = [ImageRequest(0, i, f"{PROMPT} {number}", i, mixture) for i in range(3)]
-        sampler.draw(asked, adapters.__getitem__, read_photo)
+        sampler.generate(asked, adapters.__getitem__, read_photo)
     assert counters["unique_graphs"] == graphs
 
 
@@ -143,7 +143,7 @@ def test_out_of_memory_with_one_image_says_what_to_lower(sampler):
 
     sampler._denoiser.denoise = without_memory
     with pytest.raises(MemoryError, match=r"Lower diffusion\.resolution"):
-        sampler.draw(requests(2), None, read_photo)
+        sampler.generate(requests(2), None, read_photo)
 
 
 @pytest.mark.parametrize("n", [1, 7, 16])
@@ -152,9 +152,9 @@ def test_latents_are_those_of_plain_diffusers(sampler, adapters, pipeline_folder
     sampler = Sampler(sampler._from_noise, CONFIG.model_copy(update={"scheduler": "DDPMScheduler"}), 32)
     latents = []
     sampler._pixels = lambda part: latents.append(part.clone()) or np.zeros((len(part), 1, 1, 3), np.uint8)
-    sampler.draw(requests(2, "class-2"), adapters.__getitem__, read_photo)
+    sampler.generate(requests(2, "class-2"), adapters.__getitem__, read_photo)
     latents.clear()
-    sampler.draw(requests(n, "class-1"), adapters.__getitem__, read_photo)
+    sampler.generate(requests(n, "class-1"), adapters.__getitem__, read_photo)
     plain = plain_pipeline(StableDiffusionPipeline, pipeline_folder, adapters["class-1"], tmp_path)
     plain.scheduler = DDPMScheduler.from_config(plain.scheduler.config)
     generators = [torch.Generator().manual_seed(100 + i) for i in range(n)]
@@ -168,30 +168,30 @@ def test_guidance_on_an_interval_evaluates_the_prompt_alone_elsewhere(sampler, a
     pipeline, sizes = sampler._from_noise, []
     pipeline.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
 
-    def draw(interval: tuple[float, float], scale: float = 2.0) -> np.ndarray:
+    def generate(interval: tuple[float, float], scale: float = 2.0) -> np.ndarray:
         sizes.clear()
         config = CONFIG.model_copy(update={"guidance_interval": interval, "guidance_scale": scale})
-        return Sampler(pipeline, config, 32).draw(requests(2), adapters.__getitem__, read_photo)
+        return Sampler(pipeline, config, 32).generate(requests(2), adapters.__getitem__, read_photo)
 
-    everywhere = draw((0, 1))
+    everywhere = generate((0, 1))
     assert sizes == [4, 4, 4, 4]
-    assert not np.array_equal(draw((0.2, 0.6)), everywhere)
+    assert not np.array_equal(generate((0.2, 0.6)), everywhere)
     assert sizes == [2, 4, 4, 2]
-    assert np.abs(draw((0.9, 1)).astype(int) - draw((0, 1), scale=1.0)).max() <= 1
+    assert np.abs(generate((0.9, 1)).astype(int) - generate((0, 1), scale=1.0)).max() <= 1
 
 
 def test_adapters_of_two_runs_may_have_the_same_id(sampler, adapters):
-    expected = sampler.draw(requests(2, "class-2"), adapters.__getitem__, read_photo)
-    sampler.draw(requests(2, "class-1"), adapters.__getitem__, read_photo, run="one")
+    expected = sampler.generate(requests(2, "class-2"), adapters.__getitem__, read_photo)
+    sampler.generate(requests(2, "class-1"), adapters.__getitem__, read_photo, run="one")
     other = {"class-1": adapters["class-2"]}
-    found = sampler.draw(requests(2, "class-1"), other.__getitem__, read_photo, run="other")
+    found = sampler.generate(requests(2, "class-1"), other.__getitem__, read_photo, run="other")
     assert np.array_equal(found, expected)
 
 
 def test_other_schedulers_by_name(pipeline_folder, adapters):
     pipeline = load_pipeline(str(pipeline_folder), None, CPU, torch.float32)
     config = CONFIG.model_copy(update={"scheduler": "DPMSolverMultistepScheduler"})
-    images = Sampler(pipeline, config, 32).draw(requests(1), adapters.__getitem__, read_photo)
+    images = Sampler(pipeline, config, 32).generate(requests(1), adapters.__getitem__, read_photo)
     assert images.std() > 1
     with pytest.raises(ValueError, match="generate.scheduler is 'DDIMSchedular'.*Did you mean 'DDIMScheduler'"):
         Sampler(pipeline, CONFIG.model_copy(update={"scheduler": "DDIMSchedular"}), 32)
