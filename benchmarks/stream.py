@@ -2,8 +2,8 @@
 
     python -m benchmarks.stream --images 100000
 
-The last line is one JSON object. A random pipeline of 32-pixel images and one step draws them, so that the stream and
-not the model is what is busy.
+The last line is one JSON object. A random pipeline of 32-pixel images and one step generates them, so that the stream
+and not the model is what is busy.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from benchmarks.samples import Samples, mib
 from datadream import recipes
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
-from datadream.generate.publish import publish_dataset
-from datadream.generate.stage import draw_chunks
+from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
 from datadream.methods import METHODS
 from datadream.methods.chunks import split_into_chunks
 from datadream.run.layout import DATASET, progress_file
 from datadream.run.store import RunStore
+from datadream.runtime.progress import ProgressFile
 from datadream.runtime.session import connected
 from tests.tiny_models import save_pipeline
 
@@ -41,7 +41,7 @@ def read_memory(store: RunStore, began: float) -> dict[str, Any]:
     there = store.exists(progress_file("generate"))
     return {
         "seconds": round(time.monotonic() - began),
-        "drawn": store.read_json(progress_file("generate"))["done"] if there else 0,
+        "generated": store.read_json(progress_file("generate"))["done"] if there else 0,
         "driver": round(mib(psutil.Process().memory_info().rss)),
         "largest_worker": round(mib(max(map(_resident, psutil.Process().children(recursive=True))))),
         "object_store": round(mib(_stored())),
@@ -61,7 +61,7 @@ def _stored() -> float:
 
 
 def measure(n_images: int, folder: Path) -> dict[str, Any]:
-    """Draw and publish so many images in ten classes."""
+    """Generate and publish so many images in ten classes."""
     changes = {
         "diffusion.model": str(save_pipeline(folder / "pipeline")),
         "diffusion.resolution": 32,
@@ -76,15 +76,15 @@ def measure(n_images: int, folder: Path) -> dict[str, Any]:
     chunks = split_into_chunks(store.url, METHODS["zero-shot"](few_shot, config).images, config.generate.chunk_size)
     with connected(config.cluster) as workers, Samples(partial(read_memory, store, time.monotonic())) as samples:
         started = time.monotonic()
-        draw_chunks(store, chunks, config, workers)
-        drawn = time.monotonic()
+        generate_chunks(store, chunk_units(chunks), config, workers, [ProgressFile(store)])
+        generated = time.monotonic()
         publish_dataset(store, chunks, few_shot, config)
         published = time.monotonic()
     every = max(1, len(samples.taken) // SHOWN)
     return {
         "images": store.read_json(DATASET)["n_images"],
-        "drawing_seconds": round(drawn - started, 1),
-        "publishing_seconds": round(published - drawn, 1),
+        "generating_seconds": round(generated - started, 1),
+        "publishing_seconds": round(published - generated, 1),
         "most_mib": {
             name: max(sample[name] for sample in samples.taken)
             for name in ("driver", "largest_worker", "object_store")

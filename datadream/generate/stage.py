@@ -1,203 +1,180 @@
-"""Stream chunks of requests through a pool of samplers into committed files (Ray Data).
+"""Generate chunks of images, and publish them as a dataset: both as units that `run_mapped` spreads over the cluster.
 
 A chunk, images of one class from one adapter, is the unit of work, retry and commit: its images do not depend on which
-actor draws it or when, its file name is fixed, and a chunk that is committed is never drawn again.
+sampler makes it or when, its file name is fixed, and a chunk that is committed is never made again.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
-import time
-from collections.abc import Callable, Mapping, Sequence
+import posixpath
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
-from ray.util.metrics import Counter, Gauge
 
 from datadream.config import ExperimentConfig
+from datadream.data.card import dataset_card
 from datadream.data.datasets import open_source
+from datadream.data.few_shot import FewShotSet
 from datadream.data.shards import ImageRecord, encode_image, to_parquet
+from datadream.generate.publish import Window, plan_windows, window_memory, write_window
+from datadream.generate.select.record import Selection
 from datadream.methods.base import ImageRequest
-from datadream.methods.chunks import Chunk, n_images
-from datadream.run.layout import CHUNKS
+from datadream.methods.chunks import Chunk, plan_hash
+from datadream.run.layout import (
+    CARD,
+    CHUNKS,
+    DATASET,
+    DATASET_FOLDER,
+    FAILED_CHUNKS,
+    FAILED_WINDOWS,
+    GENERATE_BATCH,
+    WINDOWS,
+    ChunkMarker,
+    DatasetMarker,
+    GenerateBatch,
+    ShardRecord,
+    adapter_marker,
+    shard_file,
+    window_marker,
+)
 from datadream.run.store import RunStore, adapter_sha256, read_adapter, sha256
-from datadream.runtime.failures import check_none_failed
-from datadream.runtime.map_units import plain_errors, quiet_ray_data
-from datadream.runtime.progress import Facts, Progress
-from datadream.runtime.session import Workers
+from datadream.runtime.failures import Ledger, finish, retried
+from datadream.runtime.map_units import Mapped, run_mapped
+from datadream.runtime.progress import Facts, Listener, Reporter
+from datadream.runtime.unit import Unit, pending, titles
+from datadream.runtime.workers import Workers
 
 if TYPE_CHECKING:
+    import torch
+
     from datadream.generate.sampler import Sampler
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-ATTEMPTS = 3
-FAILED_CHUNKS = "stages/generate-failed.json"
-BATCH_SIZE = "stages/generate-batch.json"
+Generated = tuple[np.ndarray, str]
+"""Pixels [n, height, width, 3], uint8, and the name of the scheduler that they were made with."""
 
 
-def draw_chunks(
+def chunk_units(chunks: Sequence[Chunk]) -> list[Unit[Chunk]]:
+    """Chunks as units, which can start when their adapters are trained."""
+    return [
+        Unit(
+            run_url=chunk.run_url,
+            name=f"chunk {chunk.chunk_id}",
+            marker=chunk.marker,
+            payload=chunk,
+            size=len(chunk.requests),
+            needs=tuple(map(adapter_marker, chunk.adapter_ids)),
+        )
+        for chunk in chunks
+    ]
+
+
+def generate_chunks(
     store: RunStore,
-    chunks: Sequence[Chunk],
+    units: Sequence[Unit[Chunk]],
     config: ExperimentConfig,
     workers: Workers,
+    listeners: Sequence[Listener] = (),
     facts: Facts | None = None,
 ) -> None:
-    """Draw every chunk that is not committed yet; `store` is told how far it is, and `facts` that hold meanwhile.
+    """Generate every chunk that is not committed yet; `facts` hold meanwhile and are told beside our own.
 
-    A chunk that fails three times does not stop the others; raises RuntimeError that names those at the end. They are
-    drawn when this is called again.
+    A chunk that fails stops no others; raises RuntimeError that names those that failed at the end. They are generated
+    when this is called again.
     """
-    committed = {url: RunStore(url).markers(CHUNKS) for url in {chunk.run_url for chunk in chunks}}
-    todo = [chunk for chunk in chunks if chunk.chunk_id not in committed[chunk.run_url]]
-    if not todo:
+    missing = pending(units)
+    if not missing:
         return
-    total, to_do = n_images(chunks), n_images(todo)
-    log.info("generate: %d of %d images to draw, in %d chunks", to_do, total, len(todo))
-    quiet_ray_data()
-    rows = ray.data.from_items([{"chunk": pickle.dumps(chunk)} for chunk in todo], override_num_blocks=len(todo))
-    drawn = rows.map(
-        _ChunkDrawer,
-        fn_constructor_args=(config, workers, store.url),
-        compute=_pool(workers, len(todo)),
-        num_cpus=0 if workers.use_gpu else workers.threads,
-        num_gpus=1 if workers.use_gpu else 0,
+    total, to_do = sum(unit.size for unit in units), sum(unit.size for unit in missing)
+    log.info("generate: %d of %d images to generate, in %d chunks", to_do, total, len(missing))
+    how = Mapped(
+        load=_load_sampler,
+        load_from=(config, store.url),
+        what="generating",
+        commit=partial(_commit_chunk, config=config),
     )
-    # Samplers on CPUs may fill all of them when nodes are lost; beside these, encoding takes next to nothing.
-    commits = drawn.map(_commit_chunk, fn_kwargs={"config": config}, num_cpus=1 if workers.use_gpu else 0)
-    tally = _Tally(len(todo))
-    with Progress("generate", total, "image", store, done=total - to_do) as progress, plain_errors("drawing"):
-        for row in commits.iter_rows():
-            tally.add(row)
-            progress.update(progress.done + row["n_images"], **tally.facts(), **(facts or {}))
-    what = f"drawing {len(tally.failures)} of {len(todo)} chunks of images"
-    check_none_failed(store, FAILED_CHUNKS, tally.failures, what)
+    ledger: Ledger[tuple[str, str]] = Ledger()
+    n_done, busy, idle = 0, 0.0, 0.0
+
+    with Reporter("generate", total, "image", listeners, done=total - to_do) as reporter:
+
+        def tell(n_images: int, waiting_for: str = "") -> None:
+            ours: Facts = {"chunks": f"{n_done + len(ledger.given_up)}/{len(missing)}"}
+            if n_done:
+                ours["busy_percent"] = 100 * busy / max(busy + idle, 1e-9)
+            reporter.update(reporter.done + n_images, waiting_for, len(ledger.given_up), **ours, **(facts or {}))
+
+        tell(0, waiting_for=f"{workers.at_most(len(missing)).count} samplers to start")
+        for done in run_mapped(store, missing, how, workers, ledger):
+            n_done, busy, idle = n_done + 1, busy + done.busy_seconds, idle + done.idle_seconds
+            tell(done.unit.size)
+        tell(0)  # units that are given up come back with no row of their own
+    finish_units(store, FAILED_CHUNKS, missing, ledger, "generating {} of {} chunks of images")
 
 
-def _pool(workers: Workers, n_chunks: int) -> ray.data.ActorPoolStrategy:
-    """As many samplers as were asked for; where nobody asked, those that fit now, and more or fewer as nodes join and
-    leave."""
-    count = workers.at_most(n_chunks).count
-    if not workers.grows:
-        return ray.data.ActorPoolStrategy(size=count)
-    return ray.data.ActorPoolStrategy(min_size=1, initial_size=count, max_size=n_chunks)
+def finish_units(
+    store: RunStore, file: str, units: Sequence[Unit], ledger: Ledger[tuple[str, str]], what: str
+) -> None:
+    """End a stage; raises RuntimeError that names the units given up, after `what` with how many of how many."""
+    names = titles(units)
+    failures = [f"{names[key]}: {reason}" for key, reason in sorted(ledger.given_up.items())]
+    finish(store, file, failures, what.format(len(failures), len(units)))
 
 
-class _Tally:
-    """What the progress line and Ray's metrics say of chunks."""
+def _load_sampler(
+    load_from: tuple[ExperimentConfig, str], device: torch.device | None
+) -> Callable[[Unit[Chunk]], Generated]:
+    """Runs once in every sampler: the model stays loaded."""
+    # Imported here, not above: diffusers takes seconds, and the commit tasks import this module as well.
+    import torch
 
-    def __init__(self, n_chunks: int) -> None:
-        self.failures: list[str] = []
-        self._n_chunks = n_chunks
-        self._chunks = self._retries = 0
-        self._busy = self._idle = 0.0
-        self._left = Gauge("datadream_chunks_left", "Chunks of images that are neither drawn nor given up.")
-        self._busy_share = Gauge("datadream_samplers_busy_percent", "Share of their time that samplers were drawing.")
+    from datadream.generate.sampler import Sampler
+    from datadream.models.diffusion.pipeline import load_pipeline
+    from datadream.runtime.device import dtype_of
 
-    def add(self, row: dict[str, Any]) -> None:
-        """A chunk is committed, or has failed for good."""
-        self._busy += row["seconds"]
-        self._idle += row["idle_seconds"]
-        self._chunks += 1
-        self._retries += row["retries"]
-        if row["error"]:
-            self.failures.append(row["error"])
-        self._left.set(self._n_chunks - self._chunks)
-        self._busy_share.set(self._busy_percent)
+    config, run_url = load_from
+    assert device is not None
+    dtype = dtype_of(config.generate.precision, device, on_cuda=torch.float16)
+    model = config.diffusion
+    pipeline = retried(lambda: load_pipeline(model.model, model.revision, device, dtype), "loading the model")
+    sampler = Sampler(pipeline, config.generate, model.resolution)
+    # As the sampler has set it: an image's provenance names what made it, also where the config names nothing.
+    scheduler = type(pipeline.scheduler).__name__
+    # On CPUs the best batch is known (see CPU_BATCH).
+    if device.type == "cuda" and config.generate.batch_size is None:
+        sampler.batch_size = _noted_batch(RunStore(run_url), sampler)
+    source = open_source(config.data.source)
 
-    @property
-    def _busy_percent(self) -> float:
-        return 100 * self._busy / max(self._busy + self._idle, 1e-9)
+    def generate(unit: Unit[Chunk]) -> Generated:
+        # The retries are around the reads alone: an image costs far more than the file that it needs.
+        pixels = sampler.generate(
+            unit.payload.requests,
+            lambda name: retried(lambda: read_adapter(unit.store, name), f"reading adapter {name!r}"),
+            lambda key: retried(lambda: source.read(key), f"reading photo {key!r}"),
+            run=unit.run_url,
+        )
+        return pixels, scheduler
 
-    def facts(self) -> Facts:
-        """Chunks done, the share of their time that samplers were drawing, chunks retried and failed."""
-        facts: Facts = {"chunks": f"{self._chunks}/{self._n_chunks}", "busy_percent": self._busy_percent}
-        counts = {"retried": self._retries, "failed": len(self.failures)}
-        return facts | {name: count for name, count in counts.items() if count}
-
-
-class _ChunkDrawer:
-    """Ray Data actor: holds the loaded generator. Its counters reach whatever scrapes Ray's metrics."""
-
-    def __init__(self, config: ExperimentConfig, workers: Workers, run_url: str) -> None:
-        # Imported here, not above: diffusers takes seconds, and the encoding tasks import this module as well.
-        import torch
-
-        from datadream.generate.sampler import Sampler
-        from datadream.models.diffusion.pipeline import load_pipeline
-        from datadream.runtime.device import dtype_of, use_threads, worker_device
-
-        use_threads(workers.threads)
-        device = worker_device(workers.use_gpu)
-        dtype = dtype_of(config.generate.precision, device, on_cuda=torch.float16)
-        pipeline = load_pipeline(config.diffusion.model, config.diffusion.revision, device, dtype)
-        self._sampler = Sampler(pipeline, config.generate, config.diffusion.resolution)
-        if device.type == "cuda" and config.generate.batch_size is None:
-            self._sampler.batch_size = _noted_batch(RunStore(run_url), self._sampler)
-        self._scheduler = type(pipeline.scheduler).__name__
-        self._ended: float | None = None
-        """When the last chunk was drawn."""
-        self._source = open_source(config.data.source)
-        self._images = Counter("datadream_images_drawn", "Images that samplers drew.")
-        self._seconds = Counter("datadream_drawing_seconds", "Seconds that samplers spent drawing.")
-        self._retries = Counter("datadream_drawing_retries", "Times that drawing a chunk was tried again.")
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        chunk: Chunk = pickle.loads(row["chunk"])
-        store = RunStore(chunk.run_url)
-
-        def draw() -> np.ndarray:
-            read = partial(read_adapter, store)
-            return self._sampler.draw(chunk.requests, read, self._source.read, run=chunk.run_url)
-
-        started = time.monotonic()
-        idle_seconds = started - self._ended if self._ended else 0.0
-        pixels, error, retries = _tried(chunk, draw)
-        self._ended = time.monotonic()
-        seconds = self._ended - started
-        pixels = np.zeros((0, 1, 1, 3), np.uint8) if pixels is None else pixels
-        for counter, value in ((self._images, len(pixels)), (self._seconds, seconds), (self._retries, retries)):
-            if value:  # a counter does not take 0
-                counter.inc(value)
-        told = {"error": error, "retries": retries, "seconds": seconds, "idle_seconds": idle_seconds}
-        return {**row, "pixels": pixels, "scheduler": self._scheduler, **told}
+    return generate
 
 
 def _noted_batch(store: RunStore, sampler: Sampler) -> int:
     """Other batches would change an image's last bits, so the first measurement of a run holds for all workers."""
-    if store.exists(BATCH_SIZE):
-        return store.read_json(BATCH_SIZE)["batch_size"]
-    return store.write_json_once(BATCH_SIZE, {"batch_size": sampler.fastest_batch()})["batch_size"]
+    if store.exists(GENERATE_BATCH):
+        return GenerateBatch.from_json(store.read_json(GENERATE_BATCH)).batch_size
+    measured = GenerateBatch(batch_size=sampler.fastest_batch())
+    return GenerateBatch.from_json(store.write_json_once(GENERATE_BATCH, measured.to_json())).batch_size
 
 
-def _commit_chunk(row: dict[str, Any], config: ExperimentConfig) -> dict[str, Any]:
-    """Encode a chunk's pixels and commit them; runs on CPUs beside the samplers."""
-    chunk: Chunk = pickle.loads(row["chunk"])
-    told = {name: row[name] for name in ("retries", "seconds", "idle_seconds")}
-    if row["error"]:
-        return {"n_images": 0, "error": row["error"], **told}
-    written, error, retries = _tried(chunk, lambda: _write_chunk(chunk, row["pixels"], row["scheduler"], config))
-    return {"n_images": written or 0, "error": error, **told, "retries": row["retries"] + retries}
-
-
-def _tried(chunk: Chunk, work: Callable[[], T]) -> tuple[T | None, str, int]:
-    """What the work returns, or why it failed for the last time; and how often it was tried again."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return work(), "", attempt - 1
-        except Exception as error:
-            reason = f"chunk {chunk.chunk_id}: {type(error).__name__}: {error}"
-            log.warning("%s (attempt %d of %d)", reason, attempt, ATTEMPTS)
-    return None, reason, ATTEMPTS - 1
-
-
-def _write_chunk(chunk: Chunk, images: np.ndarray, scheduler: str, config: ExperimentConfig) -> int:
-    store, settings = RunStore(chunk.run_url), config.generate
-    hashes = {name: adapter_sha256(store, name) for name, _ in chunk.requests[0].adapters}
+def _commit_chunk(unit: Unit[Chunk], generated: Generated, config: ExperimentConfig) -> None:
+    """Encode a chunk's images and commit them; runs on CPUs beside the samplers."""
+    (images, scheduler), chunk, store, settings = generated, unit.payload, unit.store, config.generate
+    adapter_ids = chunk.adapter_ids
+    hashes = retried(lambda: {name: adapter_sha256(store, name) for name in adapter_ids}, f"{unit.name}: reading")
     records = [
         ImageRecord(
             key=f"{request.label:05d}_{request.index:06d}",
@@ -207,14 +184,16 @@ def _write_chunk(chunk: Chunk, images: np.ndarray, scheduler: str, config: Exper
         )
         for request, pixels in zip(chunk.requests, images, strict=True)
     ]
+    # Without class names: others read the published shards, which have them, and not chunks.
     data = to_parquet(records, settings.image_format, ())
-    store.write_bytes(chunk.file, data)
-    store.write_json(chunk.marker, {"n_images": len(records), "sha256": sha256(data)})
-    return len(records)
+    marker = ChunkMarker(n_images=len(records), sha256=sha256(data))
+    retried(lambda: store.write_bytes(chunk.file, data), f"{unit.name}: writing")
+    # The marker last: it says that the file is whole.
+    retried(lambda: store.write_json(chunk.marker, marker.to_json()), f"{unit.name}: writing")
 
 
 def _provenance(
-    request: ImageRequest, adapter_hashes: Mapping[str, str], scheduler: str, config: ExperimentConfig
+    request: ImageRequest, adapter_hashes: dict[str, str], scheduler: str, config: ExperimentConfig
 ) -> dict[str, Any]:
     """How an image was made. Lists hold values of one type, or `datasets` cannot read them from a WebDataset."""
     settings = config.generate
@@ -235,3 +214,102 @@ def _provenance(
         "cache_interval": settings.cache_interval,
     }
     return {name: value for name, value in made_by.items() if value is not None}
+
+
+def publish_dataset(
+    store: RunStore,
+    chunks: Sequence[Chunk],
+    few_shot: FewShotSet,
+    config: ExperimentConfig,
+    listeners: Sequence[Listener] = (),
+) -> None:
+    """Write the class-mixed, evenly sized shards and the dataset card, unless they are committed.
+
+    Where filters choose the images, `chunks` are all that may have been generated. A start that was killed goes on
+    with the windows that are missing. Raises RuntimeError that names windows that cannot be written.
+    """
+    if store.exists(DATASET) or not chunks:
+        return
+    selection = Selection.read(store) if config.generate.select.on else None
+    plan = plan_hash(chunks, config)
+    windows = plan_windows(chunks, config, selection.clip_scores(chunks) if selection else None)
+    units = [
+        Unit(
+            run_url=store.url,
+            name=f"window {number}",
+            marker=window_marker(plan, number),
+            payload=window,
+            size=window.n_images,
+        )
+        for number, window in enumerate(windows)
+    ]
+    _write_windows(store, units, chunks, few_shot, config, listeners)
+    records = [ShardRecord.from_json(record) for unit in units for record in store.read_json(unit.marker)]
+    shards = sorted(records, key=lambda record: record.name)
+    n_images, n_bytes = sum(unit.size for unit in units), sum(shard.n_bytes for shard in shards)
+    totals = selection.totals.to_json() if selection else None
+    # The card first: whoever sees dataset.json may rely on all else in the folder.
+    store.write_bytes(CARD, dataset_card(few_shot, config, n_images, n_bytes, totals).encode())
+    marker = DatasetMarker(
+        plan=plan,
+        format=config.generate.dataset_format,
+        image_format=config.generate.image_format,
+        n_images=n_images,
+        class_names=few_shot.class_names,
+        shards=[shard.name for shard in shards],
+        sha256=[shard.sha256 for shard in shards],
+        n_bytes=[shard.n_bytes for shard in shards],
+        selection=totals,
+    )
+    store.write_json(DATASET, marker.to_json())
+    # Only now: a kill in between leaves markers that nobody reads, where the reverse would cost all windows.
+    store.fs.rm(store.path(WINDOWS), recursive=True)
+
+
+def _write_windows(
+    store: RunStore,
+    units: Sequence[Unit[Window]],
+    chunks: Sequence[Chunk],
+    few_shot: FewShotSet,
+    config: ExperimentConfig,
+    listeners: Sequence[Listener],
+) -> None:
+    """Write the windows that are missing, as many at a time as memory holds."""
+    # Whoever removes dataset/ to have it published anew removes no markers, which lie elsewhere.
+    markers = store.files(WINDOWS)
+    shards = store.files(DATASET_FOLDER) if markers else set()
+    for unit in units:
+        files = {shard_file(shard.name) for shard in unit.payload.shards}
+        if unit.marker in markers and not files <= shards:
+            store.remove(unit.marker)
+    missing = pending(units)
+    if not missing:
+        return
+    # One listing: to ask for the size of each file would be a round trip for each.
+    listed = store.fs.find(store.path(CHUNKS), detail=True)
+    file_bytes = {posixpath.relpath(path, store.root): about["size"] for path, about in listed.items()}
+    file_images = {chunk.file: len(chunk.requests) for chunk in chunks}
+    how = Mapped(
+        load=_load_writer,
+        load_from=(few_shot.class_names, config),
+        what="publishing",
+        bytes_each=max(window_memory(unit.payload, file_bytes, file_images) for unit in missing),
+    )
+    ledger: Ledger[tuple[str, str]] = Ledger()
+    total, to_do = sum(unit.size for unit in units), sum(unit.size for unit in missing)
+    with Reporter("publish", total, "image", listeners, done=total - to_do) as reporter:
+        for done in run_mapped(store, missing, how, None, ledger):
+            reporter.update(reporter.done + done.unit.size, failed=len(ledger.given_up))
+    finish_units(store, FAILED_WINDOWS, missing, ledger, "publishing {} of {} windows of shards")
+
+
+def _load_writer(
+    load_from: tuple[Sequence[str], ExperimentConfig], device: torch.device | None
+) -> Callable[[Unit[Window]], None]:
+    class_names, config = load_from
+
+    def write(unit: Unit[Window]) -> None:
+        shards = retried(lambda: write_window(unit.store, unit.payload, class_names, config), unit.name)
+        retried(lambda: unit.store.write_json(unit.marker, [shard.to_json() for shard in shards]), unit.name)
+
+    return write

@@ -25,11 +25,16 @@ FAILED_CHUNKS = "stages/generate-failed.json"
 GENERATE_BATCH = "stages/generate-batch.json"
 CHUNK_PLAN = "stages/generate-plan.json"
 """Which plan a run's chunks belong to."""
+FAILED_FEATURES = "stages/select-failed.json"
+FAILED_WINDOWS = "stages/publish-failed.json"
 FEATURES = "features"
 CANDIDATES = "stages/candidates.json"
 """How many candidates of each class are asked for so far, where filters choose images."""
+DATASET_FOLDER = "dataset"
 SELECTION = "dataset/selection.json"
 """The marker that the images to publish are chosen."""
+WINDOWS = "stages/publish"
+"""Markers of the windows of a dataset that is being published."""
 DATASET = "dataset/dataset.json"
 CARD = "dataset/README.md"
 CLASSIFIERS = "classifier"
@@ -76,9 +81,17 @@ def features_marker(name: str) -> str:
     return f"{FEATURES}/{name}.json"
 
 
-def window_marker(number: int) -> str:
-    """The marker that a window of shards is written: a list of ShardRecords; gone once the dataset is published."""
-    return f"stages/publish/window-{number:05d}.json"
+def shard_file(name: str) -> str:
+    """A published file, by its path in the dataset's folder."""
+    return f"{DATASET_FOLDER}/{name}"
+
+
+def window_marker(plan: str, number: int) -> str:
+    """The marker that a window of shards is written: a list of ShardRecords; gone once the dataset is published.
+
+    It bears the plan's hash: who moves a half-published dataset away to generate another leaves it behind.
+    """
+    return f"{WINDOWS}/{plan[:16]}-{number:05d}.json"
 
 
 def classifier_marker(setting: str) -> str:

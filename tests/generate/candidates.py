@@ -1,4 +1,4 @@
-"""Candidates of our choice, committed as if samplers had drawn them."""
+"""Candidates of our choice, committed as if samplers had generated them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Draw and publish on a cluster of nodes that come and go: python -m tests.generate.chaos PIPELINE RUN SEED STAGE.
+"""Generate and publish on a cluster of nodes that come and go: python -m tests.generate.chaos PIPELINE RUN SEED STAGE.
 
-The driver dies in the middle of a STAGE, drawing or publishing.
+The driver dies in the middle of a STAGE, generating or publishing.
 
 A process of its own, for the tests' process has joined another Ray. It starts the drivers, which it also kills, and
 prints one JSON line of what happened.
@@ -25,13 +25,13 @@ from datadream import recipes
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet, draw
-from datadream.generate.publish import publish_dataset
-from datadream.generate.stage import draw_chunks
+from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
 from datadream.methods import METHODS
 from datadream.methods.chunks import Chunk, split_into_chunks
 from datadream.run.layout import CHUNKS
 from datadream.run.store import RunStore
-from datadream.runtime.session import Workers, connected
+from datadream.runtime.session import connected
+from datadream.runtime.workers import Workers
 from tests.processes import ray_workers
 
 FORMATS = ("parquet", "webdataset")
@@ -41,7 +41,7 @@ N_CLASSES, IMAGES_PER_CLASS, CHUNK_SIZE, STEPS = 3, 20, 2, 8
 KILLS = ("worker", "replaced node", "worker", "worker", "worker", "worker", "worker", "worker", "node")
 SECONDS_BETWEEN_LOOKS = 0.05
 
-SAMPLER = "MapWorker(Map(_ChunkDrawer))"
+SAMPLER = "MapWorker(Map(_Worker))"
 
 
 def config(pipeline: str, dataset_format: str) -> ExperimentConfig:
@@ -61,8 +61,8 @@ def config(pipeline: str, dataset_format: str) -> ExperimentConfig:
 def plan(store: RunStore, settings: ExperimentConfig) -> tuple[FewShotSet, list[Chunk]]:
     """The images of a few classes' adapters."""
     few_shot = draw(open_source("digits").dataset(), 2, 0, settings.data.prompt)
-    images = METHODS["datadream-cls"](few_shot, settings).images[: N_CLASSES * IMAGES_PER_CLASS]
-    return few_shot, split_into_chunks(store.url, images, CHUNK_SIZE)
+    chunks = split_into_chunks(store.url, METHODS["datadream-cls"](few_shot, settings).images, CHUNK_SIZE)
+    return few_shot, chunks[: N_CLASSES * IMAGES_PER_CLASS // CHUNK_SIZE]
 
 
 def drive(pipeline: str, run: str) -> None:
@@ -70,14 +70,14 @@ def drive(pipeline: str, run: str) -> None:
     store, settings = RunStore(run), config(pipeline, FORMATS[0])
     store.sweep_temporary()
     with connected(settings.cluster) as workers:
-        draw_and_publish(store, pipeline, workers)
+        generate_and_publish(store, pipeline, workers)
 
 
-def draw_and_publish(store: RunStore, pipeline: str, workers: Workers) -> None:
-    """Draw what is missing, and publish it in each format."""
+def generate_and_publish(store: RunStore, pipeline: str, workers: Workers) -> None:
+    """Generate what is missing, and publish it in each format."""
     settings = config(pipeline, FORMATS[0])
     few_shot, chunks = plan(store, settings)
-    draw_chunks(store, chunks, settings, workers)
+    generate_chunks(store, chunk_units(chunks), settings, workers)
     for name in FORMATS:
         own = run_of(store, name)
         copy_chunks(store, own, chunks)
@@ -114,7 +114,7 @@ class Chaos:
         }
         self._killed: list[tuple[str, int, float]] = []
         self._joined: int | None = None
-        self._joined_node_drew = False
+        self._joined_node_worked = False
         self._start_driver()
 
     def run(self) -> dict[str, Any]:
@@ -128,13 +128,13 @@ class Chaos:
         code = self._driver.wait()
         self._cluster.shutdown()
         seconds = round(time.monotonic() - began, 1)
-        told = {"killed": self._killed, "joined_node_drew": self._joined_node_drew}
+        told = {"killed": self._killed, "joined_node_worked": self._joined_node_worked}
         return told | {"exit_code": code, "seconds": seconds}
 
     def _moments(self) -> Iterator[tuple[Callable[[], Any], str]]:
         """When to kill what: at so many chunks, and perhaps once while shards are written."""
         kills = list(KILLS)
-        if self._stage == "drawing":
+        if self._stage == "generating":
             kills.insert(len(kills) // 2, "driver")
         counts = sorted(self._rng.sample(range(1, self._n_chunks - 5), len(kills)))
         for count, what in zip(counts, kills, strict=True):
@@ -147,7 +147,9 @@ class Chaos:
 
     def _wait_for(self, reached: Callable[[], Any]) -> None:
         while self._driver.poll() is None and not reached():
-            self._joined_node_drew |= self._joined in {process.ppid() for process in ray_workers(f"{SAMPLER}.submit")}
+            self._joined_node_worked |= self._joined in {
+                process.ppid() for process in ray_workers(f"{SAMPLER}.submit")
+            }
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _start_driver(self) -> None:

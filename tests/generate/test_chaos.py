@@ -8,7 +8,7 @@ import pytest
 
 from datadream.run.layout import adapter_marker, adapter_weights
 from datadream.run.store import RunStore, sha256
-from datadream.runtime.session import Workers
+from datadream.runtime.workers import Workers
 from tests.generate import chaos
 from tests.models.adapters import random_adapter
 from tests.object_store import s3_server
@@ -38,11 +38,11 @@ def undisturbed(local_ray, pipeline_folder, adapters, tmp_path_factory):
     """The published folder in each format."""
     store = RunStore(str(tmp_path_factory.mktemp("undisturbed")))
     write_adapters(store, adapters)
-    chaos.draw_and_publish(store, str(pipeline_folder), Workers(2, 1, False))
+    chaos.generate_and_publish(store, str(pipeline_folder), Workers(2, 1, False))
     return {name: files(chaos.run_of(store, name), "dataset") for name in chaos.FORMATS}
 
 
-@pytest.fixture(params=[("local", "drawing"), ("s3", "publishing")], ids=lambda param: param[0])
+@pytest.fixture(params=[("local", "generating"), ("s3", "publishing")], ids=lambda param: param[0])
 def store_and_stage(request, tmp_path):
     """Where the run lies, and when its driver dies."""
     where, stage = request.param
@@ -53,6 +53,7 @@ def store_and_stage(request, tmp_path):
         yield RunStore(f"{url}/run"), stage
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(WATCHDOG_SECONDS + 60)
 def test_whatever_dies_the_published_bytes_are_those_of_an_undisturbed_run(
     undisturbed, store_and_stage, adapters, pipeline_folder
@@ -67,7 +68,7 @@ def test_whatever_dies_the_published_bytes_are_those_of_an_undisturbed_run(
     assert len(told["killed"]) == 10, told
     assert {what for what, *_ in told["killed"]} == {"worker", "driver", "node", "replaced node"}
     # A driver that starts uses a node that joined; one that runs sees it within 20 seconds, and may be done by then.
-    assert told["joined_node_drew"] or stage == "publishing"
+    assert told["joined_node_worked"] or stage == "publishing"
     for name in chaos.FORMATS:
         assert files(chaos.run_of(store, name), "dataset") == undisturbed[name]
     chunks = chaos.plan(store, chaos.config(str(pipeline_folder), "parquet"))[1]

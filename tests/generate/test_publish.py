@@ -11,13 +11,14 @@ import ray.data
 from PIL import Image
 
 from datadream.generate import publish as publishing
-from datadream.generate.publish import publish_dataset
-from datadream.generate.stage import draw_chunks
+from datadream.generate import stage
+from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
 from datadream.methods import METHODS
 from datadream.methods.chunks import split_into_chunks
-from datadream.run.layout import DATASET
+from datadream.run.layout import DATASET, WINDOWS, DatasetMarker
 from datadream.run.store import RunStore
-from datadream.runtime.session import Workers
+from datadream.runtime.map_units import Mapped
+from datadream.runtime.workers import Workers
 
 datasets = pytest.importorskip("datasets")
 webdataset = pytest.importorskip("webdataset")
@@ -30,7 +31,7 @@ def plan_chunks(store, few_shot, config):
 
 def publish(store, few_shot, config, workers):
     chunks = plan_chunks(store, few_shot, config)
-    draw_chunks(store, chunks, config, workers)
+    generate_chunks(store, chunk_units(chunks), config, workers)
     publish_dataset(store, chunks, few_shot, config)
     return {name: store.read_bytes(f"dataset/{name}") for name in store.read_json(DATASET)["shards"]}
 
@@ -57,16 +58,16 @@ def test_many_images_are_published_without_reading_every_chunk_for_every_shard(c
     monkeypatch.setattr(publishing, "WINDOW_IMAGES", 60)
     config = config.updated({"generate.images_per_class": 40})
     chunks = split_into_chunks("run", METHODS[config.method](few_shot, config).images, 3)
-    windows = publishing._plan_windows(chunks, config)
-    assert windows == publishing._plan_windows(chunks, config)
+    windows = publishing.plan_windows(chunks, config)
+    assert windows == publishing.plan_windows(chunks, config)
     shards = [shard for window in windows for shard in window.shards]
     members = [member for shard in shards for member in shard.members]
     assert sorted(members) == sorted((chunk.file, row) for chunk in chunks for row in range(len(chunk.requests)))
     assert {len(shard.members) for shard in shards} == {14, 15}
-    reads = Counter(file for window in windows for file in window.files)
+    reads = Counter(file for window in windows for file in window.images_of_files)
     assert max(reads.values()) <= 2
     assert sum(reads.values()) < 1.1 * len(chunks)
-    classes = [len({file.split("/")[1][:5] for file in window.files}) for window in windows]
+    classes = [len({file.split("/")[1][:5] for file in window.images_of_files}) for window in windows]
     assert min(classes[:-1]) >= 7
 
 
@@ -83,6 +84,106 @@ def test_two_workers_and_an_interrupted_start_give_the_same_bytes(published, con
     before = {name: os.stat(store.path(f"chunks/{name}.json")).st_mtime_ns for name in store.markers("chunks")}
     assert publish(store, few_shot, config, TWO) == expected
     assert all(os.stat(store.path(f"chunks/{name}.json")).st_mtime_ns == time for name, time in before.items())
+
+
+@pytest.fixture
+def in_windows(published, config, few_shot, tmp_path, monkeypatch):
+    """The images published in three windows of one shard each, which makes other shards of them."""
+    monkeypatch.setattr(publishing, "WINDOW_IMAGES", 15)
+    store = RunStore(str(tmp_path / "undisturbed"))
+    copy_chunks(published[0], store, plan_chunks(store, few_shot, config))
+    return store, publish(store, few_shot, config, ONE)
+
+
+class Killed:
+    """A listener that ends the driver when the last window is written: KeyboardInterrupt is not muted."""
+
+    def hear(self, progress):
+        if progress.done == progress.total:
+            raise KeyboardInterrupt
+
+
+def write_windows_alone(source, store, few_shot, config) -> list[str]:
+    """What a start leaves that is killed before dataset.json is committed; returns the markers of its windows."""
+    chunks = plan_chunks(store, few_shot, config)
+    copy_chunks(source, store, chunks)
+    with pytest.raises(KeyboardInterrupt):
+        publish_dataset(store, chunks, few_shot, config, [Killed()])
+    assert not store.exists(DATASET)
+    return sorted(store.files(WINDOWS))
+
+
+def test_a_killed_start_goes_on_with_the_windows_that_are_missing(in_windows, config, few_shot, tmp_path):
+    source, expected = in_windows
+    store = RunStore(str(tmp_path / "killed"))
+    markers = write_windows_alone(source, store, few_shot, config)
+    assert len(markers) == 3
+    (lost,) = (record["name"] for record in store.read_json(markers[1]))
+    store.remove(markers[1])
+
+    def written() -> dict[str, int]:
+        return {name: os.stat(store.path(f"dataset/{name}")).st_mtime_ns for name in expected}
+
+    before = written()
+    assert publish(store, few_shot, config, ONE) == expected
+    assert [name for name, time in written().items() if time != before[name]] == [lost]
+    assert store.files("dataset") == source.files("dataset")
+    assert store.read_bytes("dataset/README.md") == source.read_bytes("dataset/README.md")
+    marker = store.read_json(DATASET)
+    assert marker == source.read_json(DATASET)
+    assert list(DatasetMarker.from_json(marker).to_json().items()) == list(marker.items())
+    assert not store.files(WINDOWS)
+
+
+def test_shards_that_were_removed_are_written_again(in_windows, config, few_shot, tmp_path):
+    """Whoever removes dataset/ of a killed start removes no markers of windows."""
+    source, expected = in_windows
+    store = RunStore(str(tmp_path / "killed"))
+    write_windows_alone(source, store, few_shot, config)
+    store.fs.rm(store.path("dataset"), recursive=True)
+    assert publish(store, few_shot, config, ONE) == expected
+
+
+def test_a_chunk_that_is_gone_is_named_and_stops_no_other_windows(in_windows, config, few_shot, tmp_path):
+    source, expected = in_windows
+    store = RunStore(str(tmp_path / "other"))
+    chunks = plan_chunks(store, few_shot, config)
+    copy_chunks(source, store, chunks)
+    windows = publishing.plan_windows(chunks, config)
+    gone = next(f for f in windows[0].images_of_files if not any(f in w.images_of_files for w in windows[1:]))
+    store.remove(gone)
+    with pytest.raises(RuntimeError, match=r"publishing 1 of 3 windows of shards failed:\s+window 0: .*parquet"):
+        publish_dataset(store, chunks, few_shot, config)
+    assert len(store.files(WINDOWS)) == 2
+    store.write_bytes(gone, source.read_bytes(gone))
+    assert publish(store, few_shot, config, ONE) == expected
+
+
+def test_ray_is_asked_for_the_memory_of_a_window(published, config, few_shot, tmp_path, monkeypatch):
+    """What run_mapped does with it is tests/runtime/test_map_units.py's."""
+    asked: list[Mapped] = []
+    run_mapped = stage.run_mapped
+
+    def listening(store, units, how, *others):
+        asked.append(how)
+        return run_mapped(store, units, how, *others)
+
+    store = RunStore(str(tmp_path))
+    chunks = plan_chunks(store, few_shot, config)
+    copy_chunks(published[0], store, chunks)
+    monkeypatch.setattr(stage, "run_mapped", listening)
+    publish_dataset(store, chunks, few_shot, config)
+    images = sum(len(store.read_bytes(chunk.file)) for chunk in chunks)
+    assert 2 * images < asked[0].bytes_each - publishing.POOLS < 5 * images
+
+
+def test_a_window_of_few_images_of_many_chunks_needs_little_memory():
+    """Filters left one image of ten in every chunk."""
+    members = tuple((f"chunks/{number}.parquet", 3) for number in range(100))
+    shards = tuple(publishing.Shard(f"{n}.parquet", members[n * 20 : n * 20 + 20], ()) for n in range(5))
+    sizes = {file: 10_000_000 for file, _ in members}
+    needed = publishing.window_memory(publishing.Window(shards), sizes, dict.fromkeys(sizes, 10))
+    assert needed == publishing.POOLS + 100 * 1_000_000 + publishing.COPIES_WHILE_WRITING * 20 * 1_000_000
 
 
 def decoded(data: bytes) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Which candidates of a class are published: pure decisions on CLIP features, in the order of the candidates.
 
-Candidates count only up to the one that completes the class, so that what was drawn beyond it changes nothing.
+Candidates count only up to the one that completes the class, so that what was generated beyond it changes nothing.
 Similarities are computed in float64: how many candidates are compared at once does not show in what is rounded.
 """
 
@@ -19,10 +19,10 @@ Features = NDArray[np.floating]
 LABEL, COPY, REDUNDANT = "label", "copy", "redundant"
 REASONS = (LABEL, COPY, REDUNDANT)
 """Why an image is left out: CLIP does not see its class in it, it copies a shot, others cover the class better."""
-ROUNDS = 4
-"""How often candidates are drawn; each round starts the samplers again."""
+MOST_ATTEMPTS = 4
+"""How often candidates are proposed; each attempt starts the samplers again."""
 SPARE = 1.25
-"""Candidates drawn for each that should be enough, at first; twice as many with each further round."""
+"""Candidates proposed for each that should be enough, at first; twice as many with each further attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,14 @@ def select(
     """
     candidates, prompts, shots = (np.asarray(each, np.float64) for each in (candidates, prompts, shots))
     similarity = candidates @ prompts.T
-    unlike = ~_label_consistent(similarity, label, config.select.label_top_k)
-    copies = ~unlike & _copies(candidates, shots, config.select.max_shot_similarity)
+    top_k, max_similarity = config.select.label_top_k, config.select.max_shot_similarity
+    unlike = copies = np.zeros(len(candidates), bool)
+    if top_k is not None:
+        # Zero-shot CLIP has the class among its first `top_k` (DISEF: da Costa et al., 2024).
+        unlike = (similarity > similarity[:, label, None]).sum(axis=1) >= top_k
+    if max_similarity is not None:
+        # An image is left out for one reason, the first, so that the counts add up.
+        copies = ~unlike & ((candidates @ shots.T).max(axis=1) > max_similarity)
     accepted = np.flatnonzero(~unlike & ~copies)[: config.accepted_per_class]
     full = len(accepted) == config.accepted_per_class
     considered = int(accepted[-1]) + 1 if full else len(candidates)
@@ -87,29 +93,16 @@ def k_center(candidates: Features, centres: Features, count: int) -> NDArray[np.
     return taken
 
 
-def next_candidates(selection: ClassSelection, drawn: int, attempt: int, config: GenerateConfig) -> int:
-    """How many candidates of a class to have drawn after the next round, by those of `drawn` that were accepted.
+def next_candidates(selection: ClassSelection, proposed: int, attempt: int, config: GenerateConfig) -> int:
+    """How many candidates of a class to have proposed with the next attempt, by the accepted ones of `proposed`.
 
-    `attempt` counts rounds from 0; the last one asks for all that may be drawn.
+    `attempt` counts from 0; the last one proposes all that there may be.
     """
     limit, missing = config.candidates_per_class, config.accepted_per_class - selection.accepted
-    if missing <= 0 or drawn >= limit:
-        return drawn
-    if attempt + 2 >= ROUNDS:
+    if missing <= 0 or proposed >= limit:
+        return proposed
+    if attempt + 2 >= MOST_ATTEMPTS:
         return limit
     # Laplace's rule of succession: where none of ten was accepted, one of twelve may be.
-    share = (selection.accepted + 1) / (drawn + 2)
-    return min(limit, drawn + math.ceil(missing / share * SPARE * 2**attempt))
-
-
-def _label_consistent(similarity: Features, label: int, top_k: int | None) -> NDArray[np.bool_]:
-    """Whether zero-shot CLIP has a class among its first `top_k` (DISEF: da Costa et al., 2024)."""
-    if top_k is None:
-        return np.ones(len(similarity), bool)
-    return (similarity > similarity[:, label, None]).sum(axis=1) < top_k
-
-
-def _copies(candidates: Features, shots: Features, max_similarity: float | None) -> NDArray[np.bool_]:
-    if max_similarity is None:
-        return np.zeros(len(candidates), bool)
-    return (candidates @ shots.T).max(axis=1) > max_similarity
+    share = (selection.accepted + 1) / (proposed + 2)
+    return min(limit, proposed + math.ceil(missing / share * SPARE * 2**attempt))

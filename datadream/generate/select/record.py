@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from datadream.methods.chunks import Chunk
-from datadream.run.layout import SELECTION
+from datadream.run.layout import SELECTION, ClassSelectionRecord, SelectionTotals
 from datadream.run.store import RunStore
 
 
@@ -16,15 +15,18 @@ from datadream.run.store import RunStore
 class Selection:
     """The images to publish, class by class, as in the file."""
 
-    classes: Sequence[dict[str, Any]]
+    classes: Sequence[ClassSelectionRecord]
 
     @classmethod
     def read(cls, store: RunStore) -> Selection:
-        return cls(store.read_json(SELECTION)["classes"])
+        return cls([ClassSelectionRecord.from_json(entry) for entry in store.read_json(SELECTION)["classes"]])
+
+    def write(self, store: RunStore) -> None:
+        store.write_json(SELECTION, {"classes": [entry.to_json() for entry in self.classes]})
 
     def clip_scores(self, chunks: Iterable[Chunk]) -> dict[tuple[str, int], float]:
         """CLIP scores of the images to publish, by chunk file and row."""
-        scores = [dict(zip(entry["images"], entry["clip_scores"], strict=True)) for entry in self.classes]
+        scores = [dict(zip(entry.images, entry.clip_scores, strict=True)) for entry in self.classes]
         return {
             (chunk.file, row): scores[request.label][request.index]
             for chunk in chunks
@@ -33,18 +35,15 @@ class Selection:
         }
 
     @property
-    def totals(self) -> dict[str, Any]:
-        """Candidates of all classes, those left out by reason, the classes that have too few images, and the class
-        that kept the smallest share of its candidates."""
+    def totals(self) -> SelectionTotals:
+        """What the card and dataset.json tell."""
         rejected: Counter[str] = Counter()
         for entry in self.classes:
-            rejected.update(entry["rejected"])
-        worst = min(self.classes, key=lambda entry: entry["n_images"] / max(1, entry["candidates"]))
-        return {
-            "candidates": sum(entry["candidates"] for entry in self.classes),
-            "rejected": dict(rejected),
-            "short": {
-                entry["name"]: entry["n_images"] for entry in self.classes if entry["n_images"] < entry["wanted"]
-            },
-            "worst": {name: worst[name] for name in ("name", "candidates", "n_images")},
-        }
+            rejected.update(entry.rejected)
+        worst = min(self.classes, key=lambda entry: entry.n_images / max(1, entry.candidates))
+        return SelectionTotals(
+            candidates=sum(entry.candidates for entry in self.classes),
+            rejected=dict(rejected),
+            short={entry.name: entry.n_images for entry in self.classes if entry.n_images < entry.wanted},
+            worst={"name": worst.name, "candidates": worst.candidates, "n_images": worst.n_images},
+        )

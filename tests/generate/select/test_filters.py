@@ -1,4 +1,4 @@
-"""Decisions on hand-made features: who passes, who counts, who covers, and how many more to draw."""
+"""Decisions on hand-made features: who passes, who counts, who covers, and how many more to propose."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datadream.config import ExperimentConfig
-from datadream.generate.select.filters import ROUNDS, ClassSelection, k_center, next_candidates, select
+from datadream.generate.select.filters import MOST_ATTEMPTS, ClassSelection, k_center, next_candidates, select
 
 PROMPTS = np.eye(4)[:3]
 """Three classes; the fourth axis is what no prompt says."""
@@ -87,22 +87,22 @@ def passed(accepted: int) -> ClassSelection:
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99])
-def test_a_few_rounds_suffice_and_draw_little_too_much(share):
+def test_a_few_attempts_suffice_and_propose_little_too_much(share):
     settings = knobs(500, label_top_k=1, max_candidates=60)
-    drawn, rounds = 500, 1
+    proposed, attempts = 500, 1
     outcomes = np.random.default_rng(3).random(settings.candidates_per_class) < share
     while True:
-        following = next_candidates(passed(min(500, int(outcomes[:drawn].sum()))), drawn, rounds - 1, settings)
-        if following == drawn:
+        following = next_candidates(passed(min(500, int(outcomes[:proposed].sum()))), proposed, attempts - 1, settings)
+        if following == proposed:
             break
-        drawn, rounds = following, rounds + 1
+        proposed, attempts = following, attempts + 1
     needed = int(np.flatnonzero(outcomes)[499]) + 1 if outcomes.sum() >= 500 else len(outcomes)
-    assert rounds <= ROUNDS
-    assert needed <= drawn <= 1.4 * needed
+    assert attempts <= MOST_ATTEMPTS
+    assert needed <= proposed <= 1.4 * needed
 
 
 def test_a_class_that_never_passes_stops_at_its_limit():
     settings = knobs(10, label_top_k=1, max_candidates=3)
     assert next_candidates(passed(0), 10, 0, settings) == 30
     assert next_candidates(passed(0), 30, 1, settings) == 30
-    assert next_candidates(passed(9), 20, ROUNDS - 2, settings) == 30
+    assert next_candidates(passed(9), 20, MOST_ATTEMPTS - 2, settings) == 30

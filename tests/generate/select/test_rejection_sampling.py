@@ -9,21 +9,24 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from datadream import recipes
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import draw
 from datadream.data.shards import from_parquet
-from datadream.generate.publish import publish_dataset
-from datadream.generate.select.features import _FeatureEncoder, feature_jobs
-from datadream.generate.select.rejection_sampling import Candidates, draw_and_select
+from datadream.generate.select.features import FeatureEncoder, feature_units
+from datadream.generate.select.rejection_sampling import Candidates
+from datadream.generate.select.stage import generate_and_select
+from datadream.generate.stage import publish_dataset
 from datadream.methods import METHODS
 from datadream.methods.chunks import split_into_chunks
-from datadream.run.layout import CANDIDATES, DATASET, SELECTION, progress_file
+from datadream.run.layout import CANDIDATES, DATASET, SELECTION
 from datadream.run.store import RunStore
-from datadream.runtime.session import Workers
+from datadream.runtime.workers import Workers
 from datadream.status import stage_status
 from tests.generate.candidates import commit_chunk
+from tests.generate.listening import Heard
 
 COPYING, MIXED, WRONG = 0, 5, 9
 """Classes of which a candidate copies a shot, some show another class, and all do."""
@@ -63,16 +66,16 @@ def commit_photos(run: Candidates) -> None:
         commit_chunk(chunk, [source.read(key) for key in keys])
 
 
-def encode_first_round(run: Candidates) -> None:
+def encode_first_attempt(run: Candidates) -> None:
     """Without Ray, as an earlier start on this machine would have."""
-    encoder = _FeatureEncoder(run.config, Workers(1, 1, False))
+    encoder = FeatureEncoder(run.config, torch.device("cpu"))
     first = [chunk for chunk in run.chunks if chunk.requests[0].index == 0]
-    for job in feature_jobs(run.store.url, run.few_shot, first):
-        encoder._commit(job)
+    for unit in feature_units(run.store.url, run.few_shot, first):
+        encoder.commit(unit)
 
 
-def published(run: Candidates, workers: Workers) -> dict[str, bytes]:
-    draw_and_select(run.store, [run], run.config, workers)
+def published(run: Candidates, workers: Workers, *listeners) -> dict[str, bytes]:
+    generate_and_select(run.store, [run], run.config, workers, listeners)
     publish_dataset(run.store, run.chunks, run.few_shot, run.config)
     return {name: run.store.read_bytes(f"dataset/{name}") for name in run.store.read_json(DATASET)["shards"]}
 
@@ -81,18 +84,18 @@ def published(run: Candidates, workers: Workers) -> dict[str, bytes]:
 def undisturbed(local_ray, config, few_shot, tmp_path_factory):
     run = candidates(RunStore(str(tmp_path_factory.mktemp("run"))), few_shot, config)
     commit_photos(run)
-    encode_first_round(run)
-    warnings = logging.Handler()
+    encode_first_attempt(run)
+    heard, warnings = Heard(), logging.Handler()
     warnings.lines = []
     warnings.emit = lambda record: warnings.lines.append(record.getMessage())
     logging.getLogger("datadream.generate.select.rejection_sampling").addHandler(warnings)
-    files = published(run, Workers(1, 1, False))
+    files = published(run, Workers(1, 1, False), heard)
     logging.getLogger("datadream.generate.select.rejection_sampling").removeHandler(warnings)
-    return run, files, warnings.lines
+    return run, files, warnings.lines, heard
 
 
 def test_what_is_left_out_is_counted_and_what_is_kept_is_published(undisturbed, few_shot):
-    run, files, _ = undisturbed
+    run, files, *_ = undisturbed
     classes = run.store.read_json(SELECTION)["classes"]
     assert all(entry["candidates"] == entry["n_images"] + sum(entry["rejected"].values()) for entry in classes)
     assert classes[COPYING]["rejected"]["copy"] == 1
@@ -104,15 +107,17 @@ def test_what_is_left_out_is_counted_and_what_is_kept_is_published(undisturbed, 
     assert sorted(record.key for record in records) == sorted(kept)
     sizes = [pq.read_metadata(io.BytesIO(data)).num_rows for data in files.values()]
     assert max(sizes) - min(sizes) <= 1
-    drawn = {record.key: record for chunk in run.chunks for record in from_parquet(run.store.read_bytes(chunk.file))}
+    proposed = {
+        record.key: record for chunk in run.chunks for record in from_parquet(run.store.read_bytes(chunk.file))
+    }
     for record in records:
-        assert record.image == drawn[record.key].image
+        assert record.image == proposed[record.key].image
         assert record.provenance.pop("clip_score") > 0
-        assert record.provenance == drawn[record.key].provenance
+        assert record.provenance == proposed[record.key].provenance
 
 
 def test_a_class_that_falls_short_is_published_and_named(undisturbed):
-    run, files, warnings = undisturbed
+    run, files, warnings, _ = undisturbed
     entry = run.store.read_json(SELECTION)["classes"][WRONG]
     assert entry["candidates"] == 8
     assert entry["n_images"] < 4
@@ -127,8 +132,8 @@ def test_a_class_that_falls_short_is_published_and_named(undisturbed):
     assert "| fewer images | " in card
 
 
-def test_classes_that_are_complete_draw_no_more_and_status_tells(undisturbed, config, few_shot):
-    run, _, _ = undisturbed
+def test_classes_that_are_complete_propose_no_more_and_status_tells(undisturbed, config, few_shot):
+    run, *_, heard = undisturbed
     entries = run.store.read_json(SELECTION)["classes"]
     asked = run.store.read_json(CANDIDATES)
     assert asked == [4 if entry["candidates"] == 4 and entry["n_images"] == 4 else 8 for entry in entries]
@@ -137,7 +142,7 @@ def test_classes_that_are_complete_draw_no_more_and_status_tells(undisturbed, co
     told = {stage.stage: stage for stage in stage_status(run.store, [(run.store, config, plan)])}
     assert (told["generate"].done, told["generate"].total) == (sum(asked), sum(asked))
     assert (told["select"].done, told["publish"].done) == (1, 1)
-    said = run.store.read_json(progress_file("select"))["numbers"]
+    said = [progress for progress in heard if progress.stage == "select"][-1].numbers
     rejected = Counter()
     for entry in entries:
         rejected.update(entry["rejected"])
@@ -146,8 +151,8 @@ def test_classes_that_are_complete_draw_no_more_and_status_tells(undisturbed, co
 
 
 def test_two_workers_and_an_interrupted_start_give_the_same_bytes(undisturbed, config, few_shot, tmp_path):
-    """The other start had all candidates, but lost what was encoded of most of the first round's and of the shots."""
-    source, expected, _ = undisturbed
+    """The other start had all candidates, but lost the features of most of the first attempt's and of the shots."""
+    source, expected, *_ = undisturbed
     run = candidates(RunStore(str(tmp_path)), few_shot, config)
     names = [name for chunk in run.chunks for name in (chunk.file, chunk.marker)]
     names += [f"features/{name}.{suffix}" for name in source.store.markers("features") for suffix in ("npy", "json")]
@@ -178,5 +183,5 @@ def test_nothing_is_published_where_nothing_passes(local_ray, config, few_shot, 
         run.store.write_bytes(f"features/{name}.npy", buffer.getvalue())
         run.store.write_json(f"features/{name}.json", {})
     with pytest.raises(RuntimeError, match="none of 80 candidates passed the filters"):
-        draw_and_select(run.store, [run], config, Workers(1, 1, False))
+        generate_and_select(run.store, [run], config, Workers(1, 1, False))
     assert not run.store.exists(SELECTION)
