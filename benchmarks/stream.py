@@ -2,8 +2,8 @@
 
     python -m benchmarks.stream --images 100000
 
-The last line is one JSON object. One step of a small random model draws images of 32 pixels, so that the stream and
-not the model is what is busy.
+The last line is one JSON object. A random pipeline of 32-pixel images and one step generates them, so that the stream
+and not the model is what is busy.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_memory(store: RunStore, began: float) -> dict[str, Any]:
     there = store.exists(progress_file("generate"))
     return {
         "seconds": round(time.monotonic() - began),
-        "drawn": store.read_json(progress_file("generate"))["done"] if there else 0,
+        "generated": store.read_json(progress_file("generate"))["done"] if there else 0,
         "driver": round(mib(psutil.Process().memory_info().rss)),
         "largest_worker": round(mib(max(map(_resident, psutil.Process().children(recursive=True))))),
         "object_store": round(mib(_stored())),
@@ -76,7 +76,7 @@ def _stored() -> float:
 
 
 def measure(n_images: int, folder: Path) -> dict[str, Any]:
-    """Draw and publish so many images in ten classes."""
+    """Generate and publish so many images in ten classes."""
     changes = {
         "diffusion.model": str(save_pipeline(folder / "pipeline")),
         "diffusion.resolution": 32,
@@ -92,14 +92,14 @@ def measure(n_images: int, folder: Path) -> dict[str, Any]:
     with connected(config.cluster) as workers, Samples(partial(read_memory, store, time.monotonic())) as samples:
         started = time.monotonic()
         generate_chunks(store, chunk_units(chunks), config, workers, [ProgressFile(store)])
-        drawn = time.monotonic()
+        generated = time.monotonic()
         publish_dataset(store, chunks, few_shot, config)
         published = time.monotonic()
     every = max(1, len(samples.taken) // SHOWN)
     return {
         "images": store.read_json(DATASET)["n_images"],
-        "drawing_seconds": round(drawn - started, 1),
-        "publishing_seconds": round(published - drawn, 1),
+        "generating_seconds": round(generated - started, 1),
+        "publishing_seconds": round(published - generated, 1),
         "most_mib": {
             name: max(sample[name] for sample in samples.taken)
             for name in ("driver", "largest_worker", "object_store")

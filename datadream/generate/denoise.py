@@ -32,20 +32,20 @@ class Denoiser:
         `prompts` [2, length, channels] are the empty prompt and the prompt, or the prompt alone where nothing is
         guided; `generators`, one for each latent, give the noise that the scheduler adds, if it adds any.
         """
+        # What was kept of an earlier batch, which an error may have ended, is of other prompts or adapters.
         self._forget()
         noise = {"generator": list(generators)} if self._takes_generators else {}
-        for number, (time, guided) in enumerate(zip(timesteps, self._guided(timesteps), strict=True)):
+        low, high = self._config.guidance_interval
+        noise_levels = timesteps.float() / self._scheduler.config.num_train_timesteps
+        # Guidance does harm at high noise and nothing at low noise (Kynkäänniemi et al., 2024): outside of the
+        # interval the empty prompt is not evaluated.
+        is_guided = ((low <= noise_levels) & (noise_levels <= high)).tolist()
+        for number, (time, guided) in enumerate(zip(timesteps, is_guided, strict=True)):
             inputs = self._scheduler.scale_model_input(latents, time)
             predicted = self._predict(inputs, number, time, prompts if guided else prompts[-1:])
             latents = self._scheduler.step(predicted, time, latents, return_dict=False, **noise)[0]
         self._forget()
         return latents
-
-    def _guided(self, timesteps: Tensor) -> list[bool]:
-        """At which steps the prompt is told from the empty one."""
-        low, high = self._config.guidance_interval
-        noise_levels = timesteps.float() / self._scheduler.config.num_train_timesteps
-        return ((low <= noise_levels) & (noise_levels <= high)).tolist()
 
     def _predict(self, latents: Tensor, number: int, time: Tensor, prompts: Tensor) -> Tensor:
         if len(prompts) == 1:

@@ -24,6 +24,8 @@ from datadream.seeds import derive_seed
 
 WINDOW_IMAGES = 5000
 """Images that are shuffled together and held in memory at once: 1.8 GB of lossless 512-pixel images."""
+POOLS = 128 * 2**20
+"""Bytes that Arrow's pools and threads take beside the images, measured."""
 COPIES_WHILE_READING = 3
 """Of a chunk: its file, the Arrow table, and the images as Python's bytes."""
 COPIES_WHILE_WRITING = 4
@@ -64,16 +66,19 @@ def plan_windows(
     With `clip_scores`, only the images (chunk file, row) that have one.
     """
     rng = np.random.default_rng(derive_seed(config.seed, "publish"))
+    # Whole chunks first, so that a window, which is a run of them, holds images of many classes.
     shuffled = [chunks[place] for place in rng.permutation(len(chunks))]
     members = [(chunk.file, row) for chunk in shuffled for row in range(len(chunk.requests))]
     if clip_scores is not None:
         members = [member for member in members if member in clip_scores]
     count = math.ceil(len(members) / config.generate.images_per_shard)
+    # Even shards: training workers that read one each are to end together.
     parts = np.array_split(np.arange(len(members)), count)
     per_window = max(1, WINDOW_IMAGES // config.generate.images_per_shard)
     windows = []
     for first in range(0, count, per_window):
         own = parts[first : first + per_window]
+        # Then all images of the window: those of a chunk are of one class.
         order = iter(rng.permutation(np.concatenate(own)))
         shards = []
         for number, part in enumerate(own):
@@ -93,7 +98,7 @@ def window_memory(window: Window, file_bytes: Mapping[str, int], file_images: Ma
     held = sum(file_bytes.get(file, 0) * count / file_images[file] for file, count in taken.items())
     largest_chunk = max(file_bytes.get(file, 0) for file in taken)
     largest_shard = held * max(len(shard.members) for shard in window.shards) / window.n_images
-    return math.ceil(held + max(COPIES_WHILE_READING * largest_chunk, COPIES_WHILE_WRITING * largest_shard))
+    return POOLS + math.ceil(held + max(COPIES_WHILE_READING * largest_chunk, COPIES_WHILE_WRITING * largest_shard))
 
 
 def write_window(

@@ -47,6 +47,7 @@ class Sampler:
         self.batch_size = config.batch_size or (min(CPU_BATCH, config.chunk_size) if on_cpu else config.chunk_size)
         """Images that are generated at once."""
         if not on_cpu:
+            # The layout that cuDNN's convolutions on tensor cores want.
             for module in (pipeline.unet, pipeline.vae):
                 module.to(memory_format=torch.channels_last)
         self._denoiser = Denoiser(pipeline.unet, pipeline.scheduler, config)
@@ -80,6 +81,7 @@ class Sampler:
                     raise MemoryError(
                         "the GPU's memory does not suffice for one image. Lower diffusion.resolution."
                     ) from None
+                # For good: what did not fit once will not fit the next time.
                 self.batch_size = (self.batch_size + 1) // 2
                 log.warning("out of memory: going on with %d images at once", self.batch_size)
                 torch.cuda.empty_cache()
@@ -107,6 +109,7 @@ class Sampler:
             steps = scheduler.timesteps[:n_steps]
             self._denoiser.denoise(self._noise(generators), steps, prompts, generators).sum().item()
             seconds = time.perf_counter() - started
+            # A scheduler counts its steps, and some remember what they predicted.
             scheduler.set_timesteps(self._config.steps, device=self._from_noise.device)
         return seconds / batch
 
@@ -114,6 +117,7 @@ class Sampler:
         self, requests: Sequence[ImageRequest], prompts: Tensor, read_photo: Callable[[str], Image.Image]
     ) -> np.ndarray:
         first = requests[0]
+        # Noise comes from the CPU, whatever the device: each image has its own, the same everywhere.
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         self._from_noise.scheduler.set_timesteps(self._config.steps, device=self._from_noise.device)
         if first.source_key is None:

@@ -113,7 +113,7 @@ def generate_chunks(
         for done in run_mapped(store, missing, how, workers, ledger):
             n_done, busy, idle = n_done + 1, busy + done.busy_seconds, idle + done.idle_seconds
             tell(done.unit.size)
-        tell(0)
+        tell(0)  # units that are given up come back with no row of their own
     finish_units(store, FAILED_CHUNKS, missing, ledger, "generating {} of {} chunks of images")
 
 
@@ -143,20 +143,22 @@ def _load_sampler(
     model = config.diffusion
     pipeline = retried(lambda: load_pipeline(model.model, model.revision, device, dtype), "loading the model")
     sampler = Sampler(pipeline, config.generate, model.resolution)
+    # As the sampler has set it: an image's provenance names what made it, also where the config names nothing.
     scheduler = type(pipeline.scheduler).__name__
+    # On CPUs the best batch is known (see CPU_BATCH).
     if device.type == "cuda" and config.generate.batch_size is None:
         sampler.batch_size = _noted_batch(RunStore(run_url), sampler)
     source = open_source(config.data.source)
 
     def generate(unit: Unit[Chunk]) -> Generated:
         # The retries are around the reads alone: an image costs far more than the file that it needs.
-        def adapter(adapter_id: str) -> bytes:
-            return retried(lambda: read_adapter(unit.store, adapter_id), f"reading adapter {adapter_id!r}")
-
-        def photo(key: str) -> Any:
-            return retried(lambda: source.read(key), f"reading photo {key!r}")
-
-        return sampler.generate(unit.payload.requests, adapter, photo, run=unit.run_url), scheduler
+        pixels = sampler.generate(
+            unit.payload.requests,
+            lambda name: retried(lambda: read_adapter(unit.store, name), f"reading adapter {name!r}"),
+            lambda key: retried(lambda: source.read(key), f"reading photo {key!r}"),
+            run=unit.run_url,
+        )
+        return pixels, scheduler
 
     return generate
 
@@ -183,9 +185,11 @@ def _commit_chunk(unit: Unit[Chunk], generated: Generated, config: ExperimentCon
         )
         for request, pixels in zip(chunk.requests, images, strict=True)
     ]
+    # Without class names: others read the published shards, which have them, and not chunks.
     data = to_parquet(records, settings.image_format, ())
     marker = ChunkMarker(n_images=len(records), sha256=sha256(data))
     retried(lambda: store.write_bytes(chunk.file, data), f"{unit.name}: writing")
+    # The marker last: it says that the file is whole.
     retried(lambda: store.write_json(chunk.marker, marker.to_json()), f"{unit.name}: writing")
 
 
@@ -229,7 +233,7 @@ def publish_dataset(
         return
     selection = Selection.read(store) if config.generate.select.on else None
     plan = plan_hash(chunks, config)
-    windows = plan_windows(chunks, config, selection and selection.clip_scores(chunks))
+    windows = plan_windows(chunks, config, selection.clip_scores(chunks) if selection else None)
     units = [
         Unit(
             run_url=store.url,
@@ -245,6 +249,7 @@ def publish_dataset(
     shards = sorted(records, key=lambda record: record.name)
     n_images, n_bytes = sum(unit.size for unit in units), sum(shard.n_bytes for shard in shards)
     totals = selection.totals.to_json() if selection else None
+    # The card first: whoever sees dataset.json may rely on all else in the folder.
     store.write_bytes(CARD, dataset_card(few_shot, config, n_images, n_bytes, totals).encode())
     marker = DatasetMarker(
         plan=plan,
@@ -258,6 +263,7 @@ def publish_dataset(
         selection=totals,
     )
     store.write_json(DATASET, marker.to_json())
+    # Only now: a kill in between leaves markers that nobody reads, where the reverse would cost all windows.
     store.fs.rm(store.path(WINDOWS), recursive=True)
 
 
@@ -280,6 +286,7 @@ def _write_windows(
     missing = pending(units)
     if not missing:
         return
+    # One listing: to ask for the size of each file would be a round trip for each.
     listed = store.fs.find(store.path(CHUNKS), detail=True)
     file_bytes = {posixpath.relpath(path, store.root): about["size"] for path, about in listed.items()}
     file_images = {chunk.file: len(chunk.requests) for chunk in chunks}
@@ -303,10 +310,7 @@ def _load_writer(
     class_names, config = load_from
 
     def write(unit: Unit[Window]) -> None:
-        def commit() -> None:
-            shards = write_window(unit.store, unit.payload, class_names, config)
-            unit.store.write_json(unit.marker, [shard.to_json() for shard in shards])
-
-        retried(commit, unit.name)
+        shards = retried(lambda: write_window(unit.store, unit.payload, class_names, config), unit.name)
+        retried(lambda: unit.store.write_json(unit.marker, [shard.to_json() for shard in shards]), unit.name)
 
     return write

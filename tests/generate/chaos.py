@@ -29,6 +29,7 @@ from datadream.generate.stage import chunk_units, generate_chunks, publish_datas
 from datadream.methods import METHODS
 from datadream.methods.chunks import Chunk, split_into_chunks
 from datadream.run.layout import CHUNKS
+from datadream.run.lock import RunLock
 from datadream.run.store import RunStore
 from datadream.runtime.session import connected
 from datadream.runtime.workers import Workers
@@ -68,8 +69,7 @@ def plan(store: RunStore, settings: ExperimentConfig) -> tuple[FewShotSet, list[
 def drive(pipeline: str, run: str) -> None:
     """A driver."""
     store, settings = RunStore(run), config(pipeline, FORMATS[0])
-    store.sweep_temporary()
-    with connected(settings.cluster) as workers:
+    with RunLock(store), connected(settings.cluster) as workers:
         generate_and_publish(store, pipeline, workers)
 
 

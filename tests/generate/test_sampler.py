@@ -51,7 +51,7 @@ def plain_pipeline(kind, folder, weights: bytes, tmp_path):
 def test_from_noise(sampler, adapters, pipeline_folder, tmp_path):
     ours = sampler.generate(requests(3, "class-1"), adapters.__getitem__, read_photo)
     plain = plain_pipeline(StableDiffusionPipeline, pipeline_folder, adapters["class-1"], tmp_path)
-    drawn = [
+    expected = [
         plain(
             PROMPT, num_inference_steps=4, guidance_scale=2.0, generator=torch.Generator().manual_seed(100 + i)
         ).images[0]
@@ -59,8 +59,8 @@ def test_from_noise(sampler, adapters, pipeline_folder, tmp_path):
     ]
     assert ours.shape == (3, 32, 32, 3)
     assert ours.dtype == np.uint8
-    assert worst_difference(ours, drawn) <= 2
-    assert worst_difference(ours[:1], drawn[1:2]) > 20
+    assert worst_difference(ours, expected) <= 2
+    assert worst_difference(ours[:1], expected[1:2]) > 20
 
 
 def test_from_a_photo(sampler, adapters, pipeline_folder, tmp_path):
@@ -68,13 +68,13 @@ def test_from_a_photo(sampler, adapters, pipeline_folder, tmp_path):
     ours = sampler.generate(asked, adapters.__getitem__, read_photo)
     plain = plain_pipeline(StableDiffusionImg2ImgPipeline, pipeline_folder, adapters["class-1"], tmp_path)
     settings = {"num_inference_steps": 4, "guidance_scale": 2.0, "strength": 0.5}
-    drawn = [
+    expected = [
         plain(
             PROMPT, centre_square(read_photo(str(i)), 32), generator=torch.Generator().manual_seed(100 + i), **settings
         ).images[0]
         for i in range(2)
     ]
-    assert worst_difference(ours, drawn) <= 2
+    assert worst_difference(ours, expected) <= 2
 
 
 def test_an_image_does_not_depend_on_its_batch_or_on_the_adapters_before(sampler, adapters):
@@ -168,16 +168,16 @@ def test_guidance_on_an_interval_evaluates_the_prompt_alone_elsewhere(sampler, a
     pipeline, sizes = sampler._from_noise, []
     pipeline.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
 
-    def draw(interval: tuple[float, float], scale: float = 2.0) -> np.ndarray:
+    def generate(interval: tuple[float, float], scale: float = 2.0) -> np.ndarray:
         sizes.clear()
         config = CONFIG.model_copy(update={"guidance_interval": interval, "guidance_scale": scale})
         return Sampler(pipeline, config, 32).generate(requests(2), adapters.__getitem__, read_photo)
 
-    everywhere = draw((0, 1))
+    everywhere = generate((0, 1))
     assert sizes == [4, 4, 4, 4]
-    assert not np.array_equal(draw((0.2, 0.6)), everywhere)
+    assert not np.array_equal(generate((0.2, 0.6)), everywhere)
     assert sizes == [2, 4, 4, 2]
-    assert np.abs(draw((0.9, 1)).astype(int) - draw((0, 1), scale=1.0)).max() <= 1
+    assert np.abs(generate((0.9, 1)).astype(int) - generate((0, 1), scale=1.0)).max() <= 1
 
 
 def test_adapters_of_two_runs_may_have_the_same_id(sampler, adapters):

@@ -111,6 +111,7 @@ class FeatureEncoder:
         return self._clip.encode_text(self._clip.tokenizer(prompts).to(self._device))
 
     def _encode_images(self, read: Sequence[Callable[[], Image.Image]]) -> torch.Tensor:
+        # All at once and not one after the other: Pillow decodes and resizes without holding Python's lock.
         prepared = self._threads.map(lambda read_image: self._clip.preprocess(read_image()), read)
         return self._clip.encode_image(torch.stack(list(prepared)).to(self._device))
 

@@ -52,8 +52,14 @@ def select(
     """
     candidates, prompts, shots = (np.asarray(each, np.float64) for each in (candidates, prompts, shots))
     similarity = candidates @ prompts.T
-    unlike = ~_label_consistent(similarity, label, config.select.label_top_k)
-    copies = ~unlike & _copies(candidates, shots, config.select.max_shot_similarity)
+    top_k, max_similarity = config.select.label_top_k, config.select.max_shot_similarity
+    unlike = copies = np.zeros(len(candidates), bool)
+    if top_k is not None:
+        # Zero-shot CLIP has the class among its first `top_k` (DISEF: da Costa et al., 2024).
+        unlike = (similarity > similarity[:, label, None]).sum(axis=1) >= top_k
+    if max_similarity is not None:
+        # An image is left out for one reason, the first, so that the counts add up.
+        copies = ~unlike & ((candidates @ shots.T).max(axis=1) > max_similarity)
     accepted = np.flatnonzero(~unlike & ~copies)[: config.accepted_per_class]
     full = len(accepted) == config.accepted_per_class
     considered = int(accepted[-1]) + 1 if full else len(candidates)
@@ -100,16 +106,3 @@ def next_candidates(selection: ClassSelection, proposed: int, attempt: int, conf
     # Laplace's rule of succession: where none of ten was accepted, one of twelve may be.
     share = (selection.accepted + 1) / (proposed + 2)
     return min(limit, proposed + math.ceil(missing / share * SPARE * 2**attempt))
-
-
-def _label_consistent(similarity: Features, label: int, top_k: int | None) -> NDArray[np.bool_]:
-    """Whether zero-shot CLIP has a class among its first `top_k` (DISEF: da Costa et al., 2024)."""
-    if top_k is None:
-        return np.ones(len(similarity), bool)
-    return (similarity > similarity[:, label, None]).sum(axis=1) < top_k
-
-
-def _copies(candidates: Features, shots: Features, max_similarity: float | None) -> NDArray[np.bool_]:
-    if max_similarity is None:
-        return np.zeros(len(candidates), bool)
-    return (candidates @ shots.T).max(axis=1) > max_similarity

@@ -76,10 +76,12 @@ class RejectionSampling:
         proposed: Counter[int] = Counter()
         for chunk in self.proposed:
             proposed[chunk.requests[0].label] += len(chunk.requests)
+        # What was decided on fewer candidates is to be decided anew.
         for label, before in enumerate(self._n_candidates):
             if proposed[label] != before:
                 self.selections.pop(label, None)
         self._n_candidates = [proposed[label] for label in range(len(self._n_candidates))]
+        # For `datadream status`, which does not decide anything and could not know.
         self.run.store.write_json(CANDIDATES, self._n_candidates)
         return True
 

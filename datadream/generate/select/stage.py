@@ -46,6 +46,7 @@ def generate_and_select(
             for sampling in samplings
             for unit in feature_units(sampling.run.store.url, sampling.run.few_shot, sampling.proposed)
         ]
+        # Shots and prompts are encoded once; of the candidates, those that this attempt added.
         missing = pending(units)
         total = n_images(proposed)
         done = total - sum(unit.size for unit in missing)
@@ -54,7 +55,7 @@ def generate_and_select(
             for sampling in samplings:
                 sampling.decide()
             facts = acceptance(samplings)
-            reporter.update(total, **facts)
+            reporter.update(total, "", 0, **facts)
         log.info("select: of %d candidates %s", total, ", ".join(f"{name} {n}" for name, n in facts.items()))
     for sampling in samplings:
         sampling.commit()
