@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from datadream.classify.model_selection import check_selection
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import check_photos
@@ -17,6 +16,11 @@ from datadream.run.cell import Cell
 from datadream.run.layout import FEW_SHOT
 from datadream.run.store import RunStore
 from datadream.tracking import check_trackers
+
+
+class RefusedError(ValueError):
+    """Something stands in the way that shows only once work would begin, such as another driver; nothing was done."""
+
 
 SMALL_POOL = 5_000
 """Up to so many photos, all of a pool are decoded: a broken one that these shots pass over would surprise the next
@@ -30,11 +34,13 @@ def check_experiment(config: ExperimentConfig, store: RunStore, cells: Sequence[
     store.check_writable()
     check_trackers(config, store)
     _check_photos([cell for cell in cells if not cell.store.exists(FEW_SHOT)])
+    # Imported here, not above: torch and Ray take seconds, and a command that only looks needs neither.
+    from datadream.classify.model_selection import check_selection
+    from datadream.runtime.session import check_workers
+
     for cell in cells:
         check_selection(cell.few_shot, cell.config.classify)
         _check_filters(cell)
-    from datadream.runtime.session import check_workers
-
     check_workers(config.cluster)
     if any(cell.plan.images for cell in cells):
         check_pipeline(config.diffusion.model, config.diffusion.revision)

@@ -60,9 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # whatever it is, users get a sentence, and scripts an exit code
         if arguments.debug or os.environ.get(DEBUG, "0") not in ("", "0"):
             traceback.print_exc()
-        is_bad_input = work is None and isinstance(error, BAD_INPUT_ERRORS)
+        from datadream.checks import RefusedError
+
+        nothing_done = work is None or isinstance(error, RefusedError)
+        is_bad_input = nothing_done and isinstance(error, BAD_INPUT_ERRORS)
         print(f"datadream: {_sentence(error)}", file=sys.stderr)
-        if work is not None and arguments.command in RESUMABLE_COMMANDS:
+        if not nothing_done and arguments.command in RESUMABLE_COMMANDS:
             print("What is committed is kept: the same command goes on from there.", file=sys.stderr)
         return BAD_INPUT if is_bad_input else FAILED
     return 0

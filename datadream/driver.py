@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from datadream.adapt.stage import AdapterUnit, train_adapters
+from datadream.checks import RefusedError
 from datadream.classify.search.stage import choose_knobs
 from datadream.classify.stage import classifier_jobs, train_classifiers
 from datadream.config import ExperimentConfig
@@ -28,7 +29,7 @@ from datadream.run.layout import (
     stage_seconds,
 )
 from datadream.run.lock import RunLock
-from datadream.run.plan_record import claim_run
+from datadream.run.plan_record import check_plan, record_plan
 from datadream.run.store import RunStore
 from datadream.runtime.metrics import RayMetrics
 from datadream.runtime.nodes import check_shared
@@ -73,7 +74,7 @@ class Driver:
         self._tracking.table("adapters", rows)
 
     def generate(self) -> None:
-        self._claim()
+        self._record_plans()
         with self._timed("generate"):
             if self._config.generate.select.on:
                 runs = [Candidates(cell.store, cell.few_shot, cell.config, cell.chunks) for cell in self._cells]
@@ -82,11 +83,11 @@ class Driver:
                 units = chunk_units([chunk for cell in self._cells for chunk in cell.chunks])
                 generate_chunks(self._store, units, self._config, self._workers, self._listeners)
             for cell in self._cells:
-                publish_dataset(cell.store, cell.chunks, cell.few_shot, cell.config, self._listeners)
+                publish_dataset(cell, self._listeners)
 
     def adapt_and_generate(self) -> None:
         """Workers that no adapter needs generate the classes whose adapters are there; then all generate the rest."""
-        self._claim()
+        self._record_plans()
         spare = self.spare_workers()
         if spare is None:
             self.adapt()
@@ -141,10 +142,9 @@ class Driver:
                 )
         self._tracking.table("classifiers", rows)
 
-    def _claim(self) -> None:
-        """Raises ValueError when a folder holds images of another plan, before any work."""
+    def _record_plans(self) -> None:
         for cell in self._cells:
-            claim_run(cell.store, cell.plan_hash)
+            record_plan(cell.store, cell.plan_hash)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -165,13 +165,19 @@ def driving(
     """The run's lock, Ray, trackers and listeners, for the length of a block.
 
     The cluster may still refuse the workers, and a node may see another folder, so nothing but the lock is written
-    before. Raises ValueError in these cases, and when another driver holds the run.
+    before. Raises RefusedError in these cases, when another driver holds the run, and when it holds another plan's images.
     """
     with ExitStack() as stack:
-        for url in dict.fromkeys([store.url, *(cell.store.url for cell in cells)]):
-            stack.enter_context(RunLock(RunStore(url)))
-        workers = stack.enter_context(connected(config.cluster))
-        check_shared(store)
+        try:
+            # The table's own last: whoever holds a lock sweeps its folder, and the cells lie in the table's.
+            for url in dict.fromkeys([*(cell.store.url for cell in cells), store.url]):
+                stack.enter_context(RunLock(RunStore(url)))
+            workers = stack.enter_context(connected(config.cluster))
+            check_shared(store)
+            for cell in cells:
+                check_plan(cell.store, cell.plan_hash)
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
         store.save_config(config)
         for cell in cells:
             cell.store.save_config(cell.config)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from datadream.checks import check_experiment
+from datadream.checks import RefusedError, check_experiment
 from datadream.config import ExperimentConfig
 from datadream.run.cell import Cell, cells_of
 from datadream.run.layout import METRICS
@@ -112,6 +112,6 @@ class Experiment:
 
         missing = pending(self._adapter_units())
         if missing:
-            raise ValueError(
+            raise RefusedError(
                 f"{len(missing)} adapters are not trained yet, such as {missing[0].name!r}. Run adapt first."
             )

@@ -77,7 +77,7 @@ def train_adapters(
     failures: dict[tuple[str, str], str] = {}
     if not all(done):
         before = _steps(itertools.compress(units, done))
-        with Reporter("adapt", _steps(units), "step", listeners, done=before) as reporter:
+        with Reporter("adapt", _steps(units), "step", listeners, before, "workers to start") as reporter:
             shared = [unit for unit in units if unit.payload.n_classes > 1]
             single = [unit for unit in units if unit.payload.n_classes == 1]
             single_done = [is_done for unit, is_done in zip(units, done, strict=True) if unit.payload.n_classes == 1]

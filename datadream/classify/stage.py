@@ -130,7 +130,11 @@ def train_classifiers(
     how = DataParallel(load=_load, load_from=None, most=max(1, smallest // 2), datasets=_datasets)
     before = sum(unit.size for unit in units) - sum(unit.size for unit in missing)
     total = before + sum(unit.size for unit in missing)
-    with quiet_data(in_order=True), Reporter("classify", total, "step", listeners, done=before) as reporter:
+    waiting_for = "workers to start"
+    with (
+        quiet_data(in_order=True),
+        Reporter("classify", total, "step", listeners, before, waiting_for) as reporter,
+    ):
         failures = run_together(store, missing, how, workers, reporter, before)
     names = titles(units)
     named = [f"{names[key]}: {reason}" for key, reason in failures.items()]

@@ -23,7 +23,8 @@ from datadream.generate.publish import Window, plan_windows, window_memory, writ
 from datadream.generate.select.record import Selection
 from datadream.hashing import sha256
 from datadream.methods.base import ImageRequest
-from datadream.methods.chunks import Chunk, plan_hash
+from datadream.methods.chunks import Chunk
+from datadream.run.cell import Cell
 from datadream.run.layout import (
     CARD,
     CHUNKS,
@@ -101,15 +102,15 @@ def generate_chunks(
     ledger: Ledger[tuple[str, str]] = Ledger()
     n_done, busy, idle = 0, 0.0, 0.0
 
-    with Reporter("generate", total, "image", listeners, done=total - to_do) as reporter:
+    waiting_for = f"{workers.at_most(len(missing)).count} samplers to start"
+    with Reporter("generate", total, "image", listeners, total - to_do, waiting_for) as reporter:
 
-        def tell(n_images: int, waiting_for: str = "") -> None:
+        def tell(n_images: int) -> None:
             ours: Facts = {"chunks": f"{n_done + len(ledger.given_up)}/{len(missing)}"}
             if n_done:
                 ours["busy_percent"] = 100 * busy / max(busy + idle, 1e-9)
-            reporter.update(reporter.done + n_images, waiting_for, len(ledger.given_up), **ours, **(facts or {}))
+            reporter.update(reporter.done + n_images, "", len(ledger.given_up), **ours, **(facts or {}))
 
-        tell(0, waiting_for=f"{workers.at_most(len(missing)).count} samplers to start")
         for done in run_mapped(store, missing, how, workers, ledger):
             n_done, busy, idle = n_done + 1, busy + done.busy_seconds, idle + done.idle_seconds
             tell(done.unit.size)
@@ -165,8 +166,8 @@ def _load_sampler(
 
 def _noted_batch(store: RunStore, sampler: Sampler) -> int:
     """Other batches would change an image's last bits, so the first measurement of a run holds for all workers."""
-    if store.exists(GENERATE_BATCH):
-        return GenerateBatch.from_json(store.read_json(GENERATE_BATCH)).batch_size
+    if (noted := store.read_json_once(GENERATE_BATCH)) is not None:
+        return GenerateBatch.from_json(noted).batch_size
     measured = GenerateBatch(batch_size=sampler.fastest_batch())
     return GenerateBatch.from_json(store.write_json_once(GENERATE_BATCH, measured.to_json())).batch_size
 
@@ -217,22 +218,17 @@ def _provenance(
     return {name: value for name, value in made_by.items() if value is not None}
 
 
-def publish_dataset(
-    store: RunStore,
-    chunks: Sequence[Chunk],
-    few_shot: FewShotSet,
-    config: ExperimentConfig,
-    listeners: Sequence[Listener] = (),
-) -> None:
+def publish_dataset(cell: Cell, listeners: Sequence[Listener] = ()) -> None:
     """Write the class-mixed, evenly sized shards and the dataset card, unless they are committed.
 
-    Where filters choose the images, `chunks` are all that may have been generated. A start that was killed goes on
-    with the windows that are missing. Raises RuntimeError that names windows that cannot be written.
+    A start that was killed goes on with the windows that are missing. Raises RuntimeError that names windows that
+    cannot be written.
     """
+    store, chunks, few_shot, config, plan = cell.store, cell.chunks, cell.few_shot, cell.config, cell.plan_hash
     if store.exists(DATASET) or not chunks:
         return
+    # Where filters choose the images, the chunks are all that may have been generated.
     selection = Selection.read(store) if config.generate.select.on else None
-    plan = plan_hash(chunks, config)
     windows = plan_windows(chunks, config, selection.clip_scores(chunks) if selection else None)
     units = [
         Unit(

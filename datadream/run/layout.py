@@ -227,7 +227,7 @@ class FeaturesMarker(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkPlan(Record):
+class GeneratePlan(Record):
     """Hash of what makes the images of a run."""
 
     plan: str

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from datadream.run.layout import CHUNKS, DATASET, GENERATE_PLAN
+from datadream.run.layout import CHUNKS, DATASET, GENERATE_PLAN, GeneratePlan
 from datadream.run.store import RunStore
 
 
-def claim_run(store: RunStore, plan: str) -> None:
-    """Record that the run's chunks and dataset are of the plan with this hash.
-
-    Raises ValueError when those that are there are of another.
-    """
+def check_plan(store: RunStore, plan: str) -> None:
+    """Raises ValueError when the chunks or the dataset that are there are of another plan than the one of this hash."""
     for name, what in ((GENERATE_PLAN, "chunks"), (DATASET, "dataset")):
         theirs = store.read_json(name).get("plan", plan) if store.exists(name) else plan
         if theirs != plan:
@@ -18,5 +15,9 @@ def claim_run(store: RunStore, plan: str) -> None:
                 f"run {store.url!r} holds a {what} folder of other images (plan {theirs[:8]} there, {plan[:8]} now). "
                 f"Use another --run, or move {CHUNKS}/, dataset/ and {GENERATE_PLAN} away."
             )
+
+
+def record_plan(store: RunStore, plan: str) -> None:
+    """Say whose images the folder holds from now on."""
     if not store.exists(GENERATE_PLAN):
-        store.write_json(GENERATE_PLAN, {"plan": plan})
+        store.write_json(GENERATE_PLAN, GeneratePlan(plan=plan).to_json())

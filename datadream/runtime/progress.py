@@ -72,13 +72,21 @@ class Listener(Protocol):
 class Reporter:
     """Counts the units of a stage and tells listeners; use as a context manager, which closes with a line."""
 
-    def __init__(self, stage: str, total: int, noun: str, listeners: Sequence[Listener] = (), done: int = 0) -> None:
-        """`done` counts what earlier starts did."""
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        noun: str,
+        listeners: Sequence[Listener] = (),
+        done: int = 0,
+        waiting_for: str = "",
+    ) -> None:
+        """`done` counts what earlier starts did; `waiting_for` is what the first of this start needs."""
         self._listeners = list(listeners)
         self._started, self._before = time.monotonic(), done
         self._counted_from: tuple[int, float] | None = None
         self._failed = 0
-        self.now = Progress(stage, noun, total, done)
+        self.now = Progress(stage, noun, total, done, waiting_for=waiting_for)
 
     @property
     def done(self) -> int:

@@ -28,10 +28,10 @@ class Selection:
         """CLIP scores of the images to publish, by chunk file and row."""
         scores = [dict(zip(entry.images, entry.clip_scores, strict=True)) for entry in self.classes]
         return {
-            (chunk.file, row): scores[request.label][request.index]
+            (chunk.file, row): scores[chunk.label][index]
             for chunk in chunks
-            for row, request in enumerate(chunk.requests)
-            if request.index in scores[request.label]
+            for row, index in enumerate(chunk.requests.indices)
+            if index in scores[chunk.label]
         }
 
     @property

@@ -47,7 +47,7 @@ class Candidates:
         """The chunks of each class."""
         chunks: list[list[Chunk]] = [[] for _ in self.few_shot.class_names]
         for chunk in self.chunks:
-            chunks[chunk.requests[0].label].append(chunk)
+            chunks[chunk.label].append(chunk)
         return chunks
 
 
@@ -75,7 +75,7 @@ class RejectionSampling:
         self.proposed = first_chunks(self.run.chunks, wanted)
         proposed: Counter[int] = Counter()
         for chunk in self.proposed:
-            proposed[chunk.requests[0].label] += len(chunk.requests)
+            proposed[chunk.label] += len(chunk.requests)
         # What was decided on fewer candidates is to be decided anew.
         for label, before in enumerate(self._n_candidates):
             if proposed[label] != before:
@@ -133,7 +133,7 @@ class RejectionSampling:
 
     def _record(self, label: int) -> ClassSelectionRecord:
         selection = self.selections[label]
-        indices = [request.index for chunk in self.run.by_class[label] for request in chunk.requests]
+        indices = [index for chunk in self.run.by_class[label] for index in chunk.requests.indices]
         return ClassSelectionRecord(
             label=label,
             name=self.run.few_shot.class_names[label],
