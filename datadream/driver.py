@@ -165,7 +165,7 @@ def driving(
     """The run's lock, Ray, trackers and listeners, for the length of a block.
 
     The cluster may still refuse the workers, and a node may see another folder, so nothing but the lock is written
-    before. Raises RefusedError in these cases, when another driver holds the run, and when it holds another plan's images.
+    before. Raises RefusedError in these cases, when another driver holds the run, and where other images lie in it.
     """
     with ExitStack() as stack:
         try:

@@ -7,7 +7,7 @@ from datadream.run.store import RunStore
 
 
 def check_plan(store: RunStore, plan: str) -> None:
-    """Raises ValueError when the chunks or the dataset that are there are of another plan than the one of this hash."""
+    """Raises ValueError when the chunks or the dataset that are there are of a plan with another hash."""
     for name, what in ((GENERATE_PLAN, "chunks"), (DATASET, "dataset")):
         theirs = store.read_json(name).get("plan", plan) if store.exists(name) else plan
         if theirs != plan:
