@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from datadream.classify.model_selection import check_selection
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import check_photos
@@ -27,21 +28,23 @@ SMALL_POOL = 5_000
 seed. A photo takes about 5 ms."""
 
 
-def check_experiment(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell]) -> None:
-    """Settings, folder, photos, trackers, workers and models. What takes seconds to import comes last."""
+def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell]) -> None:
+    """Settings, folder, photos, trackers and workers: what is quick to look at."""
     _check_settings(config)
     store.check_config(config)
     store.check_writable()
     check_trackers(config, store)
     _check_photos([cell for cell in cells if not cell.store.exists(FEW_SHOT)])
-    # Imported here, not above: torch and Ray take seconds, and a command that only looks needs neither.
-    from datadream.classify.model_selection import check_selection
     from datadream.runtime.session import check_workers
 
     for cell in cells:
         check_selection(cell.few_shot, cell.config.classify)
         _check_filters(cell)
     check_workers(config.cluster)
+
+
+def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
+    """The generator and the CLIP can be loaded. It imports open_clip, which takes seconds."""
     if any(cell.plan.images for cell in cells):
         check_pipeline(config.diffusion.model, config.diffusion.revision)
     from datadream.models.clip.load import check_clip

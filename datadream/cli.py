@@ -120,7 +120,7 @@ def _prepare_stages(command: str, config: ExperimentConfig, run: str) -> Callabl
     experiment = Experiment(config, run)
     if command == "status":
         return partial(print, "\n".join(map(str, experiment.status())))
-    experiment.check()
+    experiment.check_inputs()
 
     def work() -> None:
         result = getattr(experiment, command)()

@@ -10,9 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from datadream.adapt.stage import AdapterUnit, train_adapters
-from datadream.checks import RefusedError
-from datadream.classify.search.stage import choose_knobs
-from datadream.classify.stage import classifier_jobs, train_classifiers
+from datadream.checks import RefusedError, check_models
 from datadream.config import ExperimentConfig
 from datadream.generate.select.rejection_sampling import Candidates
 from datadream.generate.select.stage import generate_and_select
@@ -129,6 +127,10 @@ class Driver:
                 return
 
     def classify(self) -> None:
+        # Imported here, not above: they import torch, which the earlier stages' drivers do without.
+        from datadream.classify.search.stage import choose_knobs
+        from datadream.classify.stage import classifier_jobs, train_classifiers
+
         jobs = classifier_jobs(self._cells)
         with self._timed("classify"):
             choose_knobs(self._store, jobs, self._workers, self._listeners)
@@ -172,11 +174,11 @@ def driving(
             # The table's own last: whoever holds a lock sweeps its folder, and the cells lie in the table's.
             for url in dict.fromkeys([*(cell.store.url for cell in cells), store.url]):
                 stack.enter_context(RunLock(RunStore(url)))
-            workers = stack.enter_context(connected(config.cluster))
+            workers = stack.enter_context(connected(config.cluster, lambda: check_models(config, cells)))
             check_shared(store)
             for cell in cells:
                 check_plan(cell.store, cell.plan_hash)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             raise RefusedError(str(error)) from error
         store.save_config(config)
         for cell in cells:

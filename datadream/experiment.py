@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from datadream.checks import RefusedError, check_experiment
+from datadream.checks import RefusedError, check_inputs, check_models
 from datadream.config import ExperimentConfig
 from datadream.run.cell import Cell, cells_of
 from datadream.run.layout import METRICS
@@ -38,7 +38,7 @@ class Experiment:
 
     def run(self) -> list[dict[str, Any]]:
         """Every stage in order; returns the accuracy records of metrics.json."""
-        self.check()
+        self.check_inputs()
         if not self.is_finished():
             with self._driving() as driver:
                 driver.adapt_and_generate()
@@ -47,20 +47,20 @@ class Experiment:
 
     def adapt(self) -> None:
         """Train the adapters that are missing."""
-        self.check()
+        self.check_inputs()
         with self._driving() as driver:
             driver.adapt()
 
     def generate(self) -> None:
         """Generate the images that are missing and publish them; raises ValueError where adapters are missing."""
-        self.check()
+        self.check_inputs()
         self._check_adapters()
         with self._driving() as driver:
             driver.generate()
 
     def classify(self) -> None:
         """Train the classifiers that are missing."""
-        self.check()
+        self.check_inputs()
         with self._driving() as driver:
             driver.classify()
 
@@ -69,17 +69,22 @@ class Experiment:
         stand beside a running driver, and clears nothing."""
         from datadream.report.page import write_report
 
-        self.check()
+        self.check_inputs()
         write_report(self.store, [(cell.store, cell.config) for cell in self.cells], self.config)
         return self.store.read_json(METRICS)
 
     def check(self) -> None:
-        """Find what would fail later, before any work starts and anything is written; once for an experiment.
+        """Find what would fail later, before any work starts and anything is written.
 
         Raises ValueError or FileNotFoundError naming the value, what was expected and what to do.
         """
+        self.check_inputs()
+        check_models(self.config, self.cells)
+
+    def check_inputs(self) -> None:
+        """The quick part of `check`, once for an experiment; the stages look at the models while Ray starts."""
         if not self._is_checked:
-            check_experiment(self.config, self.store, self.cells)
+            check_inputs(self.config, self.store, self.cells)
             self._is_checked = True
 
     def is_finished(self) -> bool:

@@ -6,11 +6,12 @@ import io
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from datadream.classify.train_state import Training
+    from datadream.classify.train_state import Training
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,8 @@ def _save(training: Training, best: Trained, checkpoints: Checkpoints) -> None:
     state = {"training": training.state(), "best": (best.state, best.step), "starts": best.starts}
     state["curve"] = [astuple(reading) for reading in best.curve]
     if checkpoints.write is not None:
+        import torch  # not above: the driver, which only checks, would start two seconds later
+
         buffer = io.BytesIO()
         torch.save(state, buffer)
         checkpoints.write(buffer.getvalue())
@@ -108,6 +111,8 @@ def _save(training: Training, best: Trained, checkpoints: Checkpoints) -> None:
 
 def _resume(training: Training, saved: bytes) -> Trained:
     """The best so far."""
+    import torch
+
     state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
     training.resume(state["training"])
     curve = tuple(Reading(*reading) for reading in state["curve"])

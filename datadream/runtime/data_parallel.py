@@ -20,7 +20,6 @@ import ray.train
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from datadream.run.store import RunStore
 from datadream.runtime.failures import GIVE_UP_AFTER, Failure, Kind, Ledger, LostPeerError, describe
@@ -41,6 +40,7 @@ from datadream.runtime.workers import Workers
 
 if TYPE_CHECKING:
     import torch
+    from ray.train.torch import TorchTrainer
 
     from datadream.runtime.collectives import Collectives
 
@@ -209,6 +209,10 @@ class _Attempt:
     def _trainer(
         self, datasets: Datasets, load_from: Any, workers: Workers, folder: str, without: set[str]
     ) -> TorchTrainer:
+        # Imported here, not above: it imports torch, and Ray Train's controller of leased units, which reads a stage's
+        # module and so this one, would start two seconds later.
+        from ray.train.torch import TorchConfig, TorchTrainer
+
         how = self._how
         return TorchTrainer(
             _train_units,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -25,17 +26,21 @@ def check_workers(config: ClusterConfig) -> None:
 
 
 @contextmanager
-def connected(config: ClusterConfig) -> Iterator[Workers]:
+def connected(config: ClusterConfig, meanwhile: Callable[[], None] = lambda: None) -> Iterator[Workers]:
     """Ray for the length of a block: the session that is there, a cluster's, or one of our own, then shut down.
 
-    Raises ValueError when the cluster can never hold the workers asked for.
+    `meanwhile` is called while Ray starts, which for 3 s is waiting for other processes. Raises ValueError when the
+    cluster can never hold the workers asked for.
     """
     import ray
 
     ours = not ray.is_initialized()
-    if ours:
-        _start(config)
     try:
+        with ThreadPoolExecutor(1) as thread:
+            started = thread.submit(_start, config) if ours else None
+            meanwhile()
+            if started is not None:
+                started.result()
         yield _workers(config, own=ours and _address(config) is None)
     finally:
         if ours:
