@@ -12,8 +12,6 @@ from dataclasses import replace
 from datadream.adapt.stage import AdapterUnit, train_adapters
 from datadream.checks import RefusedError, check_models
 from datadream.config import ExperimentConfig
-from datadream.generate.select.rejection_sampling import Candidates
-from datadream.generate.select.stage import generate_and_select
 from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
 from datadream.methods.chunks import Chunk, first_chunks
 from datadream.run.cell import Cell
@@ -75,6 +73,9 @@ class Driver:
         self._record_plans()
         with self._timed("generate"):
             if self._config.generate.select.on:
+                from datadream.generate.select.rejection_sampling import Candidates
+                from datadream.generate.select.stage import generate_and_select
+
                 runs = [Candidates(cell.store, cell.few_shot, cell.config, cell.chunks) for cell in self._cells]
                 generate_and_select(self._store, runs, self._config, self._workers, self._listeners)
             else:
