@@ -29,18 +29,19 @@ def check_workers(config: ClusterConfig) -> None:
 def connected(config: ClusterConfig, meanwhile: Callable[[], None] = lambda: None) -> Iterator[Workers]:
     """Ray for the length of a block: the session that is there, a cluster's, or one of our own, then shut down.
 
-    `meanwhile` is called while Ray starts, which for 3 s is waiting for other processes. Raises ValueError when the
-    cluster can never hold the workers asked for.
+    `meanwhile` is called while Ray starts, which for 3 s is waiting for other processes; what it raises is raised.
+    Raises ValueError when the cluster can never hold the workers asked for.
     """
     import ray
 
     ours = not ray.is_initialized()
     try:
         with ThreadPoolExecutor(1) as thread:
-            started = thread.submit(_start, config) if ours else None
-            meanwhile()
-            if started is not None:
-                started.result()
+            other = thread.submit(meanwhile)
+            # On this thread and not on that one: Ray's processes die with the thread that started them.
+            if ours:
+                _start(config)
+            other.result()
         yield _workers(config, own=ours and _address(config) is None)
     finally:
         if ours:
