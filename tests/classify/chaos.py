@@ -52,7 +52,7 @@ def wait_for(thread: threading.Thread, store: RunStore, name: str) -> None:
 def main(run: str) -> None:
     store = RunStore(run)
     config = parse_config(store.read_json(CONFIG))
-    job = ClassifierJob(store, FewShotSet.from_json(store.read_json(FEW_SHOT)), config)
+    job = ClassifierJob(store, FewShotSet.from_json(store.read_json(FEW_SHOT)), config, store)
     cluster = Cluster(initialize_head=True, head_node_args=HEAD)
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"  # as for a Ray that datadream starts

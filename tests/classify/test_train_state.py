@@ -19,7 +19,7 @@ from datadream.config import ClassifyConfig
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.lora_dropout import LoraDropout
 from datadream.models.clip.trainable import make_trainable, trainable_parameters, trainable_state
-from datadream.runtime.collectives import ALONE
+from datadream.runtime.collectives import ALONE, Collectives
 from datadream.seeds import derive_seed
 from tests.classify.toy import OFF, PROMPTS, augment_of, mild, part, training_of, with_lora
 from tests.models.dropped_lora import keep_in_images, keep_in_prompts, with_dropped_lora
@@ -32,12 +32,12 @@ def clip(clip_id):
     return with_lora(clip_id)
 
 
-def both_parts(shots, ranks=ALONE) -> list[Part]:
-    return [part(shots, 7, 0.8, ranks, seed=1), part(shots, 5, 0.2, ranks, seed=2)]
+def both_parts(shots, collectives=ALONE) -> list[Part]:
+    return [part(shots, 7, 0.8, collectives, seed=1), part(shots, 5, 0.2, collectives, seed=2)]
 
 
-def gradients(clip, settings, parts, ranks=ALONE) -> torch.Tensor:
-    training_of(clip, settings, parts, augment_of(clip), ranks).backward()
+def gradients(clip, settings, parts, collectives=ALONE) -> torch.Tensor:
+    training_of(clip, settings, parts, augment_of(clip), collectives).backward()
     found = [parameter.grad for parameter in trainable_parameters(clip.model)]
     clip.model.zero_grad(set_to_none=True)
     return torch.cat([gradient.flatten() for gradient in found])
@@ -195,9 +195,9 @@ def _train_rank(rank: int, count: int, folder: Path, clip_id: str, knobs: dict, 
     torch.set_num_threads(1)
     meeting = f"file://{folder}/store-{count}"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
-    clip, ranks = with_lora(clip_id), Collectives(rank, count)
-    parts = both_parts(LabelledImages(*pool), ranks)
-    training = training_of(clip, ClassifyConfig(**knobs), parts, augment_of(clip), ranks)
+    clip, collectives = with_lora(clip_id), Collectives(rank, count)
+    parts = both_parts(LabelledImages(*pool), collectives)
+    training = training_of(clip, ClassifyConfig(**knobs), parts, augment_of(clip), collectives)
     for _ in range(20):
         training.step()
     loss = training.mean_loss()

@@ -10,7 +10,7 @@ from datadream.config import AugmentConfig, ClassifyConfig
 from datadream.data.augment import Augment
 from datadream.models.clip.load import ClipModel, load_clip
 from datadream.models.clip.trainable import make_trainable
-from datadream.runtime.collectives import ALONE
+from datadream.runtime.collectives import ALONE, Collectives
 from tests.classify.colors import COLORS
 
 OFF = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "color_jitter": 0, "grayscale": 0}

@@ -19,7 +19,7 @@ from datadream.classify.ingest.batches import (
 )
 from datadream.data.datasets import open_source
 from datadream.data.decode import decode_squares, square
-from datadream.runtime.collectives import ALONE
+from datadream.runtime.collectives import ALONE, Collectives
 
 
 def numbered(n: int) -> LabelledImages:
@@ -105,8 +105,8 @@ def test_a_stream_is_shuffled_through_its_buffer():
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_unequal_shares_read_their_streams_at_the_same_pace(rank):
-    ranks = Collectives(rank, 2)
-    rows = rows_per_read(5, ranks)
-    batches = list(buffered_batches(reads(numbered(30), rows, 1), 5, ranks, buffer=6, seed=0))
+    collectives = Collectives(rank, 2)
+    rows = rows_per_read(5, collectives)
+    batches = list(buffered_batches(reads(numbered(30), rows, 1), 5, collectives, buffer=6, seed=0))
     assert rows == 3
     assert [len(batch) for batch in batches] == [2 + rank] * 8

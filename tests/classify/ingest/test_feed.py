@@ -13,10 +13,9 @@ import torch
 from datadream.classify.ingest.batches import SyntheticImages
 from datadream.classify.ingest.feed import synthetic_images
 from datadream.classify.loop import Checkpoints, train
-from datadream.classify.stage import ClassifierJob
 from datadream.classify.train_state import Part
-from datadream.run.store import RunStore
-from datadream.runtime.collectives import ALONE
+from datadream.runtime.collectives import ALONE, Collectives
+from tests.classify.colors import COLORS
 from tests.classify.toy import mild, training_of, with_lora
 
 BUFFER = 12
@@ -37,30 +36,25 @@ class Stream:
             yield {"image": images, "label": numbers % 3}
 
 
-@pytest.fixture
-def job(tmp_path, few_shot, config) -> ClassifierJob:
-    return ClassifierJob(RunStore(str(tmp_path)), few_shot, config)
-
-
-def streamed(job: ClassifierJob, stream: Stream, n: int, ranks: Collectives = ALONE) -> SyntheticImages:
-    return synthetic_images(job, stream, n, BUFFER, torch.device("cpu"), ranks)
+def streamed(stream: Stream, n: int, collectives: Collectives = ALONE) -> SyntheticImages:
+    return synthetic_images(stream, n, BUFFER, tuple(COLORS), torch.device("cpu"), collectives)
 
 
 def numbers(batches, count: int) -> list[list[int]]:
     return [batch.images[:, 0, 0, 0].tolist() for batch in islice(batches, count)]
 
 
-def test_a_start_in_mid_training_decodes_nothing_that_was_passed(job):
+def test_a_start_in_mid_training_decodes_nothing_that_was_passed():
     stream = Stream(60)
-    synthetic = streamed(job, stream, 60)
+    synthetic = streamed(stream, 60)
     first, again, later = (numbers(synthetic.batches(4, 7, step), 5) for step in (0, 0, 1000))
     assert first == again != later
     assert stream.decoded == list(range(BUFFER + 5 * 4)) * 3, "the buffer, and a read for each batch"
 
 
-def test_a_training_that_goes_on_reads_what_its_steps_need(job, clip_id, settings):
+def test_a_training_that_goes_on_reads_what_its_steps_need(clip_id, settings):
     stream, saved = Stream(60), []
-    synthetic = streamed(job, stream, 60)
+    synthetic = streamed(stream, 60)
 
     def run(read, steps: int):
         clip = with_lora(clip_id)
@@ -77,16 +71,16 @@ def test_a_training_that_goes_on_reads_what_its_steps_need(job, clip_id, setting
 
 
 @pytest.mark.parametrize(("said", "found"), [(68, "15"), (56, "more")])
-def test_a_worker_whose_epoch_has_another_length_stops_all(job, said, found):
+def test_a_worker_whose_epoch_has_another_length_stops_all(said, found):
     """Of 60 images: it would wait for the others at the epoch's end, and they for its gradients."""
-    batches = streamed(job, Stream(60), said).batches(4, 0, 0)
+    batches = streamed(Stream(60), said).batches(4, 0, 0)
     with pytest.raises(
         ValueError, match=f"a worker should read 4 images {said // 4} times in an epoch, and found {found}"
     ):
         list(islice(batches, 30))
 
 
-def test_a_split_without_a_whole_batch_is_refused(job):
-    batches = streamed(job, Stream(3), 6, Collectives(0, 2)).batches(8, 0, 0)
+def test_a_split_without_a_whole_batch_is_refused():
+    batches = streamed(Stream(3), 6, Collectives(0, 2)).batches(8, 0, 0)
     with pytest.raises(ValueError, match=r"do not fill one batch of 4. Use fewer workers"):
         next(batches)

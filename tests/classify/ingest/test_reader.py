@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from ray.data import DataContext, DataIterator
 
-from datadream.classify.ingest.reader import check_labels, check_published, open_published, quiet_ordered_data
+from datadream.classify.ingest.reader import check_labels, check_published, find_published
+from datadream.classify.stage import open_rows
 from datadream.run.layout import SELECTION
 from datadream.run.store import RunStore
+from datadream.runtime.map_units import quiet_data
 from tests.classify.colors import COLORS, publish
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -21,11 +23,11 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def test_rows_are_decoded_squares(tmp_path, form):
     store = RunStore(str(tmp_path))
     publish(store, form)
-    with quiet_ordered_data():
-        published = open_published(store, size=8, order=0)
-        rows = published.rows.take_all()
-        part = open_published(store, size=8, order=0, images_per_class=7)
-        first = part.rows.take_all()
+    with quiet_data(in_order=True):
+        published = find_published(store, size=8, order=0)
+        rows = open_rows(published).take_all()
+        part = find_published(store, size=8, order=0, images_per_class=7)
+        first = open_rows(part).take_all()
     assert (published.n, published.n_bytes) == (60, 60 * 3 * 8 * 8)
     assert len({row["key"] for row in rows}) == 60
     assert {row["image"].shape for row in rows} == {(3, 8, 8)}
@@ -34,8 +36,8 @@ def test_rows_are_decoded_squares(tmp_path, form):
     assert part.n == len(first) == 21
     # Of images that were selected, the first that were published: a class may have fewer.
     store.write_json(SELECTION, {"classes": [{"images": images} for images in ([1, 4, 9], [0, 2, 5], [19])]})
-    with quiet_ordered_data():
-        selected = open_published(store, size=8, order=0, images_per_class=1).rows.take_all()
+    with quiet_data(in_order=True):
+        selected = open_rows(find_published(store, size=8, order=0, images_per_class=1)).take_all()
     indices = {(row["label"], int(row["key"].partition(".")[0][-3:])) for row in selected}
     assert indices >= {(0, 1), (1, 0), (2, 19)}
     assert {(label, index) for label, index in indices if label < 2} == {(0, 0), (0, 1), (1, 0)}
@@ -46,7 +48,7 @@ def test_rows_are_decoded_squares(tmp_path, form):
 def test_two_readers_get_equal_splits_and_the_same_ones_again(tmp_path):
     store = RunStore(str(tmp_path))
     publish(store, shards=3)
-    with quiet_ordered_data():
+    with quiet_data(in_order=True):
         first, again, later = (split_keys(store, order) for order in (0, 0, 1))
     assert first == again
     assert first != later, "what goes on begins elsewhere"
@@ -56,7 +58,7 @@ def test_two_readers_get_equal_splits_and_the_same_ones_again(tmp_path):
 
 def split_keys(store: RunStore, order: int) -> list[list[list[str]]]:
     """Keys by reader and epoch, read side by side as training workers do."""
-    readers = open_published(store, size=8, order=order).rows.streaming_split(2, equal=True)
+    readers = open_rows(find_published(store, size=8, order=order)).streaming_split(2, equal=True)
     with ThreadPoolExecutor(2) as threads:
         return list(threads.map(lambda reader: list(islice(epochs(reader), 2)), readers))
 
@@ -69,7 +71,7 @@ def epochs(reader: DataIterator):
 def test_what_was_set_in_ray_data_is_set_again():
     context = DataContext.get_current()
     before = context.copy()
-    with quiet_ordered_data():
+    with quiet_data(in_order=True):
         assert context.execution_options.preserve_order
         assert not context.enable_progress_bars
     assert context.enable_progress_bars == before.enable_progress_bars

@@ -1,4 +1,4 @@
-"""A search on real Ray Tune: what it chooses, and what it leaves for the next start and for the final training."""
+"""A search on real Ray: what it chooses, and what it leaves for the next start and for the final training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datadream.classify.search import stage as sweep
 from datadream.classify.search.stage import choose_knobs
 from datadream.classify.stage import ClassifierJob, train_classifiers
 from datadream.run.store import RunStore
-from datadream.runtime.session import Workers
+from datadream.runtime.workers import Workers
 from tests.classify.colors import publish
 
 GRID = {"learning_rates": [1e-7, 1e-2, 1e30], "grace": 0.3}
@@ -39,7 +39,7 @@ def runs(local_ray, tmp_path_factory, few_shot, searching) -> tuple[RunStore, Ru
     publish(other, "webdataset", n_per_class=21, shards=3, ragged=True)
     of_folds = {"classify.settings": ["real+synthetic"], "classify.search": {**GRID, "grace": 1.0}}
     jobs = [
-        ClassifierJob(run, few_shot, searching),
+        ClassifierJob(run, few_shot, searching, run),
         ClassifierJob(other, replace(few_shot, val=()), searching.updated(of_folds)),
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -87,15 +87,15 @@ def test_finished_trials_are_not_run_again_and_one_worker_finds_the_same(run, fe
     for name in (lost, "classifier/real/search.json", "classifier/synthetic/search.json"):
         run.remove(name)
     ran, real = [], sweep._run_rung
-    monkeypatch.setattr(sweep, "_run_rung", lambda store, tasks, *rest: ran.extend(tasks) or real(store, tasks, *rest))
-    choose_knobs(run, [ClassifierJob(run, few_shot, searching)], Workers(1, threads=1, use_gpu=False))
-    assert [(task.trial.setting, task.trial.marker) for task in ran] == [("real", lost)]
+    monkeypatch.setattr(sweep, "_run_rung", lambda store, units, *rest: ran.extend(units) or real(store, units, *rest))
+    choose_knobs(run, [ClassifierJob(run, few_shot, searching, run)], Workers(1, threads=1, use_gpu=False))
+    assert [(unit.payload.trial.setting, unit.marker) for unit in ran] == [("real", lost)]
     assert {setting: run.read_json(f"classifier/{setting}/search.json") for setting in before} == before
 
 
 def test_the_final_classifier_is_trained_as_chosen_and_says_so(run, few_shot, searching):
     """Which its own learning rate, far too low, could not do."""
-    job = ClassifierJob(run, few_shot, searching.updated({"classify.settings": ["zero-shot", "real"]}))
+    job = ClassifierJob(run, few_shot, searching.updated({"classify.settings": ["zero-shot", "real"]}), run)
     train_classifiers(run, [job], Workers(1, threads=1, use_gpu=False))
     metrics = {name: run.read_json(f"classifier/{name}/metrics.json") for name in ("zero-shot", "real")}
     assert metrics["real"]["top1"] > 80
@@ -106,6 +106,6 @@ def test_the_final_classifier_is_trained_as_chosen_and_says_so(run, few_shot, se
 def test_a_trials_failure_is_the_drivers_and_is_not_repeated(tmp_path, few_shot, searching):
     store = RunStore(str(tmp_path))
     broken = replace(few_shot, shots=(("gone.png",), *few_shot.shots[1:]))
-    job = ClassifierJob(store, broken, searching.updated({"classify.settings": ["real"]}))
-    with pytest.raises(RuntimeError, match="the search failed: FileNotFoundError.*gone.png"):
+    job = ClassifierJob(store, broken, searching.updated({"classify.settings": ["real"]}), store)
+    with pytest.raises(RuntimeError, match=r"trials of the search failed:\n  real, 10 steps with .*gone.png"):
         choose_knobs(store, [job], Workers(2, threads=1, use_gpu=False))

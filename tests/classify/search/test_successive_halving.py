@@ -8,6 +8,7 @@ import pytest
 
 from datadream.classify.search.successive_halving import Search, Trial, candidates, found_knobs, ranked, rung_steps
 from datadream.config import ClassifyConfig
+from datadream.run.layout import TrialRecord
 from datadream.run.store import RunStore
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -50,9 +51,9 @@ def test_the_best_go_on_whatever_the_order_in_which_trials_end(tmp_path):
         found.append(found_knobs(store, "real"))
     assert found[0] == found[1]
     # The two are equal: the first that is listed.
-    assert found[0]["knobs"] == {"learning_rate": 1e-3, "weight_decay": 0.0}
-    assert (found[0]["val_top1"], found[0]["steps"], found[0]["n_trials"]) == (69.0, 900, 11)
-    assert len(found[0]["trials"]) == 11
+    assert found[0].knobs == {"learning_rate": 1e-3, "weight_decay": 0.0}
+    assert (found[0].val_top1, found[0].steps, found[0].n_trials) == (69.0, 900, 11)
+    assert len(found[0].trials) == 11
 
 
 def test_the_knobs_of_the_config_compete_to_the_end_and_win_when_equal(tmp_path):
@@ -67,7 +68,7 @@ def test_the_knobs_of_the_config_compete_to_the_end_and_win_when_equal(tmp_path)
                 own = own_top1 if trial.steps == 900 else 0.0
                 record(store, trial, own if is_own else 70.0 * (trial.knobs["learning_rate"] == 1e-3))
         assert steps == {100, 900}
-        assert found_knobs(store, "real")["knobs"]["learning_rate"] == chosen
+        assert found_knobs(store, "real").knobs["learning_rate"] == chosen
 
 
 def test_knobs_that_are_not_listed_are_a_candidate_too():
@@ -88,8 +89,9 @@ def test_only_what_is_not_recorded_is_run(tmp_path):
 
 def test_what_diverged_is_last_and_a_search_of_nothing_else_fails(tmp_path):
     store = RunStore(str(tmp_path))
-    records = [{"number": number, "val_top1": top1} for number, top1 in enumerate((None, 0.0, 9.0))]
-    assert [entry["number"] for entry in ranked(records)] == [2, 1, 0]
+    accuracies = enumerate((None, 0.0, 9.0))
+    records = [TrialRecord(number=number, knobs={}, steps=1, val_top1=top1) for number, top1 in accuracies]
+    assert [record.number for record in ranked(records)] == [2, 1, 0]
     search = Search(store, "real", config())
     for trial in search.next_trials():
         record(store, trial, None)
