@@ -40,7 +40,7 @@ def runs(local_ray, tmp_path_factory, few_shot, searching) -> tuple[RunStore, Ru
     of_folds = {"classify.settings": ["real+synthetic"], "classify.search": {**GRID, "grace": 1.0}}
     jobs = [
         ClassifierJob(run, few_shot, searching, run),
-        ClassifierJob(other, replace(few_shot, val=()), searching.updated(of_folds)),
+        ClassifierJob(other, replace(few_shot, val=()), searching.updated(of_folds), other),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feed, "MEMORY_LIMIT", 60 * 3 * 16**2)
