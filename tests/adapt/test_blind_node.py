@@ -1,4 +1,4 @@
-"""One node of three does not have the photos: the others train everything, and the node is named once."""
+"""The roomiest node of three lacks the photos: the others train everything, and the node is named once."""
 
 import json
 import subprocess
