@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-WATCHDOG_SECONDS = 200
+WATCHDOG_SECONDS = 400
 N_CLASSES = 12
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(WATCHDOG_SECONDS + 60)]
