@@ -107,9 +107,14 @@ def test_the_end_is_heard_and_a_closing_line_counts_this_start_alone(clock, told
 
 def test_a_stage_that_breaks_says_that_it_stopped(told):
     recorder = Recorder()
-    with pytest.raises(KeyError), reporter(recorder) as stage:
-        stage.update(3)
-        raise KeyError("x")
+
+    def work() -> None:
+        with reporter(recorder) as stage:
+            stage.update(3)
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        work()
     assert told.messages == ["adapt: stopped, 3 steps in 0 s"]
     assert recorder.heard[-1].ended
 
