@@ -157,7 +157,7 @@ def _kill(driver: psutil.Popen) -> None:
     workers = driver.children(recursive=True)
     driver.kill()
     driver.wait()
-    gone, alive = psutil.wait_procs(workers, timeout=60)
+    alive = psutil.wait_procs(workers, timeout=60)[1]
     assert not alive, [process.cmdline() for process in alive]
 
 
