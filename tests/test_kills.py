@@ -41,20 +41,23 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(WATCHDOG_SECONDS + 60)]
 
 @pytest.fixture
 def command(pipeline_folder, tmp_path) -> list[str]:
-    """A run of all stages on this machine, without its folder."""
+    """A run of all stages on this machine, without its folder.
+
+    Long enough: workers notice seconds later that their raylet is gone, and commit what they do meanwhile.
+    """
     changes = {
         "diffusion.model": str(pipeline_folder),
         "data.n_shots": 2,
-        "adapt.steps_per_class": 60,
+        "adapt.steps_per_class": 250,
         "adapt.batch_size": 2,
         "adapt.adapters_per_step": 1,
-        "generate.images_per_class": 8,
+        "generate.images_per_class": 16,
         "generate.chunk_size": 4,
-        "generate.steps": 20,
+        "generate.steps": 40,
         "generate.images_per_shard": 25,
         "classify.model": f"local-dir:{save_tiny_clip(tmp_path / 'clip')}",
         "classify.settings": ["real", "synthetic"],
-        "classify.steps": 400,
+        "classify.steps": 800,
         "cluster.workers": 2,
         "cluster.checkpoint_steps": 20,
         "cluster.device": "cpu",
