@@ -59,7 +59,7 @@ def _check_settings(config: ExperimentConfig) -> None:
     if config.method == "none" and needy and not config.grid.methods:
         raise ValueError(
             f"method 'none' generates no images, but classify.settings has {needy[0]!r}. "
-            f"Use classify.settings='{list(SETTINGS_WITHOUT_IMAGES)}', or another method."
+            f"Use classify.settings='[{', '.join(SETTINGS_WITHOUT_IMAGES)}]', or another method."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -92,12 +93,15 @@ class Driver:
             self.adapt()
         else:
             adapted = threading.Event()
-            # A daemon: whoever interrupts the training does not wait for images.
             generating = threading.Thread(target=self._generate_beside, args=(spare, adapted), daemon=True)
             generating.start()
-            self.adapt()
-            adapted.set()
-            generating.join()
+            try:
+                self.adapt()
+            finally:
+                adapted.set()
+                # Nobody is to write once the lock is released; only who interrupts does not wait for images.
+                if not isinstance(sys.exception(), KeyboardInterrupt):
+                    generating.join()
         self.generate()
 
     def spare_workers(self) -> Workers | None:
@@ -119,9 +123,9 @@ class Driver:
 
     def _generate_beside(self, workers: Workers, adapted: threading.Event) -> None:
         while not adapted.wait(SECONDS_BETWEEN_LOOKS):
-            # A few, because all workers are to generate once the adapters are trained.
-            units = self.ready_chunks()[: CHUNKS_PER_WORKER * workers.count]
             try:
+                # A few, because all workers are to generate once the adapters are trained.
+                units = self.ready_chunks()[: CHUNKS_PER_WORKER * workers.count]
                 generate_chunks(self._store, units, self._config, workers, self._listeners)
             except Exception as error:
                 log.warning("%s\nThese are generated again once the adapters are trained.", error)

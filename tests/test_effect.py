@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.soak
-def test_drawn_images_alone_teach_clip_digits_it_did_not_know():
+def test_generated_images_alone_teach_clip_digits_it_did_not_know():
     changes = {
         "method": "datadream-dset",
         "adapt.steps_per_class": 20,
@@ -34,9 +34,9 @@ def test_drawn_images_alone_teach_clip_digits_it_did_not_know():
     source = open_source("digits")
     few_shot = sample_shots(source.dataset(), config.data.n_shots, config.seed, config.data.prompt)
     plan = METHODS[config.method](few_shot, config)
-    drawn = _draw(config, plan, _adapt(config, plan, source))
+    generated = _generate(config, plan, _adapt(config, plan, source))
     classifiers = SettingTrainer(config, few_shot, CPU, ALONE)
-    synthetic = SyntheticImages(len(drawn), lambda size, *rest: shuffled_batches(drawn, size, ALONE, *rest))
+    synthetic = SyntheticImages(len(generated), lambda size, *rest: shuffled_batches(generated, size, ALONE, *rest))
     top1 = {
         setting: classifiers.run(setting, synthetic, lambda step, reading: None).metrics["top1"]
         for setting in ("zero-shot", "synthetic")
@@ -56,15 +56,15 @@ def _adapt(config, plan, source) -> bytes:
     return trained.weights
 
 
-def _draw(config, plan, adapter: bytes) -> LabelledImages:
+def _generate(config, plan, adapter: bytes) -> LabelledImages:
     sampler = Sampler(_pipeline(config), config.generate, config.diffusion.resolution)
     images, labels = [], []
     for series in plan.images:
-        pixels = sampler.draw(series, lambda _: adapter, source_is_never_read)
+        pixels = sampler.generate(series, lambda _: adapter, source_is_never_read)
         images.append(torch.from_numpy(pixels).permute(0, 3, 1, 2))
         labels += [series.label] * len(pixels)
     return LabelledImages(torch.cat(images), torch.tensor(labels))
 
 
 def source_is_never_read(key: str):
-    raise AssertionError(f"datadream-dset draws from noise, and yet {key} was asked for")
+    raise AssertionError(f"datadream-dset starts from noise, and yet {key} was asked for")

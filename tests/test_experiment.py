@@ -1,20 +1,24 @@
-"""The whole pipeline on real Ray: every stage once, again for nothing, over two kills, and as a table."""
+"""The whole pipeline on real Ray: every stage once, again for nothing, over kills and damage, and as a table."""
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from datadream import recipes
+from datadream.adapt.stage import adapter_units
 from datadream.config import ExperimentConfig
+from datadream.driver import driving
 from datadream.experiment import Experiment
-from datadream.run.layout import DATASET, SELECTION
-from datadream.runtime.session import Workers
+from datadream.generate.stage import generate_chunks
+from datadream.run.layout import DATASET, LOCK, SELECTION, adapter_weights
 from tests.tiny_clip import save_tiny_clip
 
 
@@ -26,7 +30,7 @@ def config(pipeline_folder, tmp_path_factory) -> ExperimentConfig:
     changes = {
         "diffusion.model": str(pipeline_folder),
         "data.n_shots": 2,
-        "adapt.steps_per_class": 60,
+        "adapt.steps_per_class": 4,
         "adapt.batch_size": 2,
         "adapt.adapters_per_step": 2,
         "generate.images_per_class": 6,
@@ -83,55 +87,125 @@ def test_a_second_call_does_nothing_again(undisturbed):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-@pytest.mark.soak
-def test_adapters_whose_training_was_killed_are_finished_by_one_worker_as_if_it_was_not(undisturbed, config, tmp_path):
+def test_a_finished_run_of_which_an_adapter_was_damaged_trains_it_again_and_nothing_else(undisturbed, tmp_path):
+    """Markers alone would take it for finished, and whoever generates next would meet what is not there."""
     run = tmp_path / "run"
-    _start_and_kill("run", config, run, "adapters/*/adapter.json")
-    adapters = _times(run, "adapters/*/adapter.json")
-    assert 0 < len(adapters) < 10
-    (run / "adapters" / ".half.json.0.tmp").write_bytes(b"what a killed writer leaves")
-    Experiment(config.updated({"cluster.workers": 1}), str(run)).adapt()
-    assert all(path.stat().st_mtime_ns == when for path, when in adapters.items())
-    assert (run / "few_shot.json").read_bytes() == undisturbed.store.read_bytes("few_shot.json")
-    assert weights(run) == weights(undisturbed.store.root)
-    assert not list(run.rglob(".*"))
+    shutil.copytree(undisturbed.store.root, run)
+    damaged = run / adapter_weights("class-00003")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    times = _times(run, "adapters/*/adapter.json") | _times(run, "chunks/*") | _times(run, "classifier/*/metrics.json")
+    experiment = Experiment(undisturbed.config, str(run))
+    assert not experiment.is_finished()
+    experiment.run()
+    assert experiment.is_finished()
+    assert weights(run) == weights(undisturbed.store.root) | {f"class-00003/{_set_aside(damaged)}": _cut(damaged)}
+    changed = [path for path, when in times.items() if path.stat().st_mtime_ns != when]
+    assert changed == [damaged.parent / "adapter.json"]
 
 
-def test_workers_that_training_can_spare_draw_classes_whose_adapters_are_there(undisturbed, config, tmp_path):
+def _set_aside(weights: Path) -> str:
+    (found,) = weights.parent.glob("corrupt-*")
+    return found.name
+
+
+def _cut(weights: Path) -> bytes:
+    return weights.read_bytes()[:-1]
+
+
+def test_spare_workers_generate_classes_whose_adapters_are_there(undisturbed, config, tmp_path):
     """The session holds three workers, one is asked for, and one adapter is missing."""
     run = tmp_path / "run"
     shutil.copytree(undisturbed.store.path("adapters"), run / "adapters")
     (run / "adapters" / "class-00000" / "adapter.json").unlink()
     experiment = Experiment(config.updated({"cluster.workers": 1}), str(run))
-    with experiment._connected():
-        assert experiment._spare_workers() == 2
-        experiment._draw_ready(Workers(1, 1, False))
-    # Two chunks of each class, four of them by one worker, and the class that waits is passed over.
-    drawn = {name.partition("-")[0] for name in experiment.store.markers("chunks")}
-    assert drawn == {"00001", "00002"}
-    together = Experiment(experiment.config.updated({"method": "datadream-dset"}), str(tmp_path / "together"))
-    with together._connected():
-        # All workers train an adapter of several classes.
-        assert together._spare_workers() == 0
+    adapters = adapter_units(experiment.store.url, experiment.cells[0].plan.adapters, config.adapt)
+    with driving(experiment.config, experiment.store, experiment.cells, adapters) as driver:
+        assert driver.spare_workers().count == 2
+        chunks = driver.ready_chunks()[:4]
+        generate_chunks(experiment.store, chunks, experiment.config, driver.spare_workers(), ())
+        assert len(driver.ready_chunks()) == 14
+    # Two chunks of each class; the class that waits is passed over.
+    theirs = {path.name: path.read_bytes() for path in Path(undisturbed.store.path("chunks")).glob("0000[12]-*")}
+    assert {path.name: path.read_bytes() for path in (run / "chunks").iterdir()} == theirs
 
 
 def _times(run: Path, pattern: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in run.glob(pattern)}
 
 
-def _start_and_kill(stage: str, config: ExperimentConfig, run: Path, marker: str) -> None:
-    """Start the command as a user would, and kill -9 it once two markers of a stage are committed."""
+SECONDS_TO_START = 200.0
+
+
+@contextmanager
+def _started(stage: str, config: ExperimentConfig, run: Path, **options: object) -> Iterator[psutil.Popen]:
+    """The command as a user starts it, with Ray's own processes; killed with all of them at the end of the block."""
     file = run.parent / "config.yaml"
     file.write_text(config.model_dump_json())  # JSON is YAML
     command = [sys.executable, "-m", "datadream.cli", stage, "--config", str(file), "--run", str(run)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 200
-    while len(list(run.glob(marker))) < 2 and process.poll() is None and time.monotonic() < deadline:
+    process = psutil.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
+    try:
+        yield process
+    finally:
+        _kill(process)
+
+
+def _kill(driver: psutil.Popen) -> None:
+    """kill -9 of the driver; its workers, which Ray ends when they miss it, may still commit until they are gone."""
+    if driver.poll() is not None:
+        return
+    workers = driver.children(recursive=True)
+    driver.kill()
+    driver.wait()
+    alive = psutil.wait_procs(workers, timeout=60)[1]
+    assert not alive, [process.cmdline() for process in alive]
+
+
+def _wait_for(reached, driver: psutil.Popen) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    while not reached():
+        assert driver.poll() is None, driver.stderr.read()
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    time.sleep(1)  # Ray ends the workers of a dead driver
+
+
+@pytest.mark.soak
+def test_adapters_whose_training_was_killed_are_finished_by_one_worker_as_if_it_was_not(local_ray, config, tmp_path):
+    longer = config.updated({"adapt.steps_per_class": 60})
+    quiet, run = Experiment(longer, str(tmp_path / "quiet")), tmp_path / "run"
+    quiet.adapt()
+    with _started("run", longer, run) as driver:
+        _wait_for(lambda: len(list(run.glob("adapters/*/adapter.json"))) >= 2, driver)
+    adapters = _times(run, "adapters/*/adapter.json")
+    assert 0 < len(adapters) < 10
+    (run / "adapters" / ".half.json.0.tmp").write_bytes(b"what a killed writer leaves")
+    Experiment(longer.updated({"cluster.workers": 1}), str(run)).adapt()
+    assert all(path.stat().st_mtime_ns == when for path, when in adapters.items())
+    assert (run / "few_shot.json").read_bytes() == quiet.store.read_bytes("few_shot.json")
+    assert weights(run) == weights(quiet.store.root)
+    assert not list(run.rglob(".*"))
+
+
+@pytest.mark.soak
+def test_of_two_drivers_on_one_folder_the_second_is_refused_and_succeeds_the_first_when_that_is_killed(
+    config, tmp_path
+):
+    run = tmp_path / "run"
+    with _started("adapt", config.updated({"adapt.steps_per_class": 2000}), run) as first:
+        _wait_for(lambda: (run / "stages" / "adapt-running.json").exists(), first)
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name in ("config.json", LOCK)}
+        with _started("adapt", first_config := config.updated({"adapt.steps_per_class": 2000}), run) as second:
+            said = second.communicate(timeout=SECONDS_TO_START)[1]
+        assert second.returncode == 2
+        (line,) = [line for line in said.splitlines() if line.startswith("datadream:")]
+        for part in (f"(process {first.pid} on {os.uname().nodename}, since", f"remove {run / LOCK}"):
+            assert part in line
+        assert first.poll() is None
+        assert (run / "config.json").stat().st_mtime_ns == before[run / "config.json"]
+    assert (run / LOCK).exists()
+    with _started("adapt", first_config, run) as third:
+        _wait_for(lambda: f'"pid": {third.pid}' in (run / LOCK).read_text(), third)
+        _wait_for(lambda: (run / "stages" / "adapt-running.json").exists(), third)
 
 
 @pytest.mark.soak
@@ -162,16 +236,16 @@ def test_a_table_of_a_folder_without_a_test_part_shares_its_baselines(local_ray,
     assert "is-synth" in page
     weights = [cell.store.read_bytes("classifier/synthetic/lora.safetensors") for cell in experiment.cells[1:]]
     assert len(set(weights)) == 4
-    # The images of a curve are drawn once.
-    drawing = [cell for cell in experiment.cells if cell.store.exists("dataset") or cell.store.exists("chunks")]
-    assert drawing == [experiment.cells[1], experiment.cells[3]]
+    # The images of a curve are generated once.
+    generating = [cell for cell in experiment.cells if cell.store.exists("dataset") or cell.store.exists("chunks")]
+    assert generating == [experiment.cells[1], experiment.cells[3]]
     assert experiment.is_finished()
-    selected = [entry for cell in drawing for entry in cell.store.read_json(SELECTION)["classes"]]
+    selected = [entry for cell in generating for entry in cell.store.read_json(SELECTION)["classes"]]
     assert [(entry["candidates"], entry["n_images"], entry["rejected"]["redundant"]) for entry in selected] == [
         (5, 3, 2)
     ] * 6
     assert max(index for entry in selected for index in entry["images"]) > 2
-    assert [cell.store.read_json(DATASET)["n_images"] for cell in drawing] == [9, 9]
+    assert [cell.store.read_json(DATASET)["n_images"] for cell in generating] == [9, 9]
 
 
 def test_a_search_without_photos_to_choose_on_is_refused(config, photo_folder, tmp_path):

@@ -43,7 +43,8 @@ def files(run: Path) -> list[Path]:
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """The results by name. What people read, the dataset's card, may change its words."""
+    """The results by name, JSON with its keys in their order. What people read, the dataset's card, may change its
+    words."""
     named = [*files(run), run / "config.json", run / "few_shot.json", run / "metrics.json"]
     return {str(path.relative_to(run)): _content(path) for path in named}
 
@@ -51,7 +52,7 @@ def contents(run: Path) -> dict[str, Any]:
 def _content(path: Path) -> Any:
     if path.suffix == ".md":
         return "prose"
-    return _lasting(json.loads(path.read_text())) if path.suffix == ".json" else path.read_bytes()
+    return json.dumps(_lasting(json.loads(path.read_text()))) if path.suffix == ".json" else path.read_bytes()
 
 
 def _lasting(value: Any) -> Any:

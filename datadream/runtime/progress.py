@@ -150,7 +150,10 @@ class Terminal:
             self._bars[progress.stage] = bar
         waiting_for = f"waiting for {progress.waiting_for}" if progress.waiting_for else ""
         bar.set_postfix_str(", ".join(filter(None, [waiting_for, *_texts(progress.facts)])), refresh=False)
-        bar.update(progress.done - bar.n)
+        if progress.done > bar.n:
+            bar.update(progress.done - bar.n)
+        else:  # what a stage waits for is news, though nothing is done
+            bar.refresh()
         if progress.ended:
             self._bars.pop(progress.stage).close()
 

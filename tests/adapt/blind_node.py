@@ -57,9 +57,10 @@ def main(pipeline: str, run: str, home: str) -> None:
     said = Said()
     logging.getLogger("datadream").addHandler(said)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for number in range(3):
-        # The first to start asks for work first.
-        cluster.add_node(num_cpus=1, env_vars={"HOME": home if number else f"{home}/elsewhere"})
+    # One CPU of all is the data tasks', so that one node stays idle at first: not this one, which is the roomiest.
+    cluster.add_node(num_cpus=2, env_vars={"HOME": f"{home}/elsewhere"})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, env_vars={"HOME": home})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     error = ""
     try:

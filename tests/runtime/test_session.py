@@ -1,14 +1,17 @@
 """Workers fit the cluster, or it says so before Ray starts."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+import ray
 
 from datadream.config import ClusterConfig
-from datadream.runtime import session as cluster
-from datadream.runtime.collectives import LostPeerError
-from datadream.runtime.session import Workers, check_workers, connected, lost_a_worker, workers_now
+from datadream.runtime.failures import LostPeerError
+from datadream.runtime.ray_errors import lost_a_worker
+from datadream.runtime.session import check_workers, connected
+from datadream.runtime.workers import Workers
 
 
 @pytest.mark.parametrize(
@@ -18,43 +21,51 @@ from datadream.runtime.session import Workers, check_workers, connected, lost_a_
         ("device='cuda'", "cluster.device is 'cuda', but this machine has no GPU"),
     ],
 )
-def test_what_this_machine_can_never_hold(config, message):
-    code = f"from datadream import cluster, config; cluster.check_workers(config.ClusterConfig({config}))"
-    environment = {"CUDA_VISIBLE_DEVICES": ""}
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert message in ended.stderr.splitlines()[-1]
+def test_what_this_machine_can_never_hold_is_refused_without_starting_ray(config, message):
+    """In another process, because this one may have joined a Ray."""
+    code = (
+        "import sys\n"
+        "from datadream.config import ClusterConfig\n"
+        "from datadream.runtime.session import check_workers\n"
+        "try:\n"
+        f"    check_workers(ClusterConfig({config}))\n"
+        "except ValueError as error:\n"
+        "    print(error, 'ray' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert said.startswith(message)
+    assert said.endswith("False\n")
 
 
-def test_joins_a_session_and_leaves_it_running(local_ray):
-    import ray
-
+def test_a_session_is_joined_and_left_running(local_ray):
     with connected(ClusterConfig(workers=2, device="cpu")) as workers:
-        assert (workers.count, workers.threads, workers.use_gpu, workers.grows) == (2, 1, False, False)
-    assert workers_now(Workers(5, 1, False)).count == 3, "nodes were lost, and one of four CPUs is the data tasks'"
+        # Three would fit: one of four CPUs is the data tasks'.
+        assert workers == Workers(2, 1, False, slots=3)
     with connected(ClusterConfig(device="cpu")) as workers:
-        assert (workers.count, workers.slots, workers.grows) == (3, 3, True)
+        assert workers == Workers(3, 1, False, slots=3, grows=True)
+    with connected(ClusterConfig(device="cpu", threads_per_worker=2)) as workers:
+        assert workers == Workers(1, 2, False, slots=1, grows=True)
     assert ray.is_initialized()
-    with pytest.raises(ValueError, match="the cluster can hold 3"):
-        check_workers(ClusterConfig(workers=4, device="cpu"))
-    with pytest.raises(ValueError, match="the cluster can hold 3"), connected(ClusterConfig(workers=4, device="cpu")):
+
+
+def test_what_the_cluster_cannot_hold_is_refused(local_ray):
+    config = ClusterConfig(workers=4, device="cpu")
+    with pytest.raises(ValueError, match="cluster.workers is 4 with 1 CPU each, but the cluster can hold 3"):
+        check_workers(config)
+    with pytest.raises(ValueError, match="the cluster can hold 3"), connected(config):
         pass
+    with pytest.raises(ValueError, match="cluster.workers is 1 with 4 CPU each, but the cluster can hold 0"):
+        check_workers(ClusterConfig(threads_per_worker=4, device="cpu"))
 
 
-def test_nodes_that_do_not_answer_are_done_without_unless_none_does(local_ray, monkeypatch, caplog):
-    import ray
-
-    (here,) = ray.nodes()
-    gone = here | {"NodeID": "gone", "NodeManagerAddress": "nowhere"}
-    monkeypatch.setattr(ray, "nodes", lambda: [here, gone])
-    monkeypatch.setattr(cluster, "_answers", lambda node: node is here)
-    assert workers_now(Workers(5, 1, False)).count == 3
-    assert "node nowhere does not answer" in caplog.text
-    # As where the driver cannot reach any.
-    monkeypatch.setattr(cluster, "_answers", lambda node: False)
-    assert workers_now(Workers(5, 1, False)).count == 5
-
-
-def test_at_most():
+def test_workers_are_no_more_than_units():
     assert Workers(8, 1, False).at_most(3).count == 3
     assert Workers(2, 1, False).at_most(0).count == 1
 
