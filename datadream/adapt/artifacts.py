@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import groupby
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOSSES = "losses.parquet"
+LOSS_EVERY = 10
+"""Steps that an entry of the marker's loss curve is the mean of."""
 CORRUPT = "corrupt-"
 """How weights are renamed that are not what their marker says."""
 REQUESTS_AT_ONCE = 32
@@ -36,13 +39,22 @@ REQUESTS_AT_ONCE = 32
 def commit_adapter(store: RunStore, spec: AdapterSpec, trained: TrainedAdapter, config: ExperimentConfig) -> None:
     """Write an adapter's weights, the loss of every step, what else was asked for, and then the marker that makes it
     count."""
-    marker = adapter_marker(spec.adapter_id)
+    marker, losses = adapter_marker(spec.adapter_id), trained.losses
     folder = posixpath.dirname(marker)
     store.write_bytes(adapter_weights(spec.adapter_id), trained.weights)
-    store.write_bytes(f"{folder}/{LOSSES}", _losses_table(spec.adapter_id, trained.losses))
+    columns = {
+        # In every row, so that the tables of many adapters can be read as one.
+        "adapter_id": [spec.adapter_id] * len(losses),
+        "step": pa.array(range(1, len(losses) + 1), pa.int32()),
+        "loss": pa.array(losses, pa.float32()),
+    }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    store.write_bytes(f"{folder}/{LOSSES}", buffer.getvalue())
     for name, data in trained.exports.items():
         store.write_bytes(f"{folder}/{name}", data)
     plain = asdict(spec)
+    parts = [(start, min(len(losses), start + LOSS_EVERY)) for start in range(0, len(losses), LOSS_EVERY)]
     record = AdapterMarker(
         adapter_id=spec.adapter_id,
         spec=plain,
@@ -50,8 +62,8 @@ def commit_adapter(store: RunStore, spec: AdapterSpec, trained: TrainedAdapter, 
         weights_sha256=sha256(trained.weights),
         base_model=config.diffusion.model,
         rank=config.adapt.rank,
-        steps=len(trained.losses),
-        losses=trained.curve(),
+        steps=len(losses),
+        losses=[(end, fmean(losses[start:end])) for start, end in parts],
         vae_encodes=trained.vae_encodes,
         seconds=round(trained.seconds, 3),
         versions=library_versions(),
@@ -66,7 +78,14 @@ def are_committed(units: Sequence[Unit[AdapterSpec]]) -> list[bool]:
     """
     committed, damaged = Committed(units), find_damaged(units)
     for unit in damaged:
-        _set_aside(unit)
+        store, weights, what = unit.store, adapter_weights(unit.payload.adapter_id), "are gone"
+        # The marker goes first: a reader must never trust what is being moved.
+        store.remove(unit.marker)
+        if store.exists(weights):
+            what, found = "are not what was written", sha256(store.read_bytes(weights))
+            # Kept, not removed: whoever looks for the cause wants to see them.
+            store.move(weights, f"{posixpath.dirname(weights)}/{CORRUPT}{found[:8]}.safetensors")
+        log.warning("adapt: the weights of %r %s: set aside, to be trained again", unit.name, what)
     return [unit in committed and unit not in damaged for unit in units]
 
 
@@ -78,54 +97,31 @@ def find_damaged(units: Sequence[Unit[AdapterSpec]]) -> list[Unit[AdapterSpec]]:
         return [unit for unit, is_whole in zip(there, threads.map(_is_as_written, there), strict=True) if not is_whole]
 
 
-def write_index(units: Sequence[Unit[AdapterSpec]]) -> None:
-    """Write adapters/index.json of each run: all its adapters with prompts, steps, last loss, file and hash."""
-    for url, own in groupby(sorted(units, key=lambda unit: unit.run_url), key=lambda unit: unit.run_url):
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-            entries = list(threads.map(_index_entry, own))
-        RunStore(url).write_json(ADAPTER_INDEX, [entry.to_json() for entry in entries])
-
-
 def _is_as_written(unit: Unit[AdapterSpec]) -> bool:
     store, weights = unit.store, adapter_weights(unit.payload.adapter_id)
     expected = AdapterMarker.from_json(store.read_json(unit.marker)).weights_sha256
     return store.exists(weights) and sha256(store.read_bytes(weights)) == expected
 
 
-def _set_aside(unit: Unit[AdapterSpec]) -> None:
-    store, weights = unit.store, adapter_weights(unit.payload.adapter_id)
-    # The marker goes first: a reader must never trust what is being moved.
-    store.remove(unit.marker)
-    is_there = store.exists(weights)
-    if is_there:
-        found = sha256(store.read_bytes(weights))
-        store.move(weights, f"{posixpath.dirname(weights)}/{CORRUPT}{found[:8]}.safetensors")
-    log.warning(
-        "adapt: the weights of %r %s: set aside, to be trained again",
-        unit.name,
-        "are not what was written" if is_there else "are gone",
-    )
-
-
-def _index_entry(unit: Unit[AdapterSpec]) -> AdapterEntry:
-    marker = AdapterMarker.from_json(unit.store.read_json(unit.marker))
-    return AdapterEntry(
-        adapter_id=marker.adapter_id,
-        file=adapter_weights(marker.adapter_id),
-        sha256=marker.weights_sha256,
-        prompts=sorted({photo.prompt for photo in unit.payload.photos}),
-        n_photos=len(unit.payload.photos),
-        steps=marker.steps,
-        last_loss=marker.losses[-1][1],
-        rank=marker.rank,
-        base_model=marker.base_model,
-        seconds=marker.seconds,
-    )
-
-
-def _losses_table(adapter_id: str, losses: Sequence[float]) -> bytes:
-    steps = pa.array(range(1, len(losses) + 1), pa.int32())
-    table = pa.table({"adapter_id": [adapter_id] * len(losses), "step": steps, "loss": pa.array(losses, pa.float32())})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
+def write_index(units: Sequence[Unit[AdapterSpec]]) -> None:
+    """Write adapters/index.json of each run: all its adapters with prompts, steps, last loss, file and hash."""
+    for url, group in groupby(sorted(units, key=lambda unit: unit.run_url), key=lambda unit: unit.run_url):
+        store, own = RunStore(url), list(group)
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+            markers = list(map(AdapterMarker.from_json, threads.map(store.read_json, [unit.marker for unit in own])))
+        entries = [
+            AdapterEntry(
+                adapter_id=marker.adapter_id,
+                file=adapter_weights(marker.adapter_id),
+                sha256=marker.weights_sha256,
+                prompts=sorted({photo.prompt for photo in unit.payload.photos}),
+                n_photos=len(unit.payload.photos),
+                steps=marker.steps,
+                last_loss=marker.losses[-1][1],
+                rank=marker.rank,
+                base_model=marker.base_model,
+                seconds=marker.seconds,
+            )
+            for unit, marker in zip(own, markers, strict=True)
+        ]
+        store.write_json(ADAPTER_INDEX, [entry.to_json() for entry in entries])

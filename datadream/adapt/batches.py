@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from datadream.adapt.latent_cache import LatentCache
@@ -18,9 +17,9 @@ from datadream.runtime.collectives import ALONE, Collectives
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's input of one adapter, on the CPU where it was drawn but for the latents.
+    """One step's input of one adapter: crops of photos and, with a prior, samples of it; `n` in all.
 
-    Of `n` samples: crops of photos and, with a prior, samples of it.
+    On the CPU, where the random numbers come from, but for the latents.
     """
 
     clean: Tensor
@@ -34,7 +33,7 @@ class Batch:
 
 
 class Batches:
-    """Draws the batches of an adapter.
+    """Samples the batches of an adapter.
 
     The numbers depend on the adapter's seed alone, and not on what is trained beside it nor on the number of workers.
     """
@@ -43,33 +42,47 @@ class Batches:
         self,
         spec: AdapterSpec,
         latents: LatentCache,
-        schedule: DDPMScheduler,
+        n_times: int,
         batch_size: int,
         prior: Prior | None = None,
         collectives: Collectives = ALONE,
     ) -> None:
-        """`batch_size` counts photos, of all ranks together; a prior adds as many samples."""
+        """`n_times` are the noise levels that there are; `batch_size` counts photos, of all ranks together, and a
+        prior adds as many samples."""
         self.latents = latents
         self._prompts = [photo.prompt for photo in spec.photos]
-        self._n_times = schedule.config.num_train_timesteps
-        self._batch_size, self._prior, self._collectives = batch_size, prior, collectives
+        self._n_times, self._batch_size, self._prior, self._collectives = n_times, batch_size, prior, collectives
         self._generator = torch.Generator().manual_seed(spec.seed)
         self._waiting: list[int] = []
 
-    def draw(self) -> Batch:
-        """Our rank's share of the next batch. Every rank draws all random numbers, and encodes its own crops."""
-        indices = self._next_photos()
-        crops, latent_noise = self.latents.draw(indices, self._generator)
-        noise, times = self._noise_and_times(len(indices))
-        own = self._collectives.share(len(indices))
-        photos = Batch(
-            self.latents.latents(crops[own], latent_noise[own]),
-            noise[own],
-            times[own],
-            [self._prompts[index] for index in indices[own]],
-            torch.full((own.stop - own.start,), 1 / self._batch_size),
+    def sample(self) -> Batch:
+        """Our rank's share of the next batch. Every rank samples all random numbers, and encodes its own crops."""
+        n, own = self._batch_size, self._collectives.share(self._batch_size)
+        # One shuffled pass after another: each photo is seen equally often, also where a batch has more than there
+        # are.
+        while len(self._waiting) < n:
+            self._waiting += torch.randperm(len(self._prompts), generator=self._generator).tolist()
+        indices, self._waiting = self._waiting[:n], self._waiting[n:]
+        crops, latent_noise = self.latents.sample_crops(indices, self._generator)
+        noise, times = self._noise_and_times()
+        clean = self.latents.latents(crops[own], latent_noise[own])
+        prompts, weights = [self._prompts[index] for index in indices[own]], torch.full((own.stop - own.start,), 1 / n)
+        if self._prior is None:
+            return Batch(clean, noise[own], times[own], prompts, weights)
+        # The prior's numbers come after the photos': with and without it, the first batch has the same crops.
+        prior, rows = self._prior, torch.randint(len(self._prior.latents), (n,), generator=self._generator)[own]
+        prior_noise, prior_times = self._noise_and_times()
+        return Batch(
+            torch.cat([clean, prior.latents[rows.to(prior.latents.device)]]),
+            torch.cat([noise[own], prior_noise[own]]),
+            torch.cat([times[own], prior_times[own]]),
+            prompts + [prior.prompts[row] for row in rows.tolist()],
+            torch.cat([weights, torch.full_like(weights, prior.weight / n)]),
         )
-        return photos if self._prior is None else _joined(photos, self._draw_prior(self._prior))
+
+    def _noise_and_times(self) -> tuple[Tensor, Tensor]:
+        noise = torch.randn((self._batch_size, *self.latents.shape), generator=self._generator)
+        return noise, torch.randint(self._n_times, (self._batch_size,), generator=self._generator)
 
     def state(self) -> dict[str, Any]:
         """What `load` needs so that the next batch is the one that would have come."""
@@ -80,32 +93,6 @@ class Batches:
         self._waiting = state["waiting"]
         self._generator.set_state(state["generator"])
 
-    def _draw_prior(self, prior: Prior) -> Batch:
-        rows = torch.randint(len(prior.latents), (self._batch_size,), generator=self._generator)
-        noise, times = self._noise_and_times(len(rows))
-        own = self._collectives.share(len(rows))
-        weights = torch.full((own.stop - own.start,), prior.weight / self._batch_size)
-        latents = prior.latents[rows[own].to(prior.latents.device)]
-        return Batch(latents, noise[own], times[own], [prior.prompts[row] for row in rows[own].tolist()], weights)
-
-    def _noise_and_times(self, n: int) -> tuple[Tensor, Tensor]:
-        noise = torch.randn((n, *self.latents.shape), generator=self._generator)
-        return noise, torch.randint(self._n_times, (n,), generator=self._generator)
-
-    def _next_photos(self) -> list[int]:
-        """A full batch of photos, from one shuffled pass after another."""
-        while len(self._waiting) < self._batch_size:
-            self._waiting += torch.randperm(len(self._prompts), generator=self._generator).tolist()
-        batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
-        return batch
-
-
-def _joined(one: Batch, other: Batch) -> Batch:
-    tensors = (
-        torch.cat(pair) for pair in ((one.clean, other.clean), (one.noise, other.noise), (one.times, other.times))
-    )
-    return Batch(*tensors, one.prompts + other.prompts, torch.cat([one.weights, other.weights]))
-
 
 def share_prompts(batches: Sequence[Batch]) -> tuple[list[str], list[int] | None]:
     """The prompts to encode for a step, and for each sample the row of its prompt.
@@ -113,6 +100,7 @@ def share_prompts(batches: Sequence[Batch]) -> tuple[list[str], list[int] | None
     Every adapter gets equally many rows, the last repeated where it has fewer. Rows are None where each adapter has
     one prompt: its samples then follow each other.
     """
+    # Equally many, because stacked adapters cut the rows of a batch into equal parts.
     distinct = [sorted(set(batch.prompts)) for batch in batches]
     longest = max(map(len, distinct))
     prompts = [prompt for own in distinct for prompt in own + own[-1:] * (longest - len(own))]

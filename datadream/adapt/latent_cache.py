@@ -2,7 +2,7 @@
 
 The authors encode every crop of every step, 38 % of a step's work. Offsets here lie on a grid, the VAE's 8 pixels
 unless told otherwise, so that a photo has few distinct crops; their means and deviations are kept and the latent's
-noise is drawn anew at each step, so the law of the latents is the authors' but for the quantised offset.
+noise is sampled anew at each step, so the law of the latents is the authors' but for the quantised offset.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Crop(NamedTuple):
 
 
 class LatentCache:
-    """Draws latents of random square crops of some photos."""
+    """Samples latents of random square crops of some photos."""
 
     def __init__(self, vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int, grid: int) -> None:
         """`images` are resized so that their shorter side is `resolution` pixels; offsets are multiples of `grid`.
@@ -52,28 +52,22 @@ class LatentCache:
         side = self._resolution // 2 ** (len(self._vae.config.block_out_channels) - 1)
         return (self._vae.config.latent_channels, side, side)
 
-    def draw(self, indices: Sequence[int], generator: torch.Generator) -> tuple[list[Crop], Tensor]:
+    def sample_crops(self, indices: Sequence[int], generator: torch.Generator) -> tuple[list[Crop], Tensor]:
         """A random crop of each photo, and the noise [len(indices), 4, h, w] of its latent. Encodes nothing."""
         crops = []
         for index in indices:
-            width, height = self._size(index)
-            crops.append(Crop(index, self._offset(height, generator), self._offset(width, generator)))
+            if index not in self._sizes:
+                self._sizes[index] = self._image(index).size
+            rooms = ((side - self._resolution) // self._grid for side in reversed(self._sizes[index]))
+            top, left = (self._grid * int(torch.randint(room + 1, (), generator=generator)) for room in rooms)
+            crops.append(Crop(index, top, left))
         return crops, torch.randn((len(crops), *self.shape), generator=generator)
 
     def latents(self, crops: Sequence[Crop], noise: Tensor) -> Tensor:
         """Latents [len(crops), 4, h, w], times the VAE's scaling factor."""
-        means, deviations = zip(*map(self._crop_moments, crops), strict=True)
+        means, deviations = zip(*map(self._moments_of, crops), strict=True)
         mean, deviation = torch.stack(means), torch.stack(deviations)
         return (mean + deviation * noise.to(mean)) * self._vae.config.scaling_factor
-
-    def _offset(self, side: int, generator: torch.Generator) -> int:
-        room = (side - self._resolution) // self._grid
-        return self._grid * int(torch.randint(room + 1, (), generator=generator))
-
-    def _size(self, index: int) -> tuple[int, int]:
-        if index not in self._sizes:
-            self._sizes[index] = self._image(index).size
-        return self._sizes[index]
 
     def _image(self, index: int) -> Image.Image:
         if index in self._resized:
@@ -84,26 +78,25 @@ class LatentCache:
             self._resized[index] = image
         return image
 
-    def _crop_moments(self, crop: Crop) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _moments_of(self, crop: Crop) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [4, h, w] of a crop's latent, fp32, on the VAE's device."""
         if crop in self._moments:
             return self._moments[crop]
-        moments = self._encode(crop)
+        self.encodes += 1
+        square = (crop.left, crop.top, crop.left + self._resolution, crop.top + self._resolution)
+        pixels = tv.pil_to_tensor(self._image(crop.photo).crop(square)).float() / 127.5 - 1
+        distribution = self._vae.encode(pixels[None].to(self._vae.device, self._vae.dtype)).latent_dist
+        moments = distribution.mean[0].float(), distribution.std[0].float()
         self._moment_room -= sum(moment.nbytes for moment in moments)
         if self._moment_room >= 0:
             self._moments[crop] = moments
         return moments
 
-    @torch.no_grad()
-    def _encode(self, crop: Crop) -> tuple[Tensor, Tensor]:
-        self.encodes += 1
-        square = (crop.left, crop.top, crop.left + self._resolution, crop.top + self._resolution)
-        pixels = tv.pil_to_tensor(self._image(crop.photo).crop(square)).float() / 127.5 - 1
-        distribution = self._vae.encode(pixels[None].to(self._vae.device, self._vae.dtype)).latent_dist
-        return distribution.mean[0].float(), distribution.std[0].float()
-
 
 def resize_shorter_side(image: Image.Image, pixels: int) -> Image.Image:
     """Resize so that the shorter side has `pixels`, keeping the aspect."""
     scale = pixels / min(image.size)
-    size = tuple(max(pixels, round(side * scale)) for side in image.size)
+    # Rounding must not make a side shorter than the crop.
+    size = (max(pixels, round(image.width * scale)), max(pixels, round(image.height * scale)))
     return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)

@@ -6,20 +6,20 @@ The base model stays loaded and the LoRA weights are reset in place, so the next
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 from datadream.adapt.batches import Batches
 from datadream.adapt.latent_cache import LatentCache
-from datadream.adapt.prior_preservation import Prior, draw_priors
-from datadream.adapt.train_state import Training, noise_schedule, target_of
+from datadream.adapt.prior_preservation import Prior, sample_priors
+from datadream.adapt.train_state import Training, target_of
 from datadream.config import AdaptConfig
 from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.methods.n_steps import n_steps
@@ -30,11 +30,9 @@ from datadream.runtime.collectives import ALONE, Collectives
 
 log = logging.getLogger(__name__)
 
-LOSS_EVERY = 10
 KOHYA = "kohya.safetensors"
 MEASURED_STEPS = 6
 OUT_OF_MEMORY = "the GPU's memory does not suffice for one adapter. Lower adapt.batch_size."
-
 
 OnStep = Callable[[int, Tensor], None]
 """Hears the number of finished steps and each adapter's last loss, still on the device."""
@@ -57,11 +55,8 @@ class TrainedAdapter:
     exports: dict[str, bytes]
     """Files in other programs' formats, by name."""
 
-    def curve(self) -> list[tuple[int, float]]:
-        """(step, mean loss of the steps since the last entry)."""
-        ends = [min(len(self.losses), start + LOSS_EVERY) for start in range(0, len(self.losses), LOSS_EVERY)]
-        starts = [0, *ends[:-1]]
-        return [(end, fmean(self.losses[start:end])) for start, end in zip(starts, ends, strict=True)]
+
+Outcome = TrainedAdapter | FloatingPointError | MemoryError
 
 
 class AdapterTrainer:
@@ -70,7 +65,7 @@ class AdapterTrainer:
     def __init__(self, pipeline: StableDiffusionPipeline, config: AdaptConfig, resolution: int) -> None:
         """Raises ValueError for a pipeline whose prediction type or attention layers are not known."""
         self._pipeline, self._config, self._resolution = pipeline, config, resolution
-        target_of(noise_schedule(pipeline))
+        target_of(DDPMScheduler.from_config(pipeline.scheduler.config))  # here, not only when photos have been read
         pipeline.unet.set_attn_processor(SharedPromptAttention())
         if pipeline.device.type == "cuda":
             # The layout that tensor cores' convolutions want; on CPUs it is slower.
@@ -86,7 +81,7 @@ class AdapterTrainer:
         photos: Sequence[Photos],
         on_step: OnStep = lambda step, losses: None,
         alive: Callable[[], None] = lambda: None,
-    ) -> list[TrainedAdapter | FloatingPointError | MemoryError]:
+    ) -> list[Outcome]:
         """Train the adapters of `specs`, each on its own photos, for the number of steps that they share.
 
         Every step is one pass over a batch of each; losses, gradient norms and optimiser states stay apart, so an
@@ -96,17 +91,31 @@ class AdapterTrainer:
         """
         if not specs:
             return []
+        (steps,) = {n_steps(spec, self._config) for spec in specs}
         try:
-            (steps,) = {n_steps(spec, self._config) for spec in specs}
-            return self._train(specs, photos, on_step, steps, self._priors(specs, alive=alive))
+            return self._train(specs, photos, steps, on_step, alive)
         except torch.OutOfMemoryError:
             if len(specs) == 1:
                 return [MemoryError(OUT_OF_MEMORY)]
+        # Outside of the except block: the error's traceback would keep the tensors of the failed attempt alive.
         half = (len(specs) + 1) // 2
         log.warning("out of memory with %d adapters side by side: going on with %d", len(specs), half)
         torch.cuda.empty_cache()
         parts = (slice(half), slice(half, None))
         return [outcome for part in parts for outcome in self.train(specs[part], photos[part], on_step, alive)]
+
+    def _train(
+        self,
+        specs: Sequence[AdapterSpec],
+        photos: Sequence[Photos],
+        steps: int,
+        on_step: OnStep,
+        alive: Callable[[], None],
+    ) -> list[Outcome]:
+        training = self._start(specs, photos, steps, alive=alive)
+        for step in range(1, steps + 1):
+            on_step(step, training.step())
+        return self._finish(specs, training)
 
     def train_shared(
         self,
@@ -125,20 +134,21 @@ class AdapterTrainer:
         """
         steps = n_steps(spec, self._config)
         try:
-            training = self._start([spec], [photos], steps, self._priors([spec], collectives), collectives)
+            training = self._start([spec], [photos], steps, collectives)
             if checkpoint is not None:
                 training.resume(checkpoint)
             training.check_ranks_agree()
             for step in range(len(training.losses) + 1, steps + 1):
                 on_step(step, training.step())
                 if step % save_every == 0 and step < steps:
+                    # On every rank, for all must stop at the same step; and a broken state must not be saved.
                     _check_finite(training.curves()[0])
                     if save is not None:
                         save(training.checkpoint())
         except torch.OutOfMemoryError:
             raise MemoryError(OUT_OF_MEMORY) from None
         (outcome,) = self._finish([spec], training)
-        if isinstance(outcome, FloatingPointError):
+        if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
@@ -147,78 +157,60 @@ class AdapterTrainer:
 
         Doubles their number while that makes a step of one of them at least 5 % faster and fits the memory.
         """
-        best, best_seconds = 1, self._seconds_per_adapter(1)
-        while 2 * best <= most:
+        blank = [Image.new("RGB", (self._resolution, self._resolution))]
+        spec, prior = AdapterSpec("measured", (TrainingPhoto("", ""),), 1, 0), None
+        if self._config.prior_weight:
+            # One blank sample: what a prior costs in a step is measured, and generating one is not.
+            shape = LatentCache(self._pipeline.vae, blank, self._resolution, self._config.crop_grid).shape
+            prior = Prior(torch.zeros((1, *shape), device=self._pipeline.device), [""], self._config.prior_weight)
+        best, best_seconds, size = 1, math.inf, 1
+        while size <= most:
+            ends = []
             try:
-                seconds = self._seconds_per_adapter(2 * best)
+                training = self._start([spec] * size, [blank] * size, MEASURED_STEPS, priors=[prior] * size)
+                for _ in range(MEASURED_STEPS):
+                    training.step().sum().item()  # waits for the device
+                    ends.append(time.monotonic())
             except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
                 break
+            del training  # its optimiser's state would take memory from the next size
+            # From the first step's end on: it encodes crops and allocates memory, once.
+            seconds = (ends[-1] - ends[0]) / (MEASURED_STEPS - 1) / size
             if seconds > 0.95 * best_seconds:
                 break
-            best, best_seconds = 2 * best, seconds
+            best, best_seconds, size = size, seconds, 2 * size
         return best
-
-    def _seconds_per_adapter(self, n_adapters: int) -> float:
-        """Time a few steps on blank photos, the first one apart."""
-        blank = [Image.new("RGB", (self._resolution, self._resolution))]
-        spec = AdapterSpec("measured", (TrainingPhoto("", ""),), 1, 0)
-        ends: list[float] = []
-
-        def clock(step: int, losses: Tensor) -> None:
-            losses.sum().item()  # waits for the device
-            ends.append(time.monotonic())
-
-        shape = LatentCache(self._pipeline.vae, blank, self._resolution, self._config.crop_grid).shape
-        prior = Prior(torch.zeros((1, *shape), device=self._pipeline.device), [""], self._config.prior_weight)
-        priors = [prior if prior.weight else None] * n_adapters
-        self._train([spec] * n_adapters, [blank] * n_adapters, clock, MEASURED_STEPS, priors)
-        return (ends[-1] - ends[0]) / (MEASURED_STEPS - 1) / n_adapters
-
-    def _train(
-        self,
-        specs: Sequence[AdapterSpec],
-        photos: Sequence[Photos],
-        on_step: OnStep,
-        steps: int,
-        priors: Sequence[Prior | None],
-    ) -> list[TrainedAdapter | FloatingPointError]:
-        training = self._start(specs, photos, steps, priors)
-        for step in range(1, steps + 1):
-            on_step(step, training.step())
-        return self._finish(specs, training)
-
-    def _priors(
-        self, specs: Sequence[AdapterSpec], collectives: Collectives = ALONE, alive: Callable[[], None] = lambda: None
-    ) -> list[Prior | None]:
-        self._reset(specs)
-        return draw_priors(self._pipeline, specs, self._config, self._resolution, collectives, alive)
 
     def _start(
         self,
         specs: Sequence[AdapterSpec],
         photos: Sequence[Photos],
         steps: int,
-        priors: Sequence[Prior | None],
         collectives: Collectives = ALONE,
+        alive: Callable[[], None] = lambda: None,
+        priors: Sequence[Prior | None] | None = None,
     ) -> Training:
-        self._reset(specs)
-        config, schedule = self._config, noise_schedule(self._pipeline)
-        streams = []
-        for spec, images, prior in zip(specs, photos, priors, strict=True):
-            latents = LatentCache(self._pipeline.vae, images, self._resolution, config.crop_grid)
-            streams.append(Batches(spec, latents, schedule, config.batch_size, prior, collectives))
-        return Training(self._pipeline, self._lora, streams, config, steps, collectives)
-
-    def _reset(self, specs: Sequence[AdapterSpec]) -> None:
+        """Fresh adapters, with the base generator's samples unless they are given."""
+        pipeline, config, resolution = self._pipeline, self._config, self._resolution
         if len(self._lora.weights) != len(specs):
             self._lora.remove()
-            self._lora = StackedLora(self._pipeline, len(specs), self._config.rank, self._config.text_encoder)
+            self._lora = StackedLora(pipeline, len(specs), config.rank, config.text_encoder)
         for row, spec in enumerate(specs):
             self._lora.reset(row, spec.seed)
+        # After the reset: an adapter that was trained before would change what the base generator makes.
+        priors = priors or sample_priors(pipeline, specs, config, resolution, collectives, alive)
+        streams = []
+        for spec, images, prior in zip(specs, photos, priors, strict=True):
+            latents = LatentCache(pipeline.vae, images, resolution, config.crop_grid)
+            n_times = pipeline.scheduler.config.num_train_timesteps
+            streams.append(Batches(spec, latents, n_times, config.batch_size, prior, collectives))
+        return Training(pipeline, self._lora, streams, config, steps, collectives)
 
-    def _finish(self, specs: Sequence[AdapterSpec], training: Training) -> list[TrainedAdapter | FloatingPointError]:
+    def _finish(self, specs: Sequence[AdapterSpec], training: Training) -> list[Outcome]:
         curves, seconds = training.curves(), training.seconds / len(specs)
-        outcomes: list[TrainedAdapter | FloatingPointError] = []
+        outcomes: list[Outcome] = []
         for row, (spec, losses, stream) in enumerate(zip(specs, curves, training.streams, strict=True)):
             try:
                 _check_finite(losses)

@@ -1,4 +1,4 @@
-"""The preservation loss's samples (DreamBooth; paper, table 4): what the base generator draws for the same prompts.
+"""The preservation loss's samples (DreamBooth; paper, table 4): what the base generator makes of its prompts.
 
 They stay latents: decoding and encoding them again would only blur them.
 """
@@ -18,9 +18,8 @@ from datadream.runtime.collectives import ALONE, Collectives
 from datadream.seeds import derive_seed
 
 IMAGES_PER_CALL = 8
-GUIDANCE = 7.5
-STEPS = 50
-"""diffusers' DreamBooth script draws its class images with the pipeline's defaults, which are these two."""
+# diffusers' DreamBooth script generates its class images with the pipeline's defaults, which are these two.
+GUIDANCE, STEPS = 7.5, 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Prior:
     """Of the preservation loss, beside 1 for the photos."""
 
 
-def draw_priors(
+def sample_priors(
     pipeline: StableDiffusionPipeline,
     specs: Sequence[AdapterSpec],
     config: AdaptConfig,
@@ -45,47 +44,37 @@ def draw_priors(
 ) -> list[Prior | None]:
     """`config.prior_images` samples for each prompt of each adapter; None for all without `config.prior_weight`.
 
-    The pipeline's adapters must be fresh, for then they change nothing. Each rank draws its share. `alive` is called
-    now and then, for this takes long.
+    The pipeline's adapters must be fresh, for then they change nothing. Each rank generates its share. `alive` is
+    called now and then, for this takes long.
     """
     if not config.prior_weight:
         return [None] * len(specs)
-    dtype = pipeline.unet.dtype
-    with torch.autocast(pipeline.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        return [_draw(pipeline, spec, len(specs), config, resolution, collectives, alive) for spec in specs]
-
-
-def _draw(
-    pipeline: StableDiffusionPipeline,
-    spec: AdapterSpec,
-    n_adapters: int,
-    config: AdaptConfig,
-    resolution: int,
-    collectives: Collectives,
-    alive: Callable[[], None],
-) -> Prior:
-    prompts = sorted({photo.prompt for photo in spec.photos})
-    samples = [(prompt, number) for prompt in prompts for number in range(config.prior_images)]
-    own = range(len(samples))[collectives.share(len(samples))]
-    side = resolution // pipeline.vae_scale_factor
-    latents = torch.zeros((len(samples), pipeline.unet.config.in_channels, side, side), device=pipeline.device)
-    per_call = IMAGES_PER_CALL * n_adapters  # stacked adapters take batches that they divide
-    for start in range(own.start, own.stop, per_call):
-        rows = range(start, min(start + per_call, own.stop))
-        filled = [samples[row] for row in (*rows, *[rows[-1]] * (per_call - len(rows)))]
-        drawn = pipeline(
-            [prompt for prompt, _ in filled],
-            generator=[
-                torch.Generator().manual_seed(derive_seed(spec.seed, "prior", prompt, number))
-                for prompt, number in filled
-            ],
-            height=resolution,
-            width=resolution,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
-            output_type="latent",
-        ).images
-        latents[rows.start : rows.stop] = drawn[: len(rows)].float()
-        alive()
-    collectives.sum(latents)
-    return Prior(latents, [prompt for prompt, _ in samples], config.prior_weight)
+    dtype, side = pipeline.unet.dtype, resolution // pipeline.vae_scale_factor
+    per_call = IMAGES_PER_CALL * len(specs)  # stacked adapters take batches that they divide
+    priors: list[Prior | None] = []
+    for spec in specs:
+        prompts = sorted({photo.prompt for photo in spec.photos})
+        samples = [(prompt, number) for prompt in prompts for number in range(config.prior_images)]
+        latents = torch.zeros((len(samples), pipeline.unet.config.in_channels, side, side), device=pipeline.device)
+        own = collectives.share(len(samples))
+        for start in range(own.start, own.stop, per_call):
+            rows = range(start, min(start + per_call, own.stop))
+            # The last call is filled up with its last sample: every call has the same size.
+            filled = [samples[row] for row in (*rows, *[rows[-1]] * (per_call - len(rows)))]
+            seeds = [derive_seed(spec.seed, "prior", prompt, number) for prompt, number in filled]
+            with torch.autocast(pipeline.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                generated = pipeline(
+                    [prompt for prompt, _ in filled],
+                    generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                    height=resolution,
+                    width=resolution,
+                    num_inference_steps=STEPS,
+                    guidance_scale=GUIDANCE,
+                    output_type="latent",
+                ).images
+            latents[rows.start : rows.stop] = generated[: len(rows)].float()
+            alive()
+        # Others' rows are zero in ours, so that the sum is all ranks' samples.
+        collectives.sum(latents)
+        priors.append(Prior(latents, [prompt for prompt, _ in samples], config.prior_weight))
+    return priors

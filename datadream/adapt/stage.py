@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,14 +37,15 @@ from datadream.runtime.workers import Workers
 if TYPE_CHECKING:
     import torch
 
-    from datadream.adapt.lora_trainer import AdapterTrainer, TrainedAdapter
+    from datadream.adapt.lora_trainer import AdapterTrainer
     from datadream.runtime.collectives import Collectives
 
 AdapterUnit = Unit[AdapterSpec]
 
+# A CPU's step is bound by arithmetic: of the 2.2 times that 8 adapters side by side are faster than one, 4 have 2.0
+# (benchmarks/RESULTS.md), and smaller groups lose less with a worker.
 CPU_GROUP = 5
-"""Most adapters side by side on a CPU, where a step is bound by arithmetic: of the 2.2 times that 8 are faster than
-one, 4 have 2.0 (benchmarks/RESULTS.md), and smaller groups lose less with a worker."""
+"""Most adapters side by side on a CPU."""
 
 
 def adapter_units(run_url: str, specs: Iterable[AdapterSpec], config: AdaptConfig) -> list[AdapterUnit]:
@@ -76,14 +78,15 @@ def train_adapters(
     done = are_committed(units)
     failures: dict[tuple[str, str], str] = {}
     if not all(done):
-        before = _steps(itertools.compress(units, done))
-        with Reporter("adapt", _steps(units), "step", listeners, before, "workers to start") as reporter:
+        total, before = sum(unit.size for unit in units), sum(unit.size for unit in itertools.compress(units, done))
+        with Reporter("adapt", total, "step", listeners, before, "workers to start") as reporter:
             shared = [unit for unit in units if unit.payload.n_classes > 1]
             single = [unit for unit in units if unit.payload.n_classes == 1]
             single_done = [is_done for unit, is_done in zip(units, done, strict=True) if unit.payload.n_classes == 1]
             if shared:
+                # A rank without a photo in the batch would have nothing to do.
                 how = DataParallel(load=_load_shared, load_from=config, most=config.adapt.batch_size)
-                elsewhere = _steps(itertools.compress(single, single_done))
+                elsewhere = sum(unit.size for unit in itertools.compress(single, single_done))
                 failures |= run_together(store, shared, how, workers, reporter, elsewhere)
             if not all(single_done):
                 failures |= _train_single(store, single, single_done, config, workers, reporter)
@@ -91,10 +94,6 @@ def train_adapters(
     named = [f"{names[key]}: {reason}" for key, reason in failures.items()]
     finish(store, FAILED_ADAPTERS, named, f"{len(failures)} of {len(units)} adapters")
     write_index(units)
-
-
-def _steps(units: Iterable[AdapterUnit]) -> int:
-    return sum(unit.size for unit in units)
 
 
 def _train_single(
@@ -106,33 +105,21 @@ def _train_single(
     reporter: Reporter,
 ) -> dict[tuple[str, str], str]:
     """Train what is not done, each adapter by one worker; returns why adapters were given up, by their keys."""
-    before = reporter.now.total - _steps(units)
+    steps = sum(unit.size for unit in units)
+    before = reporter.now.total - steps  # of adapters of several classes, which came first
 
     def look(state: QueueProgress) -> None:
         facts: Facts = {"adapters": f"{state.units}/{len(units)}"}
         if reporter.rate:
-            facts["adapters_per_hour"] = 3600 * reporter.rate * len(units) / _steps(units)
+            facts["adapters_per_hour"] = 3600 * reporter.rate * len(units) / steps
         if state.loss is not None:
             facts["loss"] = state.loss
         waiting_for = "" if state.workers else f"{workers.at_most(len(units)).count} workers to start"
         reporter.update(before + state.done, waiting_for, state.failed, **facts)
 
-    size, most = _group_size(store, units, config, workers)
-    how = Leased(_AdapterWorker, config, size, most, config.cluster.lease_seconds)
-    failures, usage = run_leased(store, units, done, how, workers, look)
-    store.write_json(ADAPTER_WORKERS, WorkerUsage(**usage).to_json())
-    return failures
-
-
-def _group_size(
-    store: RunStore, units: Sequence[AdapterUnit], config: ExperimentConfig, workers: Workers
-) -> tuple[int | None, int]:
-    """How many adapters a worker trains side by side, None where it is to measure that; and how many at most.
-
-    On CPUs it is fixed at the first start: the group size changes rounding, and a run that goes on must give the bytes
-    that it would have given.
-    """
     size = config.adapt.adapters_per_step
+    # On CPUs it is fixed at the first start: the group size changes rounding, and a run that goes on must give the
+    # bytes that it would have given. GPUs measure it, for it is their memory that decides.
     if size is None and not workers.use_gpu:
         if not store.exists(ADAPTER_GROUP):
             # As many groups for each worker as the largest groups need, and then equal groups: nobody waits for the
@@ -141,7 +128,11 @@ def _group_size(
             size = math.ceil(len(units) / (per_worker * workers.slots))
             store.write_json(ADAPTER_GROUP, AdapterGroup(adapters_per_step=size).to_json())
         size = AdapterGroup.from_json(store.read_json(ADAPTER_GROUP)).adapters_per_step
-    return size, max(1, len(units) // workers.slots)
+    most = max(1, len(units) // workers.slots)
+    how = Leased(_AdapterWorker, config, size, most, config.cluster.lease_seconds)
+    failures, usage = run_leased(store, units, done, how, workers, look)
+    store.write_json(ADAPTER_WORKERS, WorkerUsage(**usage).to_json())
+    return failures
 
 
 class _AdapterWorker:
@@ -160,9 +151,9 @@ class _AdapterWorker:
         photos: list[list[Image.Image]] = []
         for member in zip(group.positions, group.units, group.missing, strict=True):
             try:
-                photos.append(self._read_photos(member[1].payload))
+                photos.append(list(PhotosOf(member[1].payload, self._source)))
                 kept.append(member)
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError) as error:  # of this adapter alone: the group goes on without it
                 failures[member[0]] = Failure.of(error)
             heartbeat.alive()
         if not any(missing for *_, missing in kept):
@@ -174,14 +165,12 @@ class _AdapterWorker:
                 failures[position] = Failure.of(outcome)
             elif missing:
                 try:
-                    _commit(unit, outcome, self._config)
+                    commit = partial(commit_adapter, unit.store, unit.payload, outcome, self._config)
+                    retried(commit, f"committing {unit.name}")
                 except OSError as error:
                     failures[position] = Failure.of(error)
             heartbeat.alive()
         return failures
-
-    def _read_photos(self, spec: AdapterSpec) -> list[Image.Image]:
-        return [retried(partial(self._source.read, photo.key), photo.key) for photo in spec.photos]
 
 
 def _load_shared(config: ExperimentConfig, device: torch.device, collectives: Collectives) -> Train:
@@ -200,15 +189,11 @@ def _load_shared(config: ExperimentConfig, device: torch.device, collectives: Co
             on_step=lambda step, losses: report(step, lambda: {"loss": losses.mean().item()}),
         )
         if collectives.rank == 0:
-            _commit(unit, trained, config)
+            retried(partial(commit_adapter, run, unit.payload, trained, config), f"committing {unit.name}")
             if run.exists(name):
                 run.remove(name)
 
     return train
-
-
-def _commit(unit: AdapterUnit, trained: TrainedAdapter, config: ExperimentConfig) -> None:
-    retried(lambda: commit_adapter(unit.store, unit.payload, trained, config), f"committing {unit.name}")
 
 
 def load_trainer(config: ExperimentConfig, device: torch.device) -> AdapterTrainer:
@@ -225,16 +210,17 @@ def load_trainer(config: ExperimentConfig, device: torch.device) -> AdapterTrain
     return AdapterTrainer(pipeline, config.adapt, config.diffusion.resolution)
 
 
+@dataclass(frozen=True, slots=True)
 class PhotosOf(Sequence[Image.Image]):
     """The photos of an adapter, each read when it is asked for: a whole data set may not fit in memory."""
 
-    def __init__(self, spec: AdapterSpec, source: PhotoSource) -> None:
-        self._keys, self._source = [photo.key for photo in spec.photos], source
+    spec: AdapterSpec
+    source: PhotoSource
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.spec.photos)
 
     def __getitem__(self, index: Any) -> Any:
         """Raises OSError or ValueError naming a photo that cannot be read."""
-        key = self._keys[index]
-        return retried(partial(self._source.read, key), key)
+        key = self.spec.photos[index].key
+        return retried(partial(self.source.read, key), key)

@@ -36,7 +36,8 @@ class Training:
         self.losses: list[Tensor] = []
         self._pipeline, self._lora, self._config, self._collectives = pipeline, lora, config, collectives
         self._token_ids: dict[str, Tensor] = {}
-        self._noise_schedule = noise_schedule(pipeline)
+        # The noise levels that the pipeline was trained with, whatever sampler its folder names.
+        self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         self._target = target_of(self._noise_schedule)
         self._optimizer = torch.optim.AdamW(
             [lora.weights],
@@ -48,7 +49,7 @@ class Training:
         self._schedule = get_scheduler(
             config.schedule,
             self._optimizer,
-            num_warmup_steps=min(config.warmup_steps, steps // 2),
+            num_warmup_steps=min(config.warmup_steps, steps // 2),  # a short training is to reach its full rate too
             num_training_steps=steps,
         )
 
@@ -59,6 +60,7 @@ class Training:
         gradient, loss = torch.cat([part.flatten(1) for part in parts], dim=1), losses.detach()
         self._collectives.sum(gradient)
         self._collectives.sum(loss)
+        # Clipped row by row, as each adapter's would be alone; clip_grad_norm_ would take the norm of all.
         length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
         gradient.mul_((self._config.max_grad_norm / (length + 1e-6)).clamp(max=1))
         self._lora.weights.grad = gradient
@@ -111,7 +113,7 @@ class Training:
 
     def _forward(self) -> Tensor:
         """Each adapter's loss, our rank's part of it; each prompt is encoded once."""
-        batches = [stream.draw() for stream in self.streams]
+        batches = [stream.sample() for stream in self.streams]
         device, dtype = self._pipeline.device, self._pipeline.unet.dtype
         clean = torch.cat([batch.clean for batch in batches])
         noise, times, weights = (
@@ -120,26 +122,18 @@ class Training:
         )
         noisy = self._noise_schedule.add_noise(clean, noise, times)
         prompts, rows = share_prompts(batches)
+        for prompt in set(prompts) - self._token_ids.keys():
+            tokens = self._pipeline.tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt")
+            self._token_ids[prompt] = tokens.input_ids[0].to(device)
         shared = {"prompt_rows": None if rows is None else torch.tensor(rows, device=device)}
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            encoded = self._pipeline.text_encoder(self._tokens(prompts))[0]
+            encoded = self._pipeline.text_encoder(torch.stack([self._token_ids[prompt] for prompt in prompts]))[0]
             predicted = self._pipeline.unet(
                 noisy.to(dtype), times, encoded, cross_attention_kwargs=shared, return_dict=False
             )[0]
+        # The loss in fp32: bf16 has too few digits for sums of squares.
         error = predicted.float() - self._target(clean, noise, times)
         return (error.square().flatten(1).mean(dim=1) * weights).reshape(len(batches), -1).sum(dim=1)
-
-    def _tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [prompts, length]."""
-        for prompt in set(prompts) - self._token_ids.keys():
-            encoded = self._pipeline.tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt")
-            self._token_ids[prompt] = encoded.input_ids[0].to(self._pipeline.device)
-        return torch.stack([self._token_ids[prompt] for prompt in prompts])
-
-
-def noise_schedule(pipeline: StableDiffusionPipeline) -> DDPMScheduler:
-    """The noise levels that the pipeline was trained with."""
-    return DDPMScheduler.from_config(pipeline.scheduler.config)
 
 
 def target_of(schedule: DDPMScheduler) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

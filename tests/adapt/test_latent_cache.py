@@ -21,7 +21,7 @@ def photo(width: int, height: int) -> Image.Image:
 
 
 def sample(cache: LatentCache, indices: list[int], generator: torch.Generator) -> torch.Tensor:
-    return cache.latents(*cache.draw(indices, generator))
+    return cache.latents(*cache.sample_crops(indices, generator))
 
 
 def test_square_photo_is_encoded_once_and_equals_diffusers(vae):
@@ -43,7 +43,7 @@ def test_square_photo_is_encoded_once_and_equals_diffusers(vae):
 def test_crops_of_a_wide_photo_are_uniform_on_the_grid(vae, grid):
     cache = LatentCache(vae, [photo(56, 32)], 32, grid)
     generator = torch.Generator().manual_seed(0)
-    crops, noise = cache.draw([0] * 400, generator)
+    crops, noise = cache.sample_crops([0] * 400, generator)
     lefts = Counter(crop.left for crop in crops)
     assert set(lefts) == set(range(0, 25, grid))
     assert max(lefts.values()) < 400 / len(lefts) + 5 * (400 / len(lefts)) ** 0.5
@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_read_and_encoded_again(vae, monkeypatch):
     monkeypatch.setattr("datadream.adapt.latent_cache.PHOTOS_BYTES", 3 * 32 * 32)
     monkeypatch.setattr("datadream.adapt.latent_cache.MOMENTS_BYTES", 2 * 4 * 4 * 8 * 8)
     cache = LatentCache(vae, [photo(32, 32), photo(33, 33)], 32, 8)
-    crops, noise = cache.draw([0, 1, 0, 1], torch.Generator().manual_seed(0))
+    crops, noise = cache.sample_crops([0, 1, 0, 1], torch.Generator().manual_seed(0))
     found = cache.latents(crops, noise)
     monkeypatch.undo()
     roomy = LatentCache(vae, [photo(32, 32), photo(33, 33)], 32, 8)

@@ -145,14 +145,14 @@ def test_a_step_encodes_a_prompt_once_and_a_crop_never_again(pipeline_folder):
 def test_an_adapter_that_breaks_leaves_those_beside_it_alone(pipeline_folder):
     ours = trainer(pipeline_folder)
     (expected,) = ours.train([spec("b", 9)], [images()])
-    ours._lora.weights.data.zero_()
-    reset = ours._reset
+    start = ours._start
 
-    def start_broken(specs):
-        reset(specs)
+    def start_broken(*asked, **named):
+        training = start(*asked, **named)
         ours._lora.weights.data[0] = float("nan")
+        return training
 
-    ours._reset = start_broken
+    ours._start = start_broken
     broken, found = ours.train([spec("a"), spec("b", 9)], [images()] * 2)
     assert isinstance(broken, FloatingPointError)
     assert "the loss is nan at step 1" in str(broken)
@@ -170,10 +170,6 @@ def test_progress_and_losses_cover_every_step(pipeline_folder):
     (trained,) = trainer(pipeline_folder).train([spec()], [images()], lambda step, losses: steps.append(step))
     assert steps == list(range(1, 21))
     assert len(trained.losses) == 20
-    assert trained.curve() == [
-        (10, pytest.approx(sum(trained.losses[:10]) / 10)),
-        (20, pytest.approx(sum(trained.losses[10:]) / 10)),
-    ]
 
 
 def test_nan_loss_names_adapter_and_step(pipeline_folder):

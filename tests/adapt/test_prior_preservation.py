@@ -1,4 +1,4 @@
-"""The preservation loss: samples that plain diffusers draws from the base generator, weighted beside the photos."""
+"""The preservation loss: samples that plain diffusers makes with the base generator, weighted beside the photos."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from datadream.adapt.prior_preservation import GUIDANCE, STEPS, draw_priors
+from datadream.adapt.prior_preservation import GUIDANCE, STEPS, sample_priors
 from datadream.models.diffusion.lora import StackedLora
 from datadream.seeds import derive_seed
 from tests.adapt.test_train_shared import CONFIG, SPEC, assert_close, pipeline, train, train_by  # noqa: F401 - fixtures
@@ -19,7 +19,7 @@ def test_samples_are_those_of_the_plain_pipeline(pipeline, pipeline_folder):  # 
     lora = StackedLora(adapted, 2, 4, True)
     for row in range(2):
         lora.reset(row, row)
-    prior, _ = draw_priors(adapted, [SPEC, SPEC], WEIGHTED, 32)
+    prior, _ = sample_priors(adapted, [SPEC, SPEC], WEIGHTED, 32)
     assert len(prior.latents) == len(prior.prompts) == 4
     plain = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
     generator = torch.Generator().manual_seed(derive_seed(SPEC.seed, "prior", prior.prompts[3], 1))
@@ -38,5 +38,5 @@ def test_the_loss_is_the_photos_and_the_weighted_samples(train):  # noqa: F811
     assert first[2] - first[0] == pytest.approx(3 * (first[1] - first[0]), rel=1e-4)
 
 
-def test_ranks_share_the_drawing(train):  # noqa: F811
+def test_ranks_share_the_generating(train):  # noqa: F811
     assert_close(train_by(train, 2, WEIGHTED)[0].weights, train(WEIGHTED).weights)
