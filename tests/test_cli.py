@@ -32,7 +32,7 @@ def error_of(arguments: list[str], run, capsys) -> str:
         ([*DIGITS, "data.n_shots=41"], "class 'digit zero' has 40 photos: data.n_shots asks for 41"),
         ([*DIGITS, "diffusion.model=/usr"], "'/usr' is no diffusers pipeline: it has no model_index.json"),
         ([*DIGITS, "cluster.workers=5000", "cluster.device=cpu"], "cluster.workers is 5000"),
-        ([*DIGITS, "method=none"], "method 'none' draws no images, but classify.settings has 'synthetic'"),
+        ([*DIGITS, "method=none"], "method 'none' generates no images, but classify.settings has 'synthetic'"),
         ([*DIGITS, "stray"], "unexpected 'stray': write knobs as key=value"),
         ([*DIGITS, "runs/other"], "unexpected 'runs/other': write knobs as key=value"),
         ([*DIGITS, "=8"], "unexpected '=8'"),
@@ -144,7 +144,9 @@ def test_photos_of_any_mode_are_accepted(photo_folder, tmp_path, capsys):
     assert main(["status", "--run", str(tmp_path / "run"), *DIGITS, f"data.source={photo_folder}"]) == 0
 
 
-@pytest.mark.parametrize("prompt", ["a: b: c", "a photo: {name}", "{name}", "{name} here", "a #1 {name}", "!x {name}"])
+@pytest.mark.parametrize(
+    "prompt", ["a: {name}: c", "a photo: {name}", "{name}", "{name} here", "a #1 {name}", "!x {name}"]
+)
 def test_a_prompt_that_yaml_reads_otherwise_is_to_be_quoted(prompt, tmp_path, capsys):
     message = error_of([*DIGITS, f"data.prompt={prompt}"], tmp_path / "run", capsys)
     assert message.startswith(f"datadream: data.prompt={prompt} ")
