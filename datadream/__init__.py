@@ -1,12 +1,14 @@
 """DataDream on Ray: few photos per class in, a better image classifier out."""
 
+from typing import Any
+
 from datadream.config import ExperimentConfig
 
 __all__ = ["Experiment", "ExperimentConfig", "load_classifier", "recipes"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # Importing the package must stay instant: the stages import torch and Ray.
     import importlib
 

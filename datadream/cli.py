@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ import yaml
 
 from datadream import recipes
 from datadream.config import ExperimentConfig, flatten, knobs, nearest, takes_text
+from datadream.run.layout import PAGE
 from datadream.run.store import RunStore
 
 COMMANDS = {
@@ -33,22 +35,26 @@ COMMANDS = {
     "push": "upload the dataset to the Hugging Face Hub: `datadream push RUN OWNER/NAME`, private unless --public",
     "recipes": "the named configs",
 }
+# Commands that use a run and change nothing in it.
 CLASSIFIER_COMMANDS = ("predict", "export")
-"""Commands that use a run and change nothing in it."""
-RUN_HELP = "the run's folder: a path or any fsspec URL; `datadream COMMAND URL` is short for it"
+# Commands that commit as they go, and go on from there when they are given again.
 RESUMABLE_COMMANDS = ("run", "adapt", "generate", "classify")
-"""Commands that commit as they go, and go on from there when they are given again."""
+# Environment variable that works as --debug does, for commands that sit in scripts and jobs.
 DEBUG = "DATADREAM_DEBUG"
-"""Environment variable that works as --debug does, for commands that sit in scripts and jobs."""
+# 130 is what shells give to a command that Ctrl-C ended.
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+# What checks raise about the values and paths that a user gave; ImportError is fsspec's for a URL whose scheme needs
+# another package. Once work has begun the same types may mean anything.
 BAD_INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
-"""What checks raise about the values and paths that a user gave; ImportError is fsspec's for a URL whose scheme needs
-another package. Once work has begun the same types may mean anything."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input (no work was begun), 130 interrupted."""
-    arguments, overrides = _parser().parse_known_args(_run_named(sys.argv[1:] if argv is None else argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    # `status runs/demo` is short for `status --run runs/demo`; a word with = is a knob.
+    if len(words) > 1 and words[0] in COMMANDS and not words[1].startswith("-") and "=" not in words[1]:
+        words.insert(1, "--run")
+    arguments, overrides = _parser().parse_known_args(words)
     _quiet_libraries()
     work = None
     try:
@@ -60,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # whatever it is, users get a sentence, and scripts an exit code
         if arguments.debug or os.environ.get(DEBUG, "0") not in ("", "0"):
             traceback.print_exc()
+        # Here and not above, as the other rooms: `recipes` and `--help` answer without what these import.
         from datadream.checks import RefusedError
 
         nothing_done = work is None or isinstance(error, RefusedError)
@@ -76,17 +83,39 @@ def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callabl
 
     Commands that change nothing in a run have no work to go on with: their answer is all found here.
     """
-    if arguments.command == "recipes":
+    command = arguments.command
+    if command == "recipes":
         width = max(map(len, recipes.RECIPES)) + 2
-        lines = [f"{name:<{width}}{recipe.__doc__.splitlines()[0]}" for name, recipe in recipes.RECIPES.items()]
+        lines = [f"{name:<{width}}{(made.__doc__ or '').splitlines()[0]}" for name, made in recipes.RECIPES.items()]
         return partial(print, "\n".join(lines))
     if arguments.run is None:
-        raise ValueError(f"{arguments.command} needs a run's folder. Add --run FOLDER, such as --run runs/demo.")
-    if arguments.command in (*CLASSIFIER_COMMANDS, "push"):
-        if overrides:
-            raise ValueError(f"unexpected {overrides[0]!r}: {arguments.command} takes no knobs. See its --help.")
-        return _prepare_push(arguments) if arguments.command == "push" else _use_classifier(arguments)
-    return _prepare_stages(arguments.command, _config(arguments, overrides), arguments.run)
+        raise ValueError(f"{command} needs a run's folder. Add --run FOLDER, such as --run runs/demo.")
+    if overrides and command in (*CLASSIFIER_COMMANDS, "push"):
+        raise ValueError(f"unexpected {overrides[0]!r}: {command} takes no knobs. See its --help.")
+    if command in CLASSIFIER_COMMANDS:
+        return _use_classifier(arguments)
+    if command == "push":
+        from datadream.hub import check_push, push_dataset
+
+        store = RunStore(arguments.run)
+        check_push(store, arguments.repository)
+        return lambda: print(push_dataset(store, arguments.repository, private=not arguments.public))
+    from datadream.experiment import Experiment
+
+    experiment = Experiment(_config(arguments, overrides), arguments.run)
+    if command == "status":
+        return partial(print, "\n".join(map(str, experiment.status())))
+    experiment.check_inputs()
+
+    def work() -> None:
+        result = getattr(experiment, command)()
+        if command in ("run", "report"):
+            from datadream.report import text_table
+
+            print(text_table(result))
+            print(f"\n{experiment.store.path(PAGE)}")
+
+    return work
 
 
 def _sentence(error: Exception) -> str:
@@ -98,39 +127,6 @@ def _sentence(error: Exception) -> str:
         return str(cause)
     first_line = next(iter(str(cause).strip().splitlines()), "")
     return f"unexpected {type(cause).__name__}: {first_line} (--debug or {DEBUG}=1 shows the traceback)"
-
-
-def _run_named(words: Sequence[str]) -> list[str]:
-    """`status runs/demo` as `status --run runs/demo`."""
-    short = len(words) > 1 and words[0] in COMMANDS and not words[1].startswith("-") and "=" not in words[1]
-    return [words[0], "--run", *words[1:]] if short else list(words)
-
-
-def _prepare_push(arguments: argparse.Namespace) -> Callable[[], None]:
-    from datadream.hub import check_push, push_dataset
-
-    store = RunStore(arguments.run)
-    check_push(store, arguments.repository)
-    return lambda: print(push_dataset(store, arguments.repository, private=not arguments.public))
-
-
-def _prepare_stages(command: str, config: ExperimentConfig, run: str) -> Callable[[], None]:
-    from datadream.experiment import Experiment
-
-    experiment = Experiment(config, run)
-    if command == "status":
-        return partial(print, "\n".join(map(str, experiment.status())))
-    experiment.check_inputs()
-
-    def work() -> None:
-        result = getattr(experiment, command)()
-        if command in ("run", "report"):
-            from datadream.report import text_table
-
-            print(text_table(result))
-            print(f"\n{experiment.store.path('report/index.html')}")
-
-    return work
 
 
 def _use_classifier(arguments: argparse.Namespace) -> Callable[[], None]:
@@ -148,7 +144,18 @@ def _use_classifier(arguments: argparse.Namespace) -> Callable[[], None]:
 
 def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> ExperimentConfig:
     """A recipe or the run's own config, then the YAML file, then the overrides."""
-    changes = _yaml_file(arguments.config) if arguments.config else {}
+    path, changes = arguments.config, {}
+    if path:
+        try:
+            values = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise FileNotFoundError(f"--config {path!r} cannot be read: {error.strerror}.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"--config {path!r} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            hint = "write lines such as 'method: datadream-dset'."
+            raise ValueError(f"--config {path!r} holds no mapping of knobs: {hint}")
+        changes = flatten(values, known=knobs(ExperimentConfig))
     changes |= _dotted(overrides, arguments.run)
     if arguments.recipe:
         return recipes.by_name(arguments.recipe).updated(changes)
@@ -156,26 +163,12 @@ def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> Experime
     if saved is not None:
         return saved.updated(changes)
     if arguments.command == "status":
-        raise FileNotFoundError(
-            f"no run at {arguments.run!r}: it holds no config.json. Give the folder of a run with --run."
-        )
-    if not arguments.config:
-        raise ValueError(
-            f"nothing says what to run: {arguments.run!r} is no run yet. Add --recipe NAME or --config FILE.yaml."
-        )
+        hint = "it holds no config.json. Give the folder of a run with --run."
+        raise FileNotFoundError(f"no run at {arguments.run!r}: {hint}")
+    if not path:
+        hint = "is no run yet. Add --recipe NAME or --config FILE.yaml."
+        raise ValueError(f"nothing says what to run: {arguments.run!r} {hint}")
     return ExperimentConfig().updated(changes)
-
-
-def _yaml_file(path: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise FileNotFoundError(f"--config {path!r} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path!r} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"--config {path!r} holds no mapping of knobs: write lines such as 'method: datadream-dset'.")
-    return flatten(values, known=knobs(ExperimentConfig))
 
 
 def _dotted(words: Sequence[str], run: str) -> dict[str, Any]:
@@ -217,48 +210,37 @@ def _value(key: str, text: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    width = 24
-    listing = "\n".join(f"  {name:<{width + 8}} {text}" for name, text in knobs(ExperimentConfig).items())
-    parser = argparse.ArgumentParser(
-        prog="datadream",
-        description="Few photos per class in, a better image classifier out.",
-        epilog="knobs (key=value or --key value, after the options):\n" + listing,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    listing = "\n".join(f"  {name:<32} {text}" for name, text in knobs(ExperimentConfig).items())
+    epilog = f"knobs (key=value or --key value, after the options):\n{listing}"
+    # No abbreviations: a mistyped --reci=x must be told as a knob that is unknown, and not be taken for --recipe.
+    style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    what_for = "Few photos per class in, a better image classifier out."
+    parser = argparse.ArgumentParser(prog="datadream", description=what_for, epilog=epilog, **style)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
+        takes_knobs = name not in (*CLASSIFIER_COMMANDS, "push", "recipes")
         command = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=None if name in (*CLASSIFIER_COMMANDS, "push", "recipes") else parser.epilog,
-            formatter_class=parser.formatter_class,
-            allow_abbrev=False,
+            name, help=text, description=text, epilog=epilog if takes_knobs else None, **style
         )
-        command.add_argument("--debug", action="store_true", help=f"show the traceback of an error, as {DEBUG}=1 does")
-        if name == "recipes":
-            continue
-        command.add_argument("--run", metavar="URL", help=RUN_HELP)
+        add = command.add_argument
+        add("--debug", action="store_true", help=f"show the traceback of an error, as {DEBUG}=1 does")
+        if name != "recipes":
+            run_help = "the run's folder: a path or any fsspec URL; `datadream COMMAND URL` is short for it"
+            add("--run", metavar="URL", help=run_help)
         if name in CLASSIFIER_COMMANDS:
-            _add_classifier_options(command)
-            continue
-        if name == "push":
-            command.add_argument("repository", metavar="OWNER/NAME", help="the dataset's name on the Hub")
-            command.add_argument("--public", action="store_true", help="a new repository is for everybody to see")
-            continue
-        command.add_argument("--recipe", metavar="NAME", help=f"a named config: {', '.join(recipes.RECIPES)}")
-        command.add_argument("--config", metavar="FILE", help="YAML file of knobs, over the recipe's")
+            add("--setting", metavar="NAME", help="which classifier (default: the best on validation photos)")
+        if name == "export":
+            add("--to", required=True, metavar="FOLDER", help="a new local folder")
+        elif name == "predict":
+            add("--top", type=int, default=3, metavar="N", help="classes to print (default: 3)")
+            add("photos", nargs="+", metavar="PHOTO", help="paths or fsspec URLs")
+        elif name == "push":
+            add("repository", metavar="OWNER/NAME", help="the dataset's name on the Hub")
+            add("--public", action="store_true", help="a new repository is for everybody to see")
+        elif takes_knobs:
+            add("--recipe", metavar="NAME", help=f"a named config: {', '.join(recipes.RECIPES)}")
+            add("--config", metavar="FILE", help="YAML file of knobs, over the recipe's")
     return parser
-
-
-def _add_classifier_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--setting", metavar="NAME", help="which classifier (default: the best on validation photos)")
-    if command.prog.endswith("export"):
-        command.add_argument("--to", required=True, metavar="FOLDER", help="a new local folder")
-        return
-    command.add_argument("--top", type=int, default=3, metavar="N", help="classes to print (default: 3)")
-    command.add_argument("photos", nargs="+", metavar="PHOTO", help="paths or fsspec URLs")
 
 
 def _quiet_libraries() -> None:
@@ -266,11 +248,10 @@ def _quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("datadream").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # These read their level when they are imported, so that it is set here and not through logging.
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    import warnings
-
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

@@ -8,10 +8,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from datadream.run.layout import DATASET
+from datadream.run.layout import CARD, DATASET, DatasetMarker, shard_file
 from datadream.run.store import RunStore
-
-SHARDS = "data/"
 
 
 def check_push(store: RunStore, repository: str) -> None:
@@ -32,15 +30,19 @@ def push_dataset(store: RunStore, repository: str, private: bool = True) -> str:
     when the Hub refuses; RuntimeError when it cannot be reached.
     """
     check_push(store, repository)
-    folder = posixpath.dirname(DATASET)
-    api, commit = HfApi(), []
+    card, shards = posixpath.basename(CARD), DatasetMarker.from_json(store.read_json(DATASET)).shards
+    api, additions = HfApi(), []
     try:
         url = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
-        for name in ("README.md", *store.read_json(DATASET)["shards"]):
-            addition = CommitOperationAdd(name, store.read_bytes(posixpath.join(folder, name)))
+        for name in (card, *shards):
+            addition = CommitOperationAdd(name, store.read_bytes(shard_file(name)))
+            # The Hub takes the bytes now and drops them from memory; the commit at the end names them all at once.
             api.preupload_lfs_files(url.repo_id, [addition], repo_type="dataset")
-            commit.append(addition)
-        commit += _removals(api, url.repo_id, {addition.path_in_repo for addition in commit})
+            additions.append(addition)
+        # Shards of an earlier dataset go in the same commit: readers would take them for this one's.
+        there = api.list_repo_files(url.repo_id, repo_type="dataset")
+        stale = [name for name in there if name.startswith("data/") and name not in shards]
+        commit = [*additions, *map(CommitOperationDelete, stale)]
         api.create_commit(url.repo_id, commit, commit_message="Publish the dataset", repo_type="dataset")
     except (HfHubHTTPError, LocalTokenNotFoundError) as error:
         raise ValueError(
@@ -50,12 +52,6 @@ def push_dataset(store: RunStore, repository: str, private: bool = True) -> str:
     except HTTPError as error:  # of which the Hub's refusals are a kind
         raise RuntimeError(f"the Hub cannot be reached: {error}") from None
     return str(url)
-
-
-def _removals(api: HfApi, repository: str, kept: set[str]) -> list[CommitOperationDelete]:
-    """Shards of an earlier dataset: readers would take them for this one's."""
-    there = api.list_repo_files(repository, repo_type="dataset")
-    return [CommitOperationDelete(name) for name in there if name.startswith(SHARDS) and name not in kept]
 
 
 def _reason(error: Exception) -> str:

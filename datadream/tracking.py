@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -19,12 +19,10 @@ from datadream.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 
+# W&B throttles clients that log more often than about once a second for long.
 SECONDS_BETWEEN_POINTS = 5.0
-"""W&B throttles clients that log more often than about once a second for long."""
-EVENTS = "tensorboard"
-"""TensorBoard's folder in a run."""
+# What to install, and to import.
 PACKAGES: dict[TrackerName, str] = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
-"""To install, and to import."""
 
 Row = dict[str, Any]
 
@@ -47,9 +45,8 @@ def check_trackers(config: ExperimentConfig, store: RunStore) -> None:
     for name in config.tracking.to or ():
         package = PACKAGES[name]
         if importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"tracking.to has {name!r}, which is not installed. pip install {package}, or leave it out."
-            )
+            fix = f"pip install {package}, or leave it out."
+            raise ValueError(f"tracking.to has {name!r}, which is not installed. {fix}")
         if name == "tensorboard" and not store.is_local:
             raise ValueError(
                 f"tracking.to has 'tensorboard', which writes to folders, but the run is at {store.url!r}. "
@@ -58,14 +55,13 @@ def check_trackers(config: ExperimentConfig, store: RunStore) -> None:
 
 
 class Tracking:
-    """All trackers of a run; hears of the progress of its stages."""
+    """All trackers of a run; hears of the progress of its stages. Best effort: reporting never fails a stage."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = trackers
-        self._last: dict[str, float] = {}
+        self._trackers, self._last = trackers, dict[str, float]()
 
     def hear(self, progress: Progress) -> None:
-        """Pass on a point of each curve, now and then and at the end."""
+        """Pass on a point of each curve, now and then and at the end; what a stage said last is never lost."""
         moment = time.monotonic()
         if progress.ended or moment - self._last.get(progress.stage, float("-inf")) > SECONDS_BETWEEN_POINTS:
             self._last[progress.stage] = moment
@@ -82,11 +78,10 @@ class Tracking:
 @contextmanager
 def tracked(config: ExperimentConfig, store: RunStore) -> Iterator[Tracking]:
     """The trackers that `config` asks for, for the length of a block; a run that goes on continues theirs."""
-    names = config.tracking.to
-    if names is None:
-        names = ("tensorboard",) if store.is_local else ()
+    # TensorBoard writes to folders, which an object store does not have.
+    default: tuple[TrackerName, ...] = ("tensorboard",) if store.is_local else ()
     trackers: list[Tracker] = []
-    for name in names:
+    for name in default if config.tracking.to is None else config.tracking.to:
         _told(lambda kind: trackers.append(kind(config, store)), TRACKERS[name])
     failed = True
     try:
@@ -97,11 +92,10 @@ def tracked(config: ExperimentConfig, store: RunStore) -> Iterator[Tracking]:
             _told(tracker.close, failed)
 
 
-def _told(tell: Any, *what: Any) -> None:
-    """What is only told must not stop what is done."""
+def _told(tell: Callable[..., Any], *what: Any) -> None:
     try:
         tell(*what)
-    except Exception as error:
+    except Exception as error:  # trackers talk to servers, and each library has its own errors
         log.warning("a tracker failed: %s: %s", type(error).__name__, error)
 
 
@@ -111,7 +105,7 @@ class TensorBoard:
     def __init__(self, config: ExperimentConfig, store: RunStore) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(store.path(EVENTS))
+        self._writer = SummaryWriter(store.path("tensorboard"))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -165,6 +159,7 @@ class MLflow:
         self._client = MlflowClient()
         experiment = self._client.get_experiment_by_name(config.tracking.project)
         number = experiment.experiment_id if experiment else self._client.create_experiment(config.tracking.project)
+        # The hash of the URL: a location may hold names and secrets, and a tag is for all to see.
         key = sha256(store.url.encode())
         found = self._client.search_runs([number], f"tags.datadream_run = '{key}'", max_results=1)
         if found:
@@ -179,9 +174,8 @@ class MLflow:
             self._client.log_metric(self._run, name, value, step=step)
 
     def table(self, name: str, rows: Sequence[Row]) -> None:
-        self._client.log_dict(
-            self._run, {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}, f"{name}.json"
-        )
+        shown = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
+        self._client.log_dict(self._run, shown, f"{name}.json")
 
     def close(self, failed: bool) -> None:
         self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")

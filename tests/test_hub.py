@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from datadream.cli import main
-from datadream.run.layout import DATASET
+from datadream.run.layout import DATASET, DatasetMarker
 from datadream.run.store import RunStore
 
 FILES = {
@@ -87,7 +87,9 @@ def run(request, tmp_path) -> str:
     store = RunStore(str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}/run")
     for name, data in FILES.items():
         store.write_bytes(f"dataset/{name}", data)
-    store.write_json(DATASET, {"shards": [name for name in FILES if name.endswith(".parquet")]})
+    shards = [name for name in FILES if name.endswith(".parquet")]
+    marker = DatasetMarker(format="parquet", n_images=2, class_names=("cat",), shards=shards)
+    store.write_json(DATASET, marker.to_json())
     return store.url
 
 

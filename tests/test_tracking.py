@@ -9,12 +9,11 @@ from tensorboardX.proto.event_pb2 import Event
 
 from datadream import recipes
 from datadream import tracking as tracking_module
-from datadream.run.layout import progress_file
 from datadream.run.store import RunStore
+from datadream.runtime.progress import Progress, Reporter
 from datadream.tracking import Tracking, check_trackers, tracked
 
 ROWS = [{"adapter_id": "class-00000", "last_loss": 0.5}, {"adapter_id": "class-00001", "last_loss": 0.25}]
-
 
 PRIVATE = {
     "data.source": "sftp://alice:s3cret@host.example/home/alice/photos",
@@ -32,25 +31,15 @@ def told_of(folder: Path) -> list[str]:
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> RunStore:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datadream.tracking.SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(tracking_module, "SECONDS_BETWEEN_POINTS", -1.0)
     return RunStore(str(tmp_path / "run"))
 
 
-def follow(tracking: Tracking, store: RunStore) -> None:
+def follow(tracking: Tracking) -> None:
     """A stage that says twice how far it is, and an adapter table."""
-    with tracking.following(store, "adapt"):
-        for done in (10, 20):
-            said = {"text": "", "time": float(done), "done": done, "numbers": {"loss": 1 / done}}
-            store.write_json(progress_file("adapt"), said)
-            wait_for(lambda now=float(done): tracking.heard.get("adapt") == now)
+    for done in (10, 20):
+        tracking.hear(Progress("adapt", "adapter", total=20, done=done, facts={"loss": 1 / done, "phase": "warm-up"}))
     tracking.table("adapters", ROWS)
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def events(folder: str) -> list[Event]:
@@ -66,13 +55,15 @@ def events(folder: str) -> list[Event]:
 
 def test_tensorboard_is_the_default_of_a_folder(store):
     with tracked(recipes.digits(), store) as tracking:
-        follow(tracking, store)
+        follow(tracking)
     values = [(event.step, value) for event in events(store.path("tensorboard")) for value in event.summary.value]
-    assert [(step, value.tag, pytest.approx(value.simple_value)) for step, value in values[:2]] == [
+    assert [(step, value.tag, pytest.approx(value.simple_value)) for step, value in values[:4]] == [
         (10, "adapt/loss", 0.1),
+        (10, "adapt/adapters_per_second", 0.0),
         (20, "adapt/loss", 0.05),
+        (20, "adapt/adapters_per_second", 0.0),
     ]
-    assert b"| class-00001 | 0.25 |" in values[2][1].tensor.string_val[0]
+    assert b"| class-00001 | 0.25 |" in values[4][1].tensor.string_val[0]
 
 
 def test_an_object_store_has_no_default():
@@ -106,13 +97,37 @@ def test_a_tracker_that_cannot_start_stops_nothing(store, monkeypatch, caplog):
     assert events(store.path("tensorboard"))
 
 
-def test_what_a_short_stage_said_last_is_passed_on_and_then_gone(store):
-    with tracked(recipes.digits(), store) as tracking, tracking.following(store, "adapt"):
-        store.write_json(progress_file("adapt"), {"text": "", "time": 1.0, "done": 1, "numbers": {"loss": 0.5}})
-    assert [value.tag for event in events(store.path("tensorboard")) for value in event.summary.value] == [
-        "adapt/loss"
-    ]
-    assert not store.exists(progress_file("adapt"))
+def test_curves_have_a_point_now_and_then_and_the_last_one(monkeypatch):
+    class Notes:
+        def __init__(self):
+            self.points = []
+
+        def scalars(self, values, step):
+            self.points.append((step, values.get("adapt/loss")))
+
+    monkeypatch.setattr(tracking_module, "SECONDS_BETWEEN_POINTS", 3600.0)
+    notes = Notes()
+    with Reporter("adapt", 3, "adapter", [Tracking([notes])]) as reporter:
+        for done in (1, 2, 3):
+            reporter.update(done, loss=1 / done)
+    assert notes.points == [(0, None), (3, 1 / 3)]
+
+
+def test_a_tracker_that_fails_does_not_silence_the_others(caplog):
+    class Broken:
+        def scalars(self, values, step):
+            raise OSError("no server")
+
+    class Works(Broken):
+        heard = 0
+
+        def scalars(self, values, step):
+            self.heard += 1
+
+    works = Works()
+    Tracking([Broken(), works]).hear(Progress("adapt", "adapter", 2, 1))
+    assert works.heard == 1
+    assert "a tracker failed: OSError: no server" in caplog.text
 
 
 def test_mlflow_has_one_run_that_goes_on(store, monkeypatch):
@@ -122,7 +137,7 @@ def test_mlflow_has_one_run_that_goes_on(store, monkeypatch):
     config = recipes.digits(**PRIVATE | {"tracking.to": ["mlflow"], "tracking.project": "ours"})
     for _ in range(2):
         with tracked(config, store) as tracking:
-            follow(tracking, store)
+            follow(tracking)
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("ours").experiment_id])
     assert run.data.params["adapt.rank"] == "16"
@@ -143,8 +158,11 @@ def test_wandb_writes_one_run(store, monkeypatch):
     monkeypatch.setattr("sys.argv", ["datadream", "run", f"data.source={PRIVATE['data.source']}"])
     with tracked(recipes.digits(**PRIVATE | {"tracking.to": ["wandb"]}), store) as tracking:
         print(f"console {PRIVATE['data.source']}")
-        follow(tracking, store)
+        follow(tracking)
     (run,) = Path.cwd().glob("wandb/offline-run-*/*.wandb")
     # W&B's own process writes on after the run is finished.
-    wait_for(lambda: b"adapt/loss" in run.read_bytes() and b"adapters" in run.read_bytes())
+    deadline = time.monotonic() + 20
+    while not (b"adapt/loss" in run.read_bytes() and b"adapters" in run.read_bytes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert not told_of(run.parent)

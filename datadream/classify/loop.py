@@ -99,8 +99,8 @@ def mean_curve(curves: Sequence[Sequence[Reading]]) -> tuple[Reading, ...]:
 
 
 def _save(training: Training, best: Trained, checkpoints: Checkpoints) -> None:
-    state = {"training": training.state(), "best": (best.state, best.step), "starts": best.starts}
-    state["curve"] = [astuple(reading) for reading in best.curve]
+    curve = [astuple(reading) for reading in best.curve]
+    state = {"training": training.state(), "best": (best.state, best.step), "starts": best.starts, "curve": curve}
     if checkpoints.write is not None:
         import torch  # not above: the driver, which only checks, would start two seconds later
 
@@ -116,7 +116,8 @@ def _resume(training: Training, saved: bytes) -> Trained:
     state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
     training.resume(state["training"])
     curve = tuple(Reading(*reading) for reading in state["curve"])
-    return Trained(*state["best"], curve, (*state["starts"], training.steps))
+    weights, step = state["best"]
+    return Trained(weights, step, curve, (*state["starts"], training.steps))
 
 
 def _at_least(accuracy: float | None, best: float | None) -> bool:

@@ -91,11 +91,11 @@ def load_classifier(run: str | PathLike[str], setting: Setting | None = None) ->
             f"run {store.url!r} holds no classifier. Train one with `datadream classify`, or, for a table of runs, "
             "give one of the folders in its cells/."
         )
-    if setting is None:
-        setting = max(reversed(known), key=_validated(store, known).__getitem__)
-    elif setting not in known:
+    if setting is not None and setting not in known:
         raise ValueError(f"run {store.url!r} holds no classifier {setting!r}. It holds: {', '.join(known)}.")
-    return Classifier(SavedClassifier.read(store, setting), "cuda" if torch.cuda.is_available() else "cpu")
+    validated = _validated(store, known)
+    chosen = setting or max(reversed(known), key=lambda name: validated[name])
+    return Classifier(SavedClassifier.read(store, chosen), "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _validated(store: RunStore, settings: Sequence[str]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -187,17 +187,19 @@ class SettingTrainer:
         """Adapt to the setting's images without training; every rank gets the same."""
         zero_shot = LinearHead.of_prompts(*self._prompts_and_scale())
         fitted = gaussian.fit(self._moments(setting, zero_shot, synthetic))
-        val = gaussian.features_of(self.clip, self._photo_batches(selection.photos), self._autocast, zero_shot)
-        return gaussian.blend(zero_shot, fitted, *val, self._collectives)
+        photos = self._photo_batches(selection.photos)
+        features, labels = gaussian.features_of(self.clip, photos, self._autocast, zero_shot)
+        return gaussian.blend(zero_shot, fitted, features, labels, self._collectives)
 
     def _moments(self, setting: Setting, zero_shot: LinearHead, synthetic: SyntheticImages | None) -> Moments:
         """Of the images that the setting adapts to; real and drawn ones weigh what they do in the loss of training."""
-        origins, config = setting.removeprefix("gda-"), self._config.classify
+        origins, config = cast(Setting, setting.removeprefix("gda-")), self._config.classify
         rng = torch.Generator().manual_seed(self._seed(setting, "augment"))
         parts = self._parts(origins, self._few_shot, synthetic, partial(self._seed, setting))
         found = []
         for (origin, *_), part in zip(batch_plan(origins, config.batch_size, config.real_weight), parts, strict=True):
-            n = gaussian.VIEWS[origin] * (len(self._few_shot.photos) if origin == "real" else synthetic.n)
+            n_images = synthetic.n if origin == "synthetic" and synthetic else len(self._few_shot.photos)
+            n = gaussian.VIEWS[origin] * n_images
             found.append(
                 gaussian.measure(
                     self.clip, part, n, self._augment(), self._autocast, zero_shot, self._collectives, rng
@@ -220,6 +222,7 @@ class SettingTrainer:
                     shuffled_batches, self._shots_of(few_shot), batch_size, self._collectives, seed(origin)
                 )
             else:
+                assert synthetic is not None  # check_job asks for a dataset
                 batches = partial(synthetic.batches, batch_size, seed(origin))
             parts.append(Part(batches, batch_size, weight))
         return parts

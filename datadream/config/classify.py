@@ -13,12 +13,12 @@ Setting = Literal[
     "zero-shot", "gda-real", "real", "gda-synthetic", "synthetic", "gda-real+synthetic", "real+synthetic"
 ]
 ImageTower = Literal["auto", "lora", "full"]
+# Settings that use no generated images, so that all methods of a table share them.
 SETTINGS_WITHOUT_IMAGES: tuple[Setting, ...] = ("zero-shot", "gda-real", "real")
-"""Settings that use no generated images, so that all methods of a table share them."""
+# Settings that take steps of an optimiser.
 TRAINED_SETTINGS: tuple[Setting, ...] = ("real", "synthetic", "real+synthetic")
-"""Settings that take steps of an optimiser."""
+# Settings that adapt CLIP without training; what follows gda- says to which images.
 GAUSSIAN_SETTINGS: tuple[Setting, ...] = ("gda-real", "gda-synthetic", "gda-real+synthetic")
-"""Settings that adapt CLIP without training; what follows gda- says to which images."""
 
 
 class AugmentConfig(Section):

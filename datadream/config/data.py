@@ -34,6 +34,6 @@ class DataConfig(Section):
     optional train, val and test folders above the classes. Without test, half of each class is for shots, a quarter
     for validation and a quarter for test."""
     n_shots: int = Field(16, ge=1)
-    """Real photos per class, K (paper: 1 to 16). Draws are nested: the 1-shot set is inside the 16-shot set."""
+    """Real photos per class, K (paper: 1 to 16). Samples are nested: the 1-shot set is inside the 16-shot set."""
     prompt: Annotated[str, BeforeValidator(_prompt_template)] = "a photo of a {name}"
-    """Prompt of a class, for training and for drawing (paper, section 3); {name} stands for the name of the class."""
+    """Prompt of a class, to train and to generate with (paper, section 3); {name} stands for the name of the class."""

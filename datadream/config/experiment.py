@@ -68,6 +68,7 @@ class ExperimentConfig(Section):
         """
         known = list(knobs(ExperimentConfig))
         values, changes = self.model_dump(), flatten(changes, known=known)
+        # A preset takes the place of what was set before; knobs that come beside it, in `changes`, win.
         if changes.get("generate.preset") is not None:
             for name in PRESET_KNOBS:
                 del values["generate"][name]

@@ -16,10 +16,10 @@ from datadream.config.experiment import ExperimentConfig
 
 OWN_PHOTOS = "own photos"
 OWN_MODEL = "own model"
+# Folders, in lower case, whose sub-folders bear the names of users: /home, C:\Users, /run/media and so on.
 USER_FOLDERS = {"home", "homes", "user", "users", "u", "media", "documents and settings"}
-"""Folders, in lower case, whose sub-folders bear the names of users: /home, C:\\Users, /run/media and so on."""
+# Schemes whose first component is a folder and no host.
 LOCAL_SCHEMES = ("file", "local")
-"""Schemes whose first component is a folder and no host."""
 
 _PLAIN_NAME = re.compile(r"\w[\w .,()+-]*")
 _MODEL_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -58,16 +58,6 @@ def public_model(model: str) -> str:
 
 def _last_name(location: str) -> str:
     """The last component of a path or URL; empty where that may name a user, a host or a secret."""
-    names, private = _split(location)
-    name = names[-1] if names else ""
-    # A list of what is allowed, so that credentials, drives and queries in forms not thought of stay out as well.
-    if not _PLAIN_NAME.fullmatch(name) or any(word in name.lower() for word in private):
-        return ""
-    return name
-
-
-def _split(location: str) -> tuple[list[str], set[str]]:
-    """The components of a location's path, and the words in lower case that must not appear in a public name."""
     location = location.split("::")[-1]  # fsspec: what is before it reads inside what comes last
     url = _SCHEME.fullmatch(location)
     if url:
@@ -77,9 +67,13 @@ def _split(location: str) -> tuple[list[str], set[str]]:
     else:
         rest, has_host = location, location.startswith(("\\\\", "//"))
     names = [name for name in re.split(r"[/\\]", rest) if name not in ("", ".", "..")]
-    # Before the host is taken off: //home/alice may be a path with one slash too many.
+    # Words, in lower case, that must not appear in the name. Before the host is taken off: //home/alice may be a path
+    # with one slash too many.
     private = {name.lower() for folder, name in itertools.pairwise(names) if folder.lower() in USER_FOLDERS}
     private |= {name[1:].lower() for name in names if name.startswith("~")}
     if has_host and names:
         private |= set(re.split(r"[@:]", names.pop(0).lower()))
-    return names, private - {""}
+    name = names[-1] if names else ""
+    # A list of what is allowed, so that credentials, drives and queries in forms not thought of stay out as well.
+    is_public = _PLAIN_NAME.fullmatch(name) and not any(word in name.lower() for word in private - {""})
+    return name if is_public else ""

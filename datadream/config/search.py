@@ -10,13 +10,13 @@ from pydantic import Field, model_validator
 from datadream.config.section import Section
 
 Mix = Literal["none", "mixup", "cutmix", "both"]
+# What classify.search.mixes names.
 MIXES: dict[Mix, dict[str, float]] = {
     "none": {"mixup": 0.0, "cutmix": 0.0},
     "mixup": {"mixup": 1.0, "cutmix": 0.0},
     "cutmix": {"mixup": 0.0, "cutmix": 1.0},
     "both": {"mixup": 1.0, "cutmix": 1.0},
 }
-"""What classify.search.mixes names."""
 
 
 class SearchConfig(Section):

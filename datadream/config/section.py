@@ -27,7 +27,12 @@ def parse(section: type[AnySection], values: dict[str, Any]) -> AnySection:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ValueError(_one_line(error, list(knobs(section)))) from None
+        # Pydantic tells everything that is wrong at once, over many lines; the first is what people mend first.
+        first = error.errors()[0]
+        key = ".".join(part for part in first["loc"] if isinstance(part, str))
+        if first["type"] == "extra_forbidden":
+            raise ValueError(_unknown(key, list(knobs(section)))) from None
+        raise ValueError(f"{key} is {_shown(first['input'])}: {_expected(first).rstrip('.')}.") from None
 
 
 def knobs(section: type[Section], prefix: str = "") -> dict[str, str]:
@@ -37,9 +42,8 @@ def knobs(section: type[Section], prefix: str = "") -> dict[str, str]:
 
 def takes_text(section: type[Section], key: str) -> bool:
     """Whether a dotted knob holds free text, so that 2024 or "on" is text there as well."""
-    return any(
-        name == key and str in (field.annotation, *get_args(field.annotation)) for name, field in _fields(section)
-    )
+    types = {name: (field.annotation, *get_args(field.annotation)) for name, field in _fields(section)}
+    return str in types.get(key, ())
 
 
 def flatten(values: dict[str, Any], prefix: str = "", known: Container[str] = ()) -> dict[str, Any]:
@@ -90,14 +94,6 @@ def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Fie
 
 def _unknown(key: str, known: list[str]) -> str:
     return f"unknown config key {key!r}. {nearest(key, known)}".strip()
-
-
-def _one_line(error: ValidationError, known: list[str]) -> str:
-    first = error.errors()[0]
-    key = ".".join(part for part in first["loc"] if isinstance(part, str))
-    if first["type"] == "extra_forbidden":
-        return _unknown(key, known)
-    return f"{key} is {_shown(first['input'])}: {_expected(first).rstrip('.')}."
 
 
 def _expected(error: ErrorDetails) -> str:

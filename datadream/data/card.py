@@ -26,7 +26,7 @@ def dataset_card(
         {"name": "label", "dtype": {"class_label": {"names": names}}},
         {"name": "provenance", "dtype": "string"},
     ]
-    header = {
+    header: dict[str, Any] = {
         "license": "other",
         "license_name": "licence-of-the-base-model",
         "annotations_creators": ["machine-generated"],

@@ -11,7 +11,7 @@ import functools
 import io
 import posixpath
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import fsspec
 import numpy as np
@@ -89,7 +89,8 @@ class Digits:
             parts["val"] += members[40:79]
             parts["test"] += members[79:]
         names = tuple(f"digit {name}" for name in DIGIT_NAMES)
-        return Dataset(names, *(tuple(parts[part]) for part in ("pool", "val", "test")), flippable=False)
+        pool, val, test = (tuple(members) for members in parts.values())
+        return Dataset(names, pool, val, test, flippable=False)
 
     def read(self, key: str) -> Image.Image:
         levels = _digits().images[int(key.removeprefix("digits/"))]
@@ -159,7 +160,7 @@ def decode_photo(data: bytes, path: str) -> Image.Image:
 
 
 @functools.cache
-def _digits():
+def _digits() -> Any:
     from sklearn.datasets import load_digits
 
     return load_digits()

@@ -151,7 +151,7 @@ def _held_out(
 ) -> tuple[tuple[Photo, ...], tuple[Photo, ...]]:
     """Validation and test photos of a data set without a test part; `fixed` are its classes in the order of the split:
     the pool of shots, validation, test."""
-    val, test, short = list(dataset.val), [], []
+    val, test, short = list(dataset.val), list(dataset.test), []
     for name, photos in zip(dataset.class_names, fixed, strict=True):
         half = len(photos) // 2
         test_start = half if dataset.val else len(photos) - max(1, len(photos) // 4)

@@ -53,7 +53,7 @@ class ImageSeries(Sequence[ImageRequest]):
     """Images of one class that differ in nothing but their index, and so in noise and the photo that they start from.
 
     It is a sequence of `ImageRequest`s that makes each when it is asked for: half a million images are planned in the
-    memory of their series, and a seed is derived where its image is drawn. A slice is a series again.
+    memory of their series, and a seed is derived where its image is generated. A slice is a series again.
     """
 
     label: int
@@ -97,6 +97,7 @@ class ImageSeries(Sequence[ImageRequest]):
         return map(self._values, self.indices)
 
     def _values(self, index: int) -> tuple[Any, ...]:
+        # The seed has neither adapter nor prompt in it: all methods start an image from the same noise.
         seed = derive_seed(self.run_seed, "image", self.label, index)
         photo = self.source_keys[index % len(self.source_keys)] if self.source_keys else None
         return self.label, index, self.prompt, seed, self.adapters, photo, self.strength
@@ -118,10 +119,10 @@ class Plan:
         for series in self.images:
             for name, _ in series.adapters:
                 if name not in known:
-                    raise ValueError(
-                        f"image {series.first_index} of class {series.label} asks for adapter {name!r}, which the "
-                        f"plan does not train. {nearest(name, sorted(known))}".strip()
-                    )
+                    where = f"image {series.first_index} of class {series.label}"
+                    hint = f"which the plan does not train. {nearest(name, sorted(known))}".strip()
+                    raise ValueError(f"{where} asks for adapter {name!r}, {hint}")
+        # Sorted, only neighbours can overlap.
         for one, other in pairwise(sorted(self.images, key=lambda series: (series.label, series.first_index))):
             if one.label == other.label and other.first_index < one.indices.stop:
                 raise ValueError(
@@ -130,6 +131,7 @@ class Plan:
                 )
 
 
+# Pure: a plan is not stored, and every start and every worker's machine must find the same one again.
 Method = Callable[[FewShotSet, ExperimentConfig], Plan]
 
 
@@ -144,15 +146,11 @@ def series_per_class(
     """For every class its images from noise and the class prompt; from the base generator unless `adapter_of` names a
     class's adapter.
 
-    `images_per_class` of them, or where filters choose, all that may be drawn: those are the first of these.
+    `images_per_class` of them, or where filters choose, all that may be generated: the first of these are
+    the ones that would be without filters.
     """
+    n_images, seed = config.generate.candidates_per_class, config.seed
     return tuple(
-        ImageSeries(
-            label,
-            prompt,
-            config.generate.candidates_per_class,
-            config.seed,
-            adapters=() if adapter_of is None else ((adapter_of(label), 1.0),),
-        )
+        ImageSeries(label, prompt, n_images, seed, adapters=((adapter_of(label), 1.0),) if adapter_of else ())
         for label, prompt in enumerate(few_shot.prompts)
     )

@@ -9,8 +9,8 @@ from datadream.config import ExperimentConfig
 from datadream.hashing import spec_hash
 from datadream.methods.base import ImageSeries
 
+# Where chunks lie in a run's folder.
 CHUNKS_FOLDER = "chunks"
-"""Where chunks lie in a run's folder."""
 
 
 @dataclass(frozen=True, slots=True)

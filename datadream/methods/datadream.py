@@ -12,13 +12,13 @@ DATASET_ADAPTER = "dataset"
 
 def plan_per_class(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
     """DataDream_cls: one adapter for each class."""
+    # By label: names of classes may hold what folders cannot.
+    names = [f"class-{label:05d}" for label in range(len(few_shot.class_names))]
     adapters = tuple(
-        AdapterSpec(
-            _class_adapter(label), class_photos(few_shot, label), 1, derive_seed(config.seed, "adapter", label)
-        )
-        for label in range(len(few_shot.class_names))
+        AdapterSpec(name, class_photos(few_shot, label), 1, derive_seed(config.seed, "adapter", label))
+        for label, name in enumerate(names)
     )
-    return Plan(adapters, series_per_class(few_shot, config, _class_adapter))
+    return Plan(adapters, series_per_class(few_shot, config, lambda label: names[label]))
 
 
 def plan_per_dataset(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
@@ -27,7 +27,3 @@ def plan_per_dataset(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
     photos = tuple(photo for label in range(n_classes) for photo in class_photos(few_shot, label))
     adapter = AdapterSpec(DATASET_ADAPTER, photos, n_classes, derive_seed(config.seed, "adapter", DATASET_ADAPTER))
     return Plan((adapter,), series_per_class(few_shot, config, lambda _: DATASET_ADAPTER))
-
-
-def _class_adapter(label: int) -> str:
-    return f"class-{label:05d}"

@@ -1,4 +1,4 @@
-"""Zero-shot generation: no adapter; the base generator draws from noise and the class prompt."""
+"""Zero-shot generation: no adapter; the base generator starts from noise and the class prompt."""
 
 from __future__ import annotations
 

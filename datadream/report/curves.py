@@ -5,21 +5,23 @@ from __future__ import annotations
 import itertools
 import posixpath
 from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
-from datadream.config import TRAINED_SETTINGS, ExperimentConfig
-from datadream.report.plots import MAX_LINES, Line, Points, adapters_chart, counts_chart, line_chart
+from datadream.config import TRAINED_SETTINGS
+from datadream.report.plots import MAX_LINES, Line, Points, adapters_chart, line_chart
 from datadream.report.records import METHODS, NO_METHOD, Gain, Row, Summary, classifiers
-from datadream.report.tables import column_name, run_name
-from datadream.run.layout import ADAPTERS, adapter_marker
+from datadream.report.tables import column_name
+from datadream.run.layout import ADAPTERS, AdapterMarker, ClassifierMarker, adapter_marker
 from datadream.run.store import RunStore
 
 SETTING_COLORS = {"zero-shot": "muted", "real": "series-1", "synthetic": "series-2", "real+synthetic": "series-0"}
 SETTING_COLORS |= {f"gda-{setting}": color for setting, color in SETTING_COLORS.items()}
+# Assigned from the end of the list, so that the paper's methods keep their colours when one is added in front.
+# Series 1 is the colour of real photos.
 METHOD_COLORS = dict(zip(METHODS[::-1], itertools.cycle(f"series-{i}" for i in (0, 2, 3, 4, 5, 6, 7)), strict=False))
 
 
@@ -34,19 +36,10 @@ class Chart:
     remark: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RunCurves:
-    """The charts of one run."""
-
-    name: str
-    charts: list[Chart]
-
-
-def run_curves(store: RunStore, config: ExperimentConfig) -> RunCurves:
+def run_charts(store: RunStore) -> list[Chart]:
     """LoRA loss by adapter, then classifier loss and validation accuracy by setting; what is missing is left out."""
-    measured = classifiers(store)
-    charts = [_adapters(store), _classifier_loss(measured), _validation(measured)]
-    return RunCurves(run_name(config), [chart for chart in charts if chart is not None])
+    adapters = _adapters(store)
+    return [*([adapters] if adapters else []), *_classifiers(classifiers(store))]
 
 
 def accuracy_by_shots(summary: Summary) -> Chart | None:
@@ -61,11 +54,12 @@ def accuracy_by_shots(summary: Summary) -> Chart | None:
     lines, legend = [], []
     for (setting, method), rows in curves.items():
         color = SETTING_COLORS[setting] if method == NO_METHOD else METHOD_COLORS[method]
+        # Zero-shot CLIP is one model that no seed changes: it has no spread.
         errors = None if setting == "zero-shot" else [row.sd or 0.0 for row in rows]
-        points = [(row.shots, row.mean) for row in rows]
+        points = [(row.shots, row.mean) for row in rows if row.mean is not None]
         lines.append(Line(points, color, dashed=setting == "zero-shot", errors=errors))
         legend.append((column_name(setting, method), color))
-    svg = counts_chart(lines, summary.shots, "photos per class")
+    svg = line_chart(lines, "photos per class", summary.shots)
     return Chart("Test accuracy by photos per class, %", Markup(svg), legend)
 
 
@@ -81,9 +75,9 @@ def gain_by_shots(summary: Summary) -> Chart | None:
         points, errors = [(gain.shots, gain.mean) for gain in gains], [gain.sd or 0.0 for gain in gains]
         lines.append(Line(points, METHOD_COLORS[method], errors=errors))
     legend = [(method, METHOD_COLORS[method]) for method in curves]
-    svg = counts_chart(lines, summary.shots, "photos per class")
     has_sd = any(gain.sd is not None for gain in summary.gains)
     remark = "Bars: standard deviation over seeds of the difference." if has_sd else ""
+    svg = line_chart(lines, "photos per class", summary.shots)
     return Chart("Gain from generated images, points", Markup(svg), legend, remark)
 
 
@@ -97,28 +91,36 @@ def accuracy_by_images(summary: Summary) -> Chart | None:
         return None
     is_one_method = len({row.method for row in rows}) == 1
     numbers = sorted({row.images_per_class for row in rows})
-    curves: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.setting in TRAINED_SETTINGS and (is_one_method or row.setting == rows[-1].setting):
-            curves[row.setting, row.method].append(row)
     lines, legend = [], []
+    # Baselines use no images: a level line to compare with.
     for setting in ("zero-shot", "real"):
         baseline = summary.find(NO_METHOD, setting, summary.shots[-1])
         if baseline and baseline.mean is not None:
             ends = [(numbers[0], baseline.mean), (numbers[-1], baseline.mean)]
             lines.append(Line(ends, SETTING_COLORS[setting], dashed=True))
             legend.append((setting, SETTING_COLORS[setting]))
+    curves: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.setting in TRAINED_SETTINGS and (is_one_method or row.setting == rows[-1].setting):
+            curves[row.setting, row.method].append(row)
     for (setting, method), members in curves.items():
         color = SETTING_COLORS[setting] if is_one_method else METHOD_COLORS[method]
-        points = [(row.images_per_class, row.mean) for row in members]
+        points = [(row.images_per_class, row.mean) for row in members if row.mean is not None]
         lines.append(Line(points, color, errors=[row.sd or 0.0 for row in members]))
         legend.append((column_name(setting, method), color))
-    svg = counts_chart(lines, numbers, "generated images per class")
+    svg = line_chart(lines, "generated images per class", numbers)
     return Chart("Test accuracy by generated images per class, %", Markup(svg), legend)
 
 
 def _adapters(store: RunStore) -> Chart | None:
-    losses = [losses for losses in _adapter_losses(store) if losses]
+    def read(adapter_id: str) -> Points:
+        marker = adapter_marker(adapter_id)
+        return AdapterMarker.from_json(store.read_json(marker)).losses if store.exists(marker) else []
+
+    paths = store.fs.ls(store.path(ADAPTERS), detail=False) if store.exists(ADAPTERS) else []
+    # A thousand adapters are a thousand small files: in an object store each is a round trip.
+    with ThreadPoolExecutor() as threads:
+        losses = list(filter(None, threads.map(read, sorted(map(posixpath.basename, paths)))))
     if not losses:
         return None
     if len(losses) == 1:
@@ -130,53 +132,34 @@ def _adapters(store: RunStore) -> Chart | None:
     return Chart("LoRA loss", Markup(adapters_chart(losses)), [], remark)
 
 
-def _adapter_losses(store: RunStore) -> list[Points]:
-    """Losses of every committed adapter."""
-    if not store.exists(ADAPTERS):
-        return []
-    ids = sorted(posixpath.basename(path) for path in store.fs.ls(store.path(ADAPTERS), detail=False))
-    # A thousand adapters are a thousand small files: in an object store each is a round trip.
-    with ThreadPoolExecutor() as threads:
-        return list(threads.map(lambda adapter_id: _losses(store, adapter_marker(adapter_id)), ids))
-
-
-def _losses(store: RunStore, marker: str) -> Points:
-    return store.read_json(marker).get("losses") or [] if store.exists(marker) else []
-
-
-def _classifier_loss(measured: dict[str, dict[str, Any]]) -> Chart | None:
-    curves = {setting: _points(metrics, "loss") for setting, metrics in measured.items()}
-    lines = {setting: Line(points, SETTING_COLORS[setting]) for setting, points in curves.items()}
-    return _by_setting(lines, "Classifier loss")
-
-
-def _validation(measured: dict[str, dict[str, Any]]) -> Chart | None:
-    curves = {setting: _points(metrics, "val_top1") for setting, metrics in measured.items() if setting != "zero-shot"}
-    lines = {}
-    for setting, points in curves.items():
-        kept = next((point for point in points if point[0] == measured[setting].get("best_step")), None)
-        lines[setting] = Line(points, SETTING_COLORS[setting], mark=kept)
-    last_step = max((points[-1][0] for points in curves.values() if points), default=None)
-    on_test = any(metrics.get("chosen_by") == "test" for metrics in measured.values())
-    untrained = measured.get("zero-shot", {}).get("top1" if on_test else "val_top1")
-    if last_step and untrained is not None:
-        lines = {
-            "zero-shot": Line([(0, untrained), (last_step, untrained)], SETTING_COLORS["zero-shot"], dashed=True),
-            **lines,
-        }
-    remark = "Dots: the weights that were kept." if any(line.mark for line in lines.values()) else ""
-    return _by_setting(lines, f"{'Test' if on_test else 'Validation'} accuracy, %", remark)
-
-
-def _points(metrics: dict[str, Any], name: str) -> Points:
-    return [
-        (reading["step"], reading[name]) for reading in metrics.get("curve") or [] if reading.get(name) is not None
+def _classifiers(measured: Mapping[str, ClassifierMarker]) -> list[Chart]:
+    """Training loss, and accuracy on the photos that chose the weights, with a line for each setting."""
+    losses, readings = {}, {}
+    for setting, found in measured.items():
+        color = SETTING_COLORS[setting]
+        loss, val = (
+            [(reading["step"], reading[name]) for reading in found.curve if reading.get(name) is not None]
+            for name in ("loss", "val_top1")
+        )
+        if loss:
+            losses[setting] = Line(loss, color)
+        if val and setting != "zero-shot":
+            kept = next((point for point in val if point[0] == found.best_step), None)
+            readings[setting] = Line(val, color, mark=kept)
+    on_test = any(found.chosen_by == "test" for found in measured.values())
+    if readings and "zero-shot" in measured:
+        untrained = measured["zero-shot"].top1 if on_test else measured["zero-shot"].val_top1
+        if untrained is not None:
+            last_step = max(line.points[-1][0] for line in readings.values())
+            level = Line([(0, untrained), (last_step, untrained)], SETTING_COLORS["zero-shot"], dashed=True)
+            readings = {"zero-shot": level} | readings
+    remark = "Dots: the weights that were kept." if any(line.mark for line in readings.values()) else ""
+    shown = [
+        ("Classifier loss", losses, ""),
+        (f"{'Test' if on_test else 'Validation'} accuracy, %", readings, remark),
     ]
-
-
-def _by_setting(lines: dict[str, Line], title: str, remark: str = "") -> Chart | None:
-    lines = {setting: line for setting, line in lines.items() if line.points}
-    if not lines:
-        return None
-    legend = [(setting, line.color) for setting, line in lines.items()]
-    return Chart(title, Markup(line_chart(lines.values())), legend, remark)
+    return [
+        Chart(title, Markup(line_chart(lines.values())), [(name, line.color) for name, line in lines.items()], remark)
+        for title, lines, remark in shown
+        if lines
+    ]

@@ -17,16 +17,13 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
 Points = Sequence[tuple[float, float]]
 
+# Above so many adapters, single curves cannot be told apart and only make the page large.
 MAX_LINES = 12
 SIZE_INCHES = (4.5, 2.6)
 FONT_POINTS = 11
 # Matplotlib cannot write CSS variables: each colour of the page has a stand-in that no chart uses otherwise.
-STAND_INS = {
-    "muted": "#010202",
-    "grid": "#010203",
-    "paper": "#010204",
-    **{f"series-{i}": f"#0102{i + 16:02x}" for i in range(8)},
-}
+STAND_INS = {"muted": "#010202", "grid": "#010203", "paper": "#010204"}
+STAND_INS |= {f"series-{i}": f"#0102{i + 16:02x}" for i in range(8)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +38,27 @@ class Line:
     errors: Sequence[float] | None = None
 
 
-def line_chart(lines: Iterable[Line]) -> str:
-    """A chart of a few curves over training steps."""
-    figure, axes = _chart("step")
+def line_chart(lines: Iterable[Line], x_label: str = "step", counts: Sequence[int] = ()) -> str:
+    """A chart of a few curves over training steps, or over the `counts` of photos or images that were tried."""
+    figure, axes = _chart(x_label)
+    if counts:
+        # Numbers of photos and images mostly double from one run to the next.
+        axes.set_xscale("log", base=2)
+        axes.margins(x=0.05)
+        axes.xaxis.set_major_locator(FixedLocator(counts))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+        axes.xaxis.set_minor_locator(FixedLocator([]))
     for line in lines:
-        _draw(axes, line)
-    return _svg(figure)
-
-
-def counts_chart(lines: Iterable[Line], counts: Sequence[int], what: str) -> str:
-    """Accuracy by a number of photos or images; the axis is logarithmic, as such numbers mostly double."""
-    figure, axes = _chart(what)
-    axes.set_xscale("log", base=2)
-    axes.margins(x=0.05)
-    axes.xaxis.set_major_locator(FixedLocator(counts))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
-    axes.xaxis.set_minor_locator(FixedLocator([]))
-    for line in lines:
-        _draw(axes, line)
+        color, (x, y) = STAND_INS[line.color], zip(*line.points, strict=True)
+        # A curve of one point has no length and would be invisible without a marker.
+        marker = "o" if len(line.points) == 1 or line.errors is not None else None
+        style = (0, (4, 3)) if line.dashed else "-"
+        axes.plot(x, y, color=color, linewidth=1.6, linestyle=style, marker=marker, markersize=3.5)
+        if line.errors is not None:
+            axes.errorbar(x, y, yerr=line.errors, color=color, linestyle="none", elinewidth=1.0, capsize=2)
+        if line.mark is not None:
+            edge = {"markeredgecolor": STAND_INS["paper"], "markeredgewidth": 1.2}
+            axes.plot(*line.mark, marker="o", markersize=6, markerfacecolor=color, **edge)
     return _svg(figure)
 
 
@@ -66,7 +66,11 @@ def adapters_chart(losses: Sequence[Points]) -> str:
     """Training loss of adapters: a line each, or above a dozen their mean in the band that holds them all."""
     figure, axes = _chart("step")
     color = STAND_INS["series-0"]
-    by_step = _by_step(losses)
+    # Adapters of more photos take more steps, so that the last steps are the mean of fewer.
+    by_step: dict[float, list[float]] = defaultdict(list)
+    for points in losses:
+        for step, loss in points:
+            by_step[step].append(loss)
     steps = sorted(by_step)
     if len(losses) > MAX_LINES:
         low, high = ([extreme(by_step[step]) for step in steps] for extreme in (min, max))
@@ -78,16 +82,8 @@ def adapters_chart(losses: Sequence[Points]) -> str:
     return _svg(figure)
 
 
-def _by_step(losses: Iterable[Points]) -> dict[float, list[float]]:
-    """Losses of all adapters by step: adapters of more photos take more steps, and are then alone at the end."""
-    by_step: dict[float, list[float]] = defaultdict(list)
-    for points in losses:
-        for step, loss in points:
-            by_step[step].append(loss)
-    return by_step
-
-
 def _chart(x_label: str) -> tuple[Figure, Axes]:
+    # Figure alone, without pyplot: no global state and no display is needed.
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     figure.patch.set_visible(False)
     axes = figure.add_subplot()
@@ -106,22 +102,6 @@ def _chart(x_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw(axes: Axes, line: Line) -> None:
-    color = STAND_INS[line.color]
-    x, y = zip(*line.points, strict=True)
-    marker = "o" if len(line.points) == 1 or line.errors is not None else None
-    axes.plot(
-        x, y, color=color, linewidth=1.6, linestyle=(0, (4, 3)) if line.dashed else "-", marker=marker, markersize=3.5
-    )
-    if line.errors is not None:
-        axes.errorbar(x, y, yerr=line.errors, color=color, linestyle="none", elinewidth=1.0, capsize=2)
-    if line.mark is not None:
-        edge = STAND_INS["paper"]
-        axes.plot(
-            *line.mark, marker="o", markersize=6, markerfacecolor=color, markeredgecolor=edge, markeredgewidth=1.2
-        )
-
-
 def _svg(figure: Figure) -> str:
     """The figure as a bare <svg> element: no prolog or namespaces (HTML knows them), no size, the page's colours."""
     buffer = io.StringIO()
@@ -129,10 +109,10 @@ def _svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "datadream", "svg.fonttype": "none"}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(r'(<svg\b[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg\b[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])
+    # The page's style sets the width; a fixed size would not shrink on a narrow screen.
+    for side in ("width", "height"):
+        svg = re.sub(rf'(<svg\b[^>]*?)\s{side}="[^"]*"', r"\1", svg, count=1)
     for name, stand_in in STAND_INS.items():
         svg = svg.replace(stand_in, f"var(--{name})")
     return svg

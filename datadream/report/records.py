@@ -9,20 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, MethodName, Setting, public_source
-from datadream.run.layout import DATASET, classifier_marker
+from datadream.run.layout import DATASET, ClassifierMarker, DatasetMarker, SelectionTotals, classifier_marker
 from datadream.run.store import RunStore
 
 Record = dict[str, Any]
+# Method, setting, shots and generated images per class.
 Group = tuple[str, str, int, int]
-"""Method, setting, shots and generated images per class."""
 
+# In the order of the paper's tables; of the methods the baselines first.
 SETTINGS: tuple[str, ...] = get_args(Setting)
-"""In the order of the paper's tables."""
 METHODS: tuple[str, ...] = get_args(MethodName)
-"""Baselines first, as in the paper's tables."""
 NO_METHOD = "none"
+# What a record says beside top-1, and runs of older versions may lack.
 FURTHER = ("top5", "macro", "ece", "chosen_by")
-"""What a record says beside top-1, and runs of older versions may lack."""
 COUNTS = ("n_test", "n_val", "n_synthetic", "images_per_class")
 
 
@@ -101,20 +100,21 @@ class Summary:
         return next((r for r in self.rows if (r.method, r.setting, r.shots) == (method, setting, shots)), None)
 
 
-def classifiers(store: RunStore) -> dict[str, dict[str, Any]]:
+def classifiers(store: RunStore) -> dict[str, ClassifierMarker]:
     """The committed metrics of every setting, in the paper's order."""
-    names = {setting: classifier_marker(setting) for setting in SETTINGS}
-    return {setting: store.read_json(name) for setting, name in names.items() if store.exists(name)}
+    found = {}
+    for setting in SETTINGS:
+        if store.exists(name := classifier_marker(setting)):
+            value = store.read_json(name)
+            # Older versions knew an interval of top-1 alone, under a name of its own.
+            older = {"top1": value["top1_interval"]} if value.get("top1_interval") else {}
+            found[setting] = ClassifierMarker.from_json(value | {"intervals": value.get("intervals") or older})
+    return found
 
 
 def method_of(setting: str, config: ExperimentConfig) -> str:
     """The method that a setting's figures belong to: none for the settings that use no images."""
     return NO_METHOD if setting in SETTINGS_WITHOUT_IMAGES else config.method
-
-
-def images_of(setting: str, config: ExperimentConfig) -> int:
-    """Generated images per class that a setting trains on: 0 for the settings that use none."""
-    return 0 if setting in SETTINGS_WITHOUT_IMAGES else config.generate.images_per_class
 
 
 def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
@@ -126,19 +126,14 @@ def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
             "setting": setting,
             "shots": config.data.n_shots,
             "seed": config.seed,
-            "top1": measured["top1"],
-            "n_test": measured["n_test"],
-            "val_top1": measured["val_top1"],
-            "n_val": measured["n_val"],
-            "n_synthetic": measured["n_synthetic"],
-            "images_per_class": images_of(setting, config),
+            **{name: getattr(found, name) for name in ("top1", "n_test", "val_top1", "n_val", "n_synthetic")},
+            "images_per_class": 0 if setting in SETTINGS_WITHOUT_IMAGES else config.generate.images_per_class,
             "dataset": public_source(config.data.source),
-            **{name: measured.get(name) for name in FURTHER},
-            "intervals": _intervals(measured),
-            "chosen_knobs": (measured.get("search") or {}).get("knobs"),
+            **{name: getattr(found, name) for name in (*FURTHER, "intervals")},
+            "chosen_knobs": (found.search or {}).get("knobs"),
             "selection": None if setting in SETTINGS_WITHOUT_IMAGES else selection,
         }
-        for setting, measured in classifiers(store).items()
+        for setting, found in classifiers(store).items()
     ]
 
 
@@ -146,23 +141,13 @@ def selection_totals(store: RunStore) -> Record | None:
     """What filters left out of the run's dataset: `candidates`, `published`, `rejected` by reason, `n_short` classes
     with fewer images than wanted, and the `worst` class; None where all images were published, or another run
     generated them."""
-    marker = store.read_json(DATASET) if store.exists(DATASET) else {}
-    totals = marker.get("selection")
-    if not totals:
+    marker = DatasetMarker.from_json(store.read_json(DATASET)) if store.exists(DATASET) else None
+    if marker is None or not marker.selection:
         return None
-    return {
-        "candidates": totals["candidates"],
-        "published": marker["n_images"],
-        "rejected": totals["rejected"],
-        "n_short": len(totals["short"]),
-        "worst": totals.get("worst"),
-    }
-
-
-def _intervals(measured: dict[str, Any]) -> dict[str, list[float]]:
-    """Bootstrap intervals by figure; older versions knew that of top-1 alone."""
-    older = measured.get("top1_interval")
-    return measured.get("intervals") or ({"top1": older} if older else {})
+    # Older versions did not name the worst class.
+    totals = SelectionTotals.from_json({"worst": None, **marker.selection})
+    counts = {"candidates": totals.candidates, "published": marker.n_images, "rejected": totals.rejected}
+    return counts | {"n_short": len(totals.short), "worst": totals.worst}
 
 
 def unique(found: Iterable[Record]) -> list[Record]:
@@ -181,12 +166,11 @@ def summarise(found: Iterable[Record]) -> Summary:
     order = sorted(points, key=lambda group: (_paper_order(group), group))
     # Ascending, so that of several numbers of images the largest stays.
     groups = {group[:3]: points[group] for group in order}
+    has_curve = len(points) > len(groups)
     return Summary(
         rows=tuple(_row(*group, members) for group, members in groups.items()),
         gains=tuple(_gains(groups)),
-        by_images=tuple(_row(*group[:3], points[group]) for group in order if group[3])
-        if len(points) > len(groups)
-        else (),
+        by_images=tuple(_row(*group[:3], points[group]) for group in order if group[3] and has_curve),
     )
 
 
@@ -208,21 +192,20 @@ def _paper_order(group: tuple) -> tuple[int, int, int]:
 def _row(method: str, setting: str, shots: int, members: list[Record]) -> Row:
     mean, sd = mean_and_sd(record["top1"] for record in members)
     val_mean, val_sd = mean_and_sd(record["val_top1"] for record in members)
-    counts = {name: max(record[name] for record in members) for name in COUNTS}
-    further: dict[str, Any] = {
-        name: mean_and_sd(record.get(name) for record in members)[0] for name in ("top5", "macro", "ece")
-    }
+    figures: dict[str, Any] = {name: max(record[name] for record in members) for name in COUNTS}
+    # `get`: metrics.json of versions before these figures lacks them.
+    figures |= {name: mean_and_sd(record.get(name) for record in members)[0] for name in ("top5", "macro", "ece")}
     return Row(
-        method,
-        setting,
-        shots,
-        mean,
-        sd,
-        val_mean,
-        val_sd,
-        len(members),
-        **counts,
-        **further,
+        method=method,
+        setting=setting,
+        shots=shots,
+        mean=mean,
+        sd=sd,
+        val_mean=val_mean,
+        val_sd=val_sd,
+        n_seeds=len(members),
+        **figures,
+        # An interval of one test set's resamplings; over seeds there is a deviation instead.
         intervals=members[0].get("intervals", {}) if len(members) == 1 else {},
         chosen_by=next((by for record in members if (by := record.get("chosen_by"))), None),
         searched=tuple(dict.fromkeys(name for record in members for name in record.get("chosen_knobs") or ())),
@@ -237,6 +220,7 @@ def _gains(groups: dict[tuple[str, str, int], list[Record]]) -> Iterable[Gain]:
             {record["seed"]: record["top1"] for record in members if record["top1"] is not None}
             for members in (groups.get((NO_METHOD, "real", shots), []), groups[method, setting, shots])
         )
+        # Paired by seed: both were trained on the same shots, whose luck cancels out.
         differences = [both[seed] - real[seed] for seed in sorted(both.keys() & real.keys())]
         mean, sd = mean_and_sd(differences)
         if mean is not None:

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from datadream.config import ExperimentConfig
-from datadream.report.records import classifiers, images_of, method_of
+from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
+from datadream.report.records import classifiers, method_of
 from datadream.report.tables import Cells, column_name
 from datadream.report.text import count, number
-
-DIVERGED = "diverged"
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRow:
-    """One combination of knobs."""
-
-    knobs: list[str]
-    figures: list[str]
-    """Validation accuracy by rung; empty in rungs that it did not reach."""
-    chosen: bool
+from datadream.run.layout import SearchRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +19,9 @@ class TrialTable:
     setting: str
     knobs: list[str]
     rungs: list[str]
-    rows: list[TrialRow]
+    rows: list[tuple[list[str], list[str], bool]]
+    """Of each combination the values of its knobs, the validation accuracy by rung, empty in rungs that it did not
+    reach, and whether it was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,73 +49,50 @@ class ChoiceTable:
 
 def trial_tables(cells: Cells) -> list[TrialTable]:
     """A table for each searched setting of a single run; none for a table of runs."""
-    if len(cells) > 1:
-        return []
-    return [
-        _trial_table(setting, found["search"], config)
-        for store, config in cells
-        for setting, found in classifiers(store).items()
-        if found.get("search")
-    ]
+    tables = []
+    for name, config, search in _searches(cells) if len(cells) == 1 else ():
+        by_rung = {(trial["steps"], _key(trial["knobs"])): trial["val_top1"] for trial in search.trials}
+        rungs = sorted({steps for steps, _ in by_rung})
+        # As they are listed, for trials come ranked; then the config's own knobs, which compete in any case.
+        keys = dict.fromkeys((*map(_key, config.classify.search.combinations), *(key for _, key in by_rung)))
+        rows = []
+        for key in keys:
+            accuracies = {steps: by_rung[steps, key] for steps in rungs if (steps, key) in by_rung}
+            told = {steps: "diverged" if value is None else number(value) for steps, value in accuracies.items()}
+            figures = [told.get(steps, "") for steps in rungs]
+            rows.append(([_value(dict(key)[knob]) for knob in search.knobs], figures, key == _key(search.knobs)))
+        tables.append(TrialTable(name, list(search.knobs), [count(steps, "step") for steps in rungs], rows))
+    return tables
 
 
 def choice_table(cells: Cells) -> ChoiceTable | None:
     """What each run of a table chose; None for a single run, and where nothing was searched."""
-    found = [
-        (setting, config, measured["search"])
-        for store, config in cells
-        for setting, measured in classifiers(store).items()
-        if measured.get("search")
-    ]
+    found = list(_searches(cells))
     if len(cells) < 2 or not found:
         return None
-    names = list(dict.fromkeys(name for _, _, search in found for name in search["knobs"]))
-    order = list(dict.fromkeys(column_name(setting, method_of(setting, config)) for setting, config, _ in found))
-    rows = [
-        ChoiceRow(
-            column_name(setting, method_of(setting, config)),
-            config.data.n_shots,
-            config.seed,
-            images_of(setting, config),
-            [_value(search["knobs"].get(name)) for name in names],
-            number(search["val_top1"]),
-        )
-        for setting, config, search in found
-    ]
+    knobs = list(dict.fromkeys(knob for _, _, search in found for knob in search.knobs))
+    order = list(dict.fromkeys(name for name, _, _ in found))
+    rows = []
+    for name, config, search in found:
+        # Baselines are searched once for all methods and all numbers of images.
+        n_images = 0 if name in SETTINGS_WITHOUT_IMAGES else config.generate.images_per_class
+        values = [_value(search.knobs.get(knob)) for knob in knobs]
+        rows.append(ChoiceRow(name, config.data.n_shots, config.seed, n_images, values, number(search.val_top1)))
     rows.sort(key=lambda row: (order.index(row.setting), row.shots, row.images_per_class, row.seed))
-    return ChoiceTable(names, rows, len({row.images_per_class for row in rows} - {0}) > 1)
+    return ChoiceTable(knobs, rows, len({row.images_per_class for row in rows} - {0}) > 1)
 
 
-def _trial_table(setting: str, search: dict[str, Any], config: ExperimentConfig) -> TrialTable:
-    """Combinations as they are listed (trials come ranked), then the config's own: they compete in any case."""
-    trials = {(trial["steps"], _key(trial["knobs"])): trial["val_top1"] for trial in search["trials"]}
-    rungs = sorted({steps for steps, _ in trials})
-    names, chosen = list(search["knobs"]), _key(search["knobs"])
-    listed = map(_key, config.classify.search.combinations)
-    rows = [
-        TrialRow(
-            [_value(dict(key)[name]) for name in names],
-            [_figure(trials, (steps, key)) for steps in rungs],
-            chosen=key == chosen,
-        )
-        for key in dict.fromkeys((*listed, *(key for _, key in trials)))
-    ]
-    return TrialTable(
-        column_name(setting, method_of(setting, config)),
-        names,
-        [count(steps, "step") for steps in rungs],
-        rows,
-    )
+def _searches(cells: Cells) -> Iterator[tuple[str, ExperimentConfig, SearchRecord]]:
+    """Every search of the runs, with the name of its setting and method."""
+    for store, config in cells:
+        for setting, found in classifiers(store).items():
+            if found.search:
+                name = column_name(setting, method_of(setting, config))
+                yield name, config, SearchRecord.from_json(found.search)
 
 
-def _key(knobs: dict[str, float]) -> tuple[tuple[str, float], ...]:
+def _key(knobs: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
     return tuple(sorted(knobs.items()))
-
-
-def _figure(trials: dict[Any, float | None], key: Any) -> str:
-    if key not in trials:
-        return ""
-    return DIVERGED if trials[key] is None else number(trials[key])
 
 
 def _value(value: float | None) -> str:

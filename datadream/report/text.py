@@ -44,11 +44,6 @@ def signed(value: float) -> str:
     return text if text.startswith("−") else f"+{text}"
 
 
-def spread(mean: float | None, sd: float | None) -> str:
-    """``87.9 ± 0.6``, or the mean alone when there is no spread."""
-    return number(mean) if sd is None else f"{number(mean)} ± {number(sd)}"
-
-
 def shown_sd(setting: str, sd: float | None) -> float | None:
     """A spread, unless it is that of one untrained model measured again and again."""
     return None if setting == "zero-shot" and sd == 0 else sd
@@ -77,43 +72,47 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
-def standard_error(percent: float, n: int) -> float:
-    """How far chance in the choice of `n` test photos moves an accuracy, in points (one binomial standard error)."""
-    return 100 * math.sqrt(percent / 100 * (1 - percent / 100) / n)
+def sampling_error(summary: Summary) -> float | None:
+    """How far chance in the choice of test photos moves a figure of the summary at most, in points."""
+    # One binomial standard error of each figure.
+    return max(
+        (
+            100 * math.sqrt(row.mean / 100 * (1 - row.mean / 100) / row.n_test)
+            for row in summary.rows
+            if row.mean is not None and row.n_test
+        ),
+        default=None,
+    )
 
 
 def result_sentences(summary: Summary) -> list[str]:
     """The result in one plain sentence for each number of shots; empty when nothing is known."""
-    return [sentence for shots in summary.shots if (sentence := _sentence(summary, shots))]
-
-
-def _sentence(summary: Summary, shots: int) -> str:
-    rows = [row for row in summary.rows if row.shots == shots and row.mean is not None]
-    generated = [row for row in rows if row.setting == "real+synthetic"] or [
-        row for row in rows if row.setting == "synthetic"
-    ]
-    shown = [row for row in rows if row.setting in ("zero-shot", "real")]
-    shown += [max(generated, key=lambda row: row.mean)] if generated else []
-    parts = [f"{number(row.mean)} % {_trained_how(row, best_of=len(generated))}{_gain(summary, row)}" for row in shown]
-    return f"{count(shots, 'photo')} per class: {', '.join(parts)}." if parts else ""
-
-
-def _gain(summary: Summary, row: Row) -> str:
-    """The paired gain over real photos, where it has a spread."""
-    if row.setting != "real+synthetic":
-        return ""
-    gains = [gain for gain in summary.gains if (gain.method, gain.shots) == (row.method, row.shots)]
-    return "".join(f" ({gain_text(gain)} points, seed by seed)" for gain in gains if gain.sd is not None)
-
-
-def _trained_how(row: Row, best_of: int) -> str:
-    if row.setting == "zero-shot":
-        return "without training"
-    if row.setting == "real":
-        return "on the photos alone"
-    images = f"{row.n_synthetic:,} generated images" + (" alone" if row.setting == "synthetic" else "")
-    by = f" by {row.method}, the best of {best_of} methods" if best_of > 1 else ""
-    return ("on " if row.setting == "synthetic" else "with ") + images + by
+    sentences = []
+    for shots in summary.shots:
+        found = [(row, row.mean) for row in summary.rows if row.shots == shots and row.mean is not None]
+        parts = [
+            f"{number(mean)} % {'without training' if row.setting == 'zero-shot' else 'on the photos alone'}"
+            for row, mean in found
+            if row.setting in ("zero-shot", "real")
+        ]
+        # Images beside the photos are the paper's result; images alone are told of where nothing else was trained.
+        generated = [each for each in found if each[0].setting == "real+synthetic"]
+        generated = generated or [each for each in found if each[0].setting == "synthetic"]
+        if generated:
+            row, mean = max(generated, key=lambda each: each[1])
+            images = f"{row.n_synthetic:,} generated images"
+            how = f"on {images} alone" if row.setting == "synthetic" else f"with {images}"
+            by = f" by {row.method}, the best of {len(generated)} methods" if len(generated) > 1 else ""
+            gains = [
+                f" ({gain_text(gain)} points, seed by seed)"
+                for gain in summary.gains
+                if (gain.method, gain.shots) == (row.method, shots) and gain.sd is not None
+            ]
+            paired = "".join(gains) if row.setting == "real+synthetic" else ""
+            parts.append(f"{number(mean)} % {how}{by}{paired}")
+        if parts:
+            sentences.append(f"{count(shots, 'photo')} per class: {', '.join(parts)}.")
+    return sentences
 
 
 def validation_note(summary: Summary) -> str:
@@ -136,8 +135,14 @@ def searched(summary: Summary) -> str:
     return f"{listing(summary.searched)} searched for each run and setting" if summary.searched else ""
 
 
+def gain_text(gain: Gain) -> str:
+    """``+1.1 ± 0.4``."""
+    return signed(gain.mean) + (f" ± {number(gain.sd)}" if gain.sd is not None else "")
+
+
 def text_table(found: Iterable[Record]) -> str:
-    """Accuracies for the terminal: a line for each setting and method, a column for each number of shots."""
+    """Accuracies for the terminal: a line for each setting and method, a column for each number of shots; and where
+    several numbers of generated images were trained on, a table of these at the most shots."""
     summary = summarise(found)
     if not summary.rows:
         return "no results yet"
@@ -146,23 +151,19 @@ def text_table(found: Iterable[Record]) -> str:
         figures = [_text_figure(summary, summary.find(method, setting, shots)) for shots in summary.shots]
         lines.append([setting, "" if method == NO_METHOD else method, *figures])
     for method in dict.fromkeys(gain.method for gain in summary.gains):
-        found_gains = {gain.shots: gain for gain in summary.gains if gain.method == method}
-        figures = [gain_text(found_gains[shots]) if shots in found_gains else "" for shots in summary.shots]
-        lines.append(["gain over real", method, *figures])
-    return "\n".join([_text_title(summary), "", *_aligned(lines), *_by_images(summary)])
-
-
-def _by_images(summary: Summary) -> list[str]:
-    """A line for each setting and method and a column for each number of generated images, at the most shots."""
+        gains = {gain.shots: gain_text(gain) for gain in summary.gains if gain.method == method}
+        lines.append(["gain over real", method, *(gains.get(shots, "") for shots in summary.shots)])
+    printed = [_text_title(summary), "", *_aligned(lines)]
     rows = [row for row in summary.by_images if row.shots == summary.shots[-1]]
-    if not rows:
-        return []
-    numbers = sorted({row.images_per_class for row in rows})
-    lines = [["setting", "method", *(count(number, "image") for number in numbers)]]
-    for setting, method in dict.fromkeys((row.setting, row.method) for row in rows):
-        found = {row.images_per_class: row for row in rows if (row.setting, row.method) == (setting, method)}
-        lines.append([setting, method, *(_text_figure(summary, found.get(number)) for number in numbers)])
-    return ["", f"by generated images per class, {count(summary.shots[-1], 'shot')}", "", *_aligned(lines)]
+    if rows:
+        numbers = sorted({row.images_per_class for row in rows})
+        lines = [["setting", "method", *(count(n, "image") for n in numbers)]]
+        for setting, method in dict.fromkeys((row.setting, row.method) for row in rows):
+            by_number = {row.images_per_class: row for row in rows if (row.setting, row.method) == (setting, method)}
+            lines.append([setting, method, *(_text_figure(summary, by_number.get(n)) for n in numbers)])
+        title = f"by generated images per class, {count(summary.shots[-1], 'shot')}"
+        printed += ["", title, "", *_aligned(lines)]
+    return "\n".join(printed)
 
 
 def _text_title(summary: Summary) -> str:
@@ -180,15 +181,13 @@ def _text_title(summary: Summary) -> str:
 
 
 def _text_figure(summary: Summary, row: Row | None) -> str:
+    """``87.9 ± 0.6``, or the mean alone when there is no spread."""
     if row is None:
         return ""
+    # Without test photos the validation figure is all there is; the title says so.
     mean, sd = (row.mean, row.sd) if summary.has_test else (row.val_mean, row.val_sd)
-    return spread(mean, shown_sd(row.setting, sd))
-
-
-def gain_text(gain: Gain) -> str:
-    """``+1.1 ± 0.4``."""
-    return signed(gain.mean) + (f" ± {number(gain.sd)}" if gain.sd is not None else "")
+    shown = shown_sd(row.setting, sd)
+    return number(mean) if shown is None else f"{number(mean)} ± {number(shown)}"
 
 
 def _aligned(lines: list[list[str]]) -> list[str]:
@@ -198,8 +197,5 @@ def _aligned(lines: list[list[str]]) -> list[str]:
         heads = [entry.split(" ±")[0] for entry in column[1:]]
         width = max(map(len, heads))
         column[1:] = [" " * (width - len(head)) + entry for head, entry in zip(heads, column[1:], strict=True)]
-    widths = [max(map(len, column)) for column in columns]
-    padded = zip(
-        *([entry.ljust(width) for entry in column] for column, width in zip(columns, widths, strict=True)), strict=True
-    )
-    return ["  ".join(entries).rstrip() for entries in padded]
+    padded = [[entry.ljust(max(map(len, column))) for entry in column] for column in columns]
+    return ["  ".join(entries).rstrip() for entries in zip(*padded, strict=True)]

@@ -16,6 +16,7 @@ from tests.report.fabricate import (
     write_few_shot,
     write_photos,
     write_setting,
+    write_stage_seconds,
 )
 
 
@@ -49,8 +50,7 @@ def make_run(tmp_path: Path) -> Callable[..., tuple[RunStore, ExperimentConfig]]
             write_adapters(store, n_adapters)
         for setting, accuracy in top1.items():
             write_setting(store, setting, accuracy, class_names)
-        for stage, seconds in {"adapt": 12.25, "generate": 95.0, "classify": 7384.0}.items():
-            store.write_json(f"stages/{stage}.json", {"seconds": seconds})
+        write_stage_seconds(store, {"adapt": 12.25, "generate": 95.0, "classify": 7384.0})
         return store, config
 
     return make

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datadream.run.layout import DATASET, classifier_marker
+from datadream.data.few_shot import FewShotSet
+from datadream.run.layout import (
+    DATASET,
+    FEW_SHOT,
+    AdapterMarker,
+    ClassifierMarker,
+    DatasetMarker,
+    SearchRecord,
+    SelectionTotals,
+    StageSeconds,
+    adapter_marker,
+    classifier_marker,
+    shard_file,
+    stage_seconds,
+)
 from datadream.run.store import RunStore
 
 CLASS_NAMES = ("<b>&x", "cat", "dog")
@@ -74,18 +89,14 @@ def write_photos(root: Path, class_names: tuple[str, ...] = CLASS_NAMES, n_shots
 
 
 def write_few_shot(store: RunStore, class_names: tuple[str, ...], n_shots: int) -> None:
-    classes = [
-        {
-            "label": label,
-            "name": name,
-            "prompt": f"a photo of {name}",
-            "photos": [f"{name}/{i}.png" for i in range(n_shots)],
-        }
-        for label, name in enumerate(class_names)
-    ]
-    store.write_json(
-        "few_shot.json", {"n_shots": n_shots, "classes": classes, "flippable": True, "val": [], "test": []}
-    )
+    prompts = tuple(f"a photo of {name}" for name in class_names)
+    shots = tuple(tuple(f"{name}/{i}.png" for i in range(n_shots)) for name in class_names)
+    store.write_json(FEW_SHOT, FewShotSet(class_names, prompts, shots, (), (), flippable=True).to_json())
+
+
+def write_stage_seconds(store: RunStore, seconds: dict[str, float]) -> None:
+    for stage, value in seconds.items():
+        store.write_json(stage_seconds(stage), StageSeconds(seconds=value).to_json())
 
 
 def write_dataset(store: RunStore, kind: str, n_classes: int) -> None:
@@ -95,8 +106,9 @@ def write_dataset(store: RunStore, kind: str, n_classes: int) -> None:
     suffix, pack = {"parquet": ("parquet", _parquet), "webdataset": ("tar", _tar)}[kind]
     names = [f"data/train-{i:05d}-of-00002.{suffix}" for i in range(2)]
     for name, half in zip(names, halves, strict=True):
-        store.write_bytes(f"dataset/{name}", pack(half))
-    store.write_json("dataset/dataset.json", {"format": kind, "shards": names, "n_images": len(samples)})
+        store.write_bytes(shard_file(name), pack(half))
+    marker = DatasetMarker(format=kind, n_images=len(samples), class_names=CLASS_NAMES[:n_classes], shards=names)
+    store.write_json(DATASET, marker.to_json())
 
 
 def _parquet(samples: list[tuple[int, bytes]]) -> bytes:
@@ -120,9 +132,20 @@ def _tar(samples: list[tuple[int, bytes]]) -> bytes:
 
 def write_adapters(store: RunStore, n_adapters: int) -> None:
     for i in range(n_adapters):
-        losses = [[step, 0.2 + 0.1 * math.exp(-step / 30) + 0.001 * i] for step in range(10, 101, 10)]
-        adapter = {"adapter_id": f"class-{i:05d}", "steps": 100, "losses": losses, "seconds": 3.5}
-        store.write_json(f"adapters/class-{i:05d}/adapter.json", adapter)
+        adapter = AdapterMarker(
+            adapter_id=f"class-{i:05d}",
+            spec={},
+            spec_sha256="",
+            weights_sha256="",
+            base_model="tiny",
+            rank=16,
+            steps=100,
+            losses=[(step, 0.2 + 0.1 * math.exp(-step / 30) + 0.001 * i) for step in range(10, 101, 10)],
+            vae_encodes=4,
+            seconds=3.5,
+            versions={},
+        )
+        store.write_json(adapter_marker(adapter.adapter_id), adapter.to_json())
 
 
 def write_setting(
@@ -135,30 +158,32 @@ def write_setting(
 ) -> None:
     trained = setting != "zero-shot"
     curve = [{"step": step, "loss": math.exp(-step / 50), "val_top1": 60 + step / 5} for step in range(20, 101, 20)]
-    metrics = {
-        "setting": setting,
-        "top1": top1,
-        "n_test": n_test if top1 is not None else 0,
-        "val_top1": 80.0,
-        "n_val": 120,
-        "best_step": 100 if trained else 0,
-        "per_class": []
-        if top1 is None
-        else [{"name": n, "top1": top1 - i, "n": 100} for i, n in enumerate(class_names)],
-        "top5": None if top1 is None else 99.0,
-        "macro": top1,
-        "ece": None if top1 is None else 5.5,
-        "intervals": intervals(top1),
-        "confusion": None
-        if top1 is None
-        else [[97 if i == j else 1 for j in range(len(class_names))] for i in range(len(class_names))],
-        "chosen_by": chosen_by if trained else None,
-        "curve": curve if trained else [],
-        "seconds": 2.0,
-        "n_synthetic": 30 if "synthetic" in setting else 0,
-        "n_real": 12,
-    }
-    store.write_json(f"classifier/{setting}/metrics.json", metrics)
+    tested: dict[str, Any] = {"per_class": []}
+    if top1 is not None:
+        labels = range(len(class_names))
+        tested = {
+            "n_test": n_test,
+            "top5": 99.0,
+            "macro": top1,
+            "ece": 5.5,
+            "intervals": intervals(top1),
+            "per_class": [{"name": name, "top1": top1 - label, "n": 100} for label, name in enumerate(class_names)],
+            "confusion": [[97 if row == column else 1 for column in labels] for row in labels],
+        }
+    marker = ClassifierMarker(
+        setting=setting,
+        top1=top1,
+        chosen_by=chosen_by if trained else None,
+        val_top1=80.0,
+        n_val=120,
+        best_step=100 if trained else 0,
+        curve=curve if trained else [],
+        seconds=2.0,
+        n_synthetic=30 if "synthetic" in setting else 0,
+        n_real=12,
+        **tested,
+    )
+    store.write_json(classifier_marker(setting), marker.to_json())
 
 
 def write_search(
@@ -178,9 +203,10 @@ def write_search(
         trials.append({"knobs": {"learning_rate": unlisted}, "steps": 33, "val_top1": 60.0})
         last.append(trials[-1] | {"steps": 100, "val_top1": 90.0})
     found = [*_ranked(trials), *_ranked(last)]
-    search = _ranked(last)[0] | {"n_trials": len(found), "trials": found}
+    search = SearchRecord(**_ranked(last)[0], n_trials=len(found), trials=found)
     name = classifier_marker(setting)
-    store.write_json(name, store.read_json(name) | {"search": search})
+    marker = ClassifierMarker.from_json(store.read_json(name))
+    store.write_json(name, replace(marker, search=search.to_json()).to_json())
 
 
 def _ranked(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -189,7 +215,11 @@ def _ranked(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_selection(store: RunStore) -> None:
     """Filters left out a third of the images of the dataset that is there."""
-    worst = {"name": "cat", "candidates": 30, "n_images": 10}
-    rejected = {"label": 1200, "copy": 2, "redundant": 0}
-    totals = {"candidates": 1232, "rejected": rejected, "short": {"cat": 10}, "worst": worst}
-    store.write_json(DATASET, store.read_json(DATASET) | {"selection": totals})
+    totals = SelectionTotals(
+        candidates=1232,
+        rejected={"label": 1200, "copy": 2, "redundant": 0},
+        short={"cat": 10},
+        worst={"name": "cat", "candidates": 30, "n_images": 10},
+    )
+    marker = DatasetMarker.from_json(store.read_json(DATASET))
+    store.write_json(DATASET, replace(marker, selection=totals.to_json()).to_json())

@@ -19,6 +19,7 @@ from tests.report.fabricate import (
     write_few_shot,
     write_selection,
     write_setting,
+    write_stage_seconds,
 )
 
 ACCURACIES = {"zero-shot": 57.4, "real": 86.8, "synthetic": 85.1, "real+synthetic": 87.9}
@@ -75,7 +76,7 @@ def table(make_run, tmp_path):
                 knobs = {"method": method, "data__n_shots": shots, "seed": seed}
                 cells.append(make_run(f"table/cells/{method}-{shots}-{seed}", top1, **knobs))
     store = RunStore(str(tmp_path / "table"))
-    store.write_json("stages/adapt.json", {"seconds": 4000.0})
+    write_stage_seconds(store, {"adapt": 4000.0})
     grid = {"grid": {"methods": ["is-synth", "datadream-cls"], "seeds": [0, 1, 2], "n_shots": [1, 4]}}
     return store, cells, cells[0][1].updated(grid)
 

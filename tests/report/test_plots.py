@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datadream.report.plots import MAX_LINES, STAND_INS, Line, adapters_chart, counts_chart, line_chart
+from datadream.report.plots import MAX_LINES, STAND_INS, Line, adapters_chart, line_chart
 
 
 def losses(n_adapters: int) -> list[list[tuple[int, float]]]:
@@ -31,4 +31,4 @@ def test_charts_are_bare_svg_in_the_colours_of_the_page():
 
 def test_equal_curves_give_equal_bytes():
     lines = [Line([(1, 50.0), (4, 60.0), (16, 70.0)], "series-0", errors=[1.0, 0.5, 0.2])]
-    assert counts_chart(lines, [1, 4, 16], "shots") == counts_chart(lines, [1, 4, 16], "shots")
+    assert line_chart(lines, "shots", [1, 4, 16]) == line_chart(lines, "shots", [1, 4, 16])

@@ -9,8 +9,8 @@ from datadream.report.text import (
     duration,
     number,
     result_sentences,
+    sampling_error,
     signed,
-    standard_error,
     text_table,
     validation_note,
 )
@@ -29,8 +29,10 @@ def test_numbers_have_a_true_minus_and_no_negative_zero():
     assert (signed(1.0), signed(-1.0), signed(-0.01)) == ("+1.0", "−1.0", "+0.0")
 
 
-def test_standard_error_of_a_half_right_hundred():
-    assert standard_error(50.0, 100) == pytest.approx(5.0)
+def test_sampling_error_of_a_half_right_hundred():
+    found = [record("real", 50.0) | {"n_test": 100}, record("zero-shot", 99.0) | {"n_test": 100}]
+    assert sampling_error(summarise(found)) == pytest.approx(5.0)
+    assert sampling_error(summarise([record("real", None)])) is None
 
 
 def test_one_sentence_sums_up_a_run():

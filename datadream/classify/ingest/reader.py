@@ -136,8 +136,8 @@ def _parquet_labels(store: RunStore, shard: str) -> np.ndarray:
 
 def _first_label(store: RunStore, shard: str) -> np.ndarray:
     with _named(shard), store.fs.open(store.path(shard)) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-        member = next(member for member in tar if member.name.endswith(".cls"))
-        return np.array([int(tar.extractfile(member).read())])
+        label = next(tar.extractfile(member) for member in tar if member.name.endswith(".cls"))
+        return np.array([int(label.read() if label else b"")])
 
 
 @contextmanager
@@ -179,7 +179,8 @@ def _first_of_each_class(table: pa.Table, keys: list[str], labels: list[int], en
     """The rows whose key ends in an index below the end of their class."""
     if ends is None:
         return table
-    kept = [int(_INDEX.search(key)[1]) < ends[label] for key, label in zip(keys, labels, strict=True)]
+    indices = [int(found[1]) for found in map(_INDEX.search, keys) if found]  # every key that we publish has one
+    kept = [index < ends[label] for index, label in zip(indices, labels, strict=True)]
     return table.filter(pa.array(kept, pa.bool_()))
 
 
