@@ -94,7 +94,7 @@ def load_classifier(run: str | PathLike[str], setting: Setting | None = None) ->
     if setting is not None and setting not in known:
         raise ValueError(f"run {store.url!r} holds no classifier {setting!r}. It holds: {', '.join(known)}.")
     validated = _validated(store, known)
-    chosen = setting or max(reversed(known), key=lambda name: validated[name])
+    chosen: str = setting or max(map(str, reversed(known)), key=validated.__getitem__)
     return Classifier(SavedClassifier.read(store, chosen), "cuda" if torch.cuda.is_available() else "cpu")
 
 

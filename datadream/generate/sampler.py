@@ -123,8 +123,9 @@ class Sampler:
         if first.source_key is None:
             start, timesteps = self._noise(generators), self._from_noise.scheduler.timesteps
         else:
-            photos = [centre_square(read_photo(request.source_key), self._resolution) for request in requests]
-            start, timesteps = self._noised(photos, first.strength, generators)
+            keys = [request.source_key or "" for request in requests]  # all have one where the first has
+            photos = [centre_square(read_photo(key), self._resolution) for key in keys]
+            start, timesteps = self._noised(photos, first.strength or 0.0, generators)
         latents = self._denoiser.denoise(start, timesteps, prompts, generators)
         return np.concatenate([self._pixels(part) for part in latents.split(DECODE_BATCH)])
 

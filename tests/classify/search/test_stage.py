@@ -104,8 +104,10 @@ def test_the_final_classifier_is_trained_as_chosen_and_says_so(run, few_shot, se
 
 
 def test_a_trials_failure_is_the_drivers_and_is_not_repeated(tmp_path, few_shot, searching):
-    store = RunStore(str(tmp_path))
-    broken = replace(few_shot, shots=(("gone.png",), *few_shot.shots[1:]))
+    store = RunStore(str(tmp_path / "run"))
+    photo = tmp_path / "broken.png"
+    photo.write_bytes(b"no image")
+    broken = replace(few_shot, shots=((str(photo),), *few_shot.shots[1:]))
     job = ClassifierJob(store, broken, searching.updated({"classify.settings": ["real"]}), store)
-    with pytest.raises(RuntimeError, match=r"trials of the search failed:\n  real, 10 steps with .*gone.png"):
+    with pytest.raises(RuntimeError, match=r"trials of the search failed:\n  real, 10 steps with .*broken.png"):
         choose_knobs(store, [job], Workers(2, threads=1, use_gpu=False))
