@@ -1,8 +1,8 @@
 """Random changes to a batch of images, on its device, with every image's own parameters.
 
-Crop, mirroring and rotation are one affine resampling, which interpolates an image once. The random numbers are drawn
-apart from the images: a worker draws them for the whole batch of all workers and uses its own rows, so that the result
-does not depend on how many workers share the batch.
+Crop, mirroring and rotation are one affine resampling, which interpolates an image once. The random numbers are made
+apart from the images: a worker samples them for the whole batch of all workers and uses its own rows, so that the
+result does not depend on how many workers share the batch.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ from torchvision.transforms.v2 import functional as tv
 from datadream.config import AugmentConfig
 from datadream.data.rand_augment import NUMBERS_PER_OPERATION, rand_augment
 
+# Weights of red, green and blue in a grey level (ITU-R 601, as in Pillow).
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a grey level (ITU-R 601, as in Pillow)."""
-N_NUMBERS = 10
-"""Random numbers of an image for crop, flip, rotation and colours."""
-N_BLUR_NUMBERS = 3
-"""Further ones where there is blur or solarisation."""
-BLUR_SIGMA = (0.1, 2.0)
-"""Deviations of the blur in pixels of an image of BLUR_SIZE pixels (authors' code)."""
-BLUR_SIZE = 224
+# Random numbers of an image for crop, flip, rotation and colours; further ones where there is blur or solarisation.
+N_NUMBERS, N_BLUR_NUMBERS = 10, 3
+# Deviations of the blur in pixels of an image of BLUR_SIZE pixels (authors' code).
+BLUR_SIGMA, BLUR_SIZE = (0.1, 2.0), 224
 
 
 class Augment:
@@ -36,8 +33,7 @@ class Augment:
         self, config: AugmentConfig, flip: bool, size: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         self.config, self.flip, self.size = config, flip, size
-        self._mean = torch.tensor(mean).view(1, 3, 1, 1)
-        self._std = torch.tensor(std).view(1, 3, 1, 1)
+        self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
 
     def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
         return self.apply(images, self.draw(len(images), rng))
@@ -64,6 +60,7 @@ class Augment:
             images.float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False
         )
         pixels = self._change_colors(pixels, numbers[:, 6:])
+        # The numbers of blur and solarisation stay on the CPU: which images they meet decides shapes there.
         if self.config.blur > 0:
             pixels = self._blur(pixels, *of_blur[:, :2].unbind(1))
         if self.config.solarize > 0:

@@ -1,4 +1,4 @@
-"""Labelled photos in three parts: a pool to draw shots from, a validation part and a test part.
+"""Labelled photos in three parts: a pool to sample shots from, a validation part and a test part.
 
 `digits` is scikit-learn's copy of the UCI handwritten digits: 1,797 scans, real data inside a dependency. Any other
 source is an image folder. A folder with only classes has no test part: few_shot.sample_shots then keeps a part of
@@ -89,7 +89,7 @@ class Digits:
             parts["val"] += members[40:79]
             parts["test"] += members[79:]
         names = tuple(f"digit {name}" for name in DIGIT_NAMES)
-        pool, val, test = (tuple(members) for members in parts.values())
+        pool, val, test = (tuple(photos) for photos in parts.values())
         return Dataset(names, pool, val, test, flippable=False)
 
     def read(self, key: str) -> Image.Image:
@@ -98,6 +98,7 @@ class Digits:
         return image.resize((DIGITS_PIXELS, DIGITS_PIXELS), Image.Resampling.BICUBIC).convert("RGB")
 
     def fingerprint(self, key: str) -> str:
+        # All scans of the data set differ.
         return key
 
 
@@ -111,26 +112,24 @@ class ImageFolder:
         fs, root = fsspec.core.url_to_fs(self.root)
         folders = _subfolders(fs, root)
         parts = {part: posixpath.join(root, name) for name, part in SPLIT_FOLDERS.items() if name in folders}
+        # Without a train folder the root's own folders are the classes, and there are no other parts.
         if "pool" not in parts:
             parts = {"pool": root}
+        # Sorted, so that labels are the same on every file system.
         names = tuple(_subfolders(fs, parts["pool"]))
         if len(names) < 2:
             raise ValueError(
                 f"image folder {parts['pool']!r} has {len(names)} class folders: need at least 2, one per class."
             )
         photos = {part: _list_photos(fs, root, folder, names) for part, folder in parts.items()}
-        self._check_filled(parts["pool"], names, photos["pool"])
-        return Dataset(names, photos["pool"], photos.get("val", ()), photos.get("test", ()), flippable=True)
-
-    def _check_filled(self, folder: str, names: tuple[str, ...], pool: tuple[Photo, ...]) -> None:
-        filled = {photo.label for photo in pool}
+        filled = {photo.label for photo in photos["pool"]}
         for label, name in enumerate(names):
             if label not in filled:
                 raise ValueError(
-                    f"class folder {posixpath.join(folder, name)!r} holds no image: "
-                    f"need {', '.join(IMAGE_SUFFIXES)} files. "
-                    "Add photos or remove the folder."
+                    f"class folder {posixpath.join(parts['pool'], name)!r} holds no image: "
+                    f"need {', '.join(IMAGE_SUFFIXES)} files. Add photos or remove the folder."
                 )
+        return Dataset(names, photos["pool"], photos.get("val", ()), photos.get("test", ()), flippable=True)
 
     def read(self, key: str) -> Image.Image:
         path, data = self._file(key)
@@ -150,13 +149,13 @@ class ImageFolder:
 
 def decode_photo(data: bytes, path: str) -> Image.Image:
     """An encoded photo as RGB; raises ValueError naming its path when it cannot be decoded."""
+    # Pillow raises SyntaxError for a broken PNG header, and OSError for a photo that is cut short.
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         reason = "is empty" if not data else f"cannot be decoded ({error})"
-        raise ValueError(
-            f"image {path!r} {reason}: expected a JPEG, PNG or WebP photo. Replace or remove it."
-        ) from None
+        message = f"image {path!r} {reason}: expected a JPEG, PNG or WebP photo. Replace or remove it."
+        raise ValueError(message) from None
 
 
 @functools.cache

@@ -14,10 +14,9 @@ def square(image: Image.Image, size: int) -> np.ndarray:
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    resized = image.convert("RGB").resize(
-        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-    )
-    return np.asarray(resized).transpose(2, 0, 1)
+    # Cropping and resizing in one call: half a pixel of an odd margin is not lost.
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
 
 
 def decode_squares(encoded: Sequence[bytes], keys: Sequence[str], size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Nested few-shot draws: the 1-shot set is inside the 2-shot set, and so on (paper, section 4)."""
+"""Nested few-shot sets: the 1-shot set is inside the 2-shot set, and so on (paper, section 4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FewShotSet:
-    """K real photos for each class in draw order, and the photos kept apart for validation and test."""
+    """K real photos for each class in the order of sampling, and the photos kept apart for validation and test."""
 
     class_names: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -49,12 +49,12 @@ class FewShotSet:
         At most as many as there are shots; none where nothing could be left out.
         """
         count = min(count, self.n_shots)
-        return tuple(self._fold(number, count) for number in range(count)) if count > 1 else ()
-
-    def _fold(self, number: int, count: int) -> FewShotSet:
-        kept = tuple(tuple(key for i, key in enumerate(keys) if i % count != number) for keys in self.shots)
-        left_out = tuple(Photo(key, label) for label, keys in enumerate(self.shots) for key in keys[number::count])
-        return replace(self, shots=kept, val=left_out)
+        folds = []
+        for number in range(count) if count > 1 else ():
+            kept = tuple(tuple(key for i, key in enumerate(keys) if i % count != number) for keys in self.shots)
+            val = tuple(Photo(key, label) for label, keys in enumerate(self.shots) for key in keys[number::count])
+            folds.append(replace(self, shots=kept, val=val))
+        return tuple(folds)
 
     def to_json(self) -> dict[str, Any]:
         """What few_shot.json holds."""
@@ -87,17 +87,20 @@ def sample_shots(dataset: Dataset, n_shots: int, seed: int, prompt: str) -> FewS
     shots than half of a class take its validation photos, and where these are used up its test photos, with a warning.
     Raises ValueError naming a class with too few photos.
     """
-    members = _by_class(dataset)
+    members: list[list[Photo]] = [[] for _ in dataset.class_names]
+    for photo in dataset.pool:
+        members[photo.label].append(photo)
     for name, photos in zip(dataset.class_names, members, strict=True):
         if len(photos) < n_shots:
             raise ValueError(
                 f"class {name!r} has {len(photos)} photos: data.n_shots asks for {n_shots}. "
                 "Lower data.n_shots or add photos."
             )
-    if dataset.test:
+    val, test = dataset.val, dataset.test
+    if test:
         orders = [_shuffled(photos, seed, "few-shot", label) for label, photos in enumerate(members)]
-        val, test = dataset.val, dataset.test
     else:
+        # Seed 0 whatever the run's: the split is a property of the data set. Only the half for shots follows the seed.
         fixed = [_shuffled(photos, 0, "held-out", label) for label, photos in enumerate(members)]
         orders = [
             _shuffled(photos[: len(photos) // 2], seed, "few-shot", label) + photos[len(photos) // 2 :]
@@ -107,6 +110,7 @@ def sample_shots(dataset: Dataset, n_shots: int, seed: int, prompt: str) -> FewS
     return FewShotSet(
         class_names=dataset.class_names,
         prompts=tuple(prompt.format(name=name) for name in dataset.class_names),
+        # The first of one order, so that smaller sets are inside larger ones (paper, section 4).
         shots=tuple(tuple(photo.key for photo in order[:n_shots]) for order in orders),
         val=val,
         test=test,
@@ -121,6 +125,7 @@ def check_photos(source: PhotoSource, few_shots: Sequence[FewShotSet], others: I
     its set, so that its accuracy would flatter.
     """
     keys = list(dict.fromkeys(photo.key for photo in chain(*(each.all_photos for each in few_shots), others)))
+    # Threads: reading is waiting for storage, and Pillow decodes without the interpreter's lock.
     with ThreadPoolExecutor() as threads:
         prints = dict(zip(keys, threads.map(source.fingerprint, keys), strict=True))
     for few_shot in few_shots:
@@ -132,14 +137,6 @@ def check_photos(source: PhotoSource, few_shots: Sequence[FewShotSet], others: I
                         f"{part} photo {photo.key!r} is a copy of the training photo {shots[prints[photo.key]]!r}. "
                         "Remove one."
                     )
-
-
-def _by_class(dataset: Dataset) -> list[list[Photo]]:
-    """The pool's photos by label."""
-    members: list[list[Photo]] = [[] for _ in dataset.class_names]
-    for photo in dataset.pool:
-        members[photo.label].append(photo)
-    return members
 
 
 def _shuffled(photos: Sequence[Photo], seed: int, stage: str, label: int) -> list[Photo]:
@@ -155,6 +152,7 @@ def _held_out(
     for name, photos in zip(dataset.class_names, fixed, strict=True):
         half = len(photos) // 2
         test_start = half if dataset.val else len(photos) - max(1, len(photos) // 4)
+        # Shots beyond the half take what follows in this order: validation photos first, then test photos.
         val += photos[max(half, n_shots) : test_start]
         test += photos[max(test_start, n_shots) :]
         if n_shots > test_start:

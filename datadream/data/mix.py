@@ -1,7 +1,7 @@
 """Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019): every image of a batch mixed with another one.
 
-What is drawn belongs to the batch of all workers, and its seed to the step, so that the result depends neither on how
-many workers share the batch nor on where an interrupted training went on.
+What is sampled belongs to the batch of all workers, and its seed to the step, so that the result depends neither on
+how many workers share the batch nor on where an interrupted training went on.
 """
 
 from __future__ import annotations
@@ -47,12 +47,11 @@ def draw_mix(config: ClassifyConfig, size: int, seed: int) -> Mix | None:
         return None
     kind, alpha = kinds[rng.integers(len(kinds))]
     share = rng.beta(alpha, alpha)
-    return Mix(share) if kind == "mixup" else _cut(size, share, *rng.integers(size, size=2))
-
-
-def _cut(size: int, share: float, row: int, column: int) -> Mix:
-    """A box about a pixel that takes 1 - share of the image, or what of it lies inside."""
+    if kind == "mixup":
+        return Mix(share)
+    # A box about a pixel that takes 1 - share of the image, or what of it lies inside.
     half = int(size * math.sqrt(1 - share) / 2)
-    rows, columns = (slice(max(0, at - half), min(size, at + half)) for at in (int(row), int(column)))
+    rows, columns = (slice(max(0, int(at) - half), min(size, int(at) + half)) for at in rng.integers(size, size=2))
+    # The own label's share is that of the pixels that stay, which clipping at the border may make larger.
     taken = (rows.stop - rows.start) * (columns.stop - columns.start)
     return Mix(1 - taken / size**2, (rows, columns))

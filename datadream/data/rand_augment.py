@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al., 2020) on a batch: every image draws its own operations.
+"""RandAugment (Cubuk et al., 2020) on a batch: every image has its own operations.
 
 The operations and their ranges are torchvision's, whose own transform gives all images of a batch the same ones.
 """
@@ -11,10 +11,10 @@ from collections.abc import Callable
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+# Random numbers that an operation on an image takes: which one, and its sign.
 NUMBERS_PER_OPERATION = 2
-"""Random numbers that an operation on an image takes: which one, and its sign."""
+# torchvision's magnitudes are bins 0 to 30.
 MAX_MAGNITUDE = 30
-"""torchvision's magnitudes are bins 0 to 30."""
 
 Operation = Callable[[Tensor, float], Tensor]
 """(images uint8 [n, 3, H, W], level in [-1, 1]) -> images."""
@@ -24,9 +24,8 @@ def _affine(images: Tensor, *, shift: tuple[float, float] = (0, 0), shear: tuple
     """Shears turn about the top left corner, as in torchvision and AutoAugment."""
     degrees = [math.degrees(math.atan(value)) for value in shear]
     center = [0.0, 0.0] if any(shear) else None
-    return tv.affine(
-        images, angle=0.0, translate=[int(value) for value in shift], scale=1.0, shear=degrees, center=center
-    )
+    pixels = [int(value) for value in shift]
+    return tv.affine(images, angle=0.0, translate=pixels, scale=1.0, shear=degrees, center=center)
 
 
 SIGNED: tuple[Operation, ...] = (
@@ -58,6 +57,7 @@ def rand_augment(images: Tensor, numbers: Tensor, magnitude: int) -> Tensor:
     for which, sign in zip(numbers[:, ::2].unbind(1), numbers[:, 1::2].unbind(1), strict=True):
         choice = (which * (len(SIGNED) + len(UNSIGNED))).long()
         negative = (sign < 0.5) & (choice < len(SIGNED))
+        # One call for all images of the same operation and sign, of which there are at most 23.
         for code in (2 * choice + negative).unique().tolist():
             rows = ((2 * choice + negative) == code).nonzero().squeeze(1).to(images.device, non_blocking=True)
             operation = (SIGNED + UNSIGNED)[code // 2]

@@ -32,7 +32,7 @@ _ENCODER: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One drawn image and where it came from."""
+    """One generated image and where it came from."""
 
     key: str
     """Unique name without dots."""
@@ -55,8 +55,19 @@ def to_parquet(records: Sequence[ImageRecord], image_format: str, class_names: S
         "label": [record.label for record in records],
         "provenance": [json.dumps(record.provenance, ensure_ascii=False) for record in records],
     }
-    buffer = io.BytesIO()
-    table = pa.table(columns, schema=_schema(class_names))
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": list(class_names)},
+        "provenance": {"_type": "Value", "dtype": "string"},
+    }
+    # datasets ignores the metadata without a word unless these types match it exactly.
+    fields = [
+        pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])),
+        pa.field("label", pa.int64()),
+        pa.field("provenance", pa.string()),
+    ]
+    schema = pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+    table, buffer = pa.table(columns, schema=schema), io.BytesIO()
     # Images are compressed already; page indexes let readers skip.
     pq.write_table(table, buffer, row_group_size=ROWS_PER_GROUP, compression="none", write_page_index=True)
     return buffer.getvalue()
@@ -84,6 +95,7 @@ def to_webdataset(records: Sequence[ImageRecord], image_format: str, class_names
                 "json": json.dumps(details, ensure_ascii=False).encode(),
             }
             for suffix, data in members.items():
+                # TarInfo's defaults: time 0, and no owner, so that the same images give the same bytes.
                 info = tarfile.TarInfo(f"{record.key}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -93,18 +105,3 @@ def to_webdataset(records: Sequence[ImageRecord], image_format: str, class_names
 def shard_name(dataset_format: str, index: int, count: int) -> str:
     """Path of a shard inside the dataset folder."""
     return f"data/train-{index:05d}-of-{count:05d}.parquet" if dataset_format == "parquet" else f"data/{index:06d}.tar"
-
-
-def _schema(class_names: Sequence[str]) -> pa.Schema:
-    features = {
-        "image": {"_type": "Image"},
-        "label": {"_type": "ClassLabel", "names": list(class_names)},
-        "provenance": {"_type": "Value", "dtype": "string"},
-    }
-    # datasets ignores the metadata without a word unless these types match it exactly.
-    fields = [
-        pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])),
-        pa.field("label", pa.int64()),
-        pa.field("provenance", pa.string()),
-    ]
-    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})

@@ -33,34 +33,28 @@ def resolve(model: str) -> str:
 
 def check_pipeline(model: str, revision: str | None) -> None:
     """Raises ValueError when `model` is no Stable Diffusion pipeline, without loading its weights."""
-    index = _read_index(model, revision)
-    found = index.get("_class_name")
-    if found not in PIPELINE_CLASSES:
-        raise ValueError(
-            f"diffusion.model {model!r} is a {found}: "
-            f"need a Stable Diffusion pipeline (model_index.json of {PIPELINE_CLASSES[0]})."
-        )
-
-
-def _read_index(model: str, revision: str | None) -> dict:
     folder = Path(resolve(model))
+    # An absolute path is never a Hub id: where it does not exist it is a mistyped folder.
     if folder.exists() or folder.is_absolute():
         if not (folder / "model_index.json").is_file():
             raise ValueError(
                 f"diffusion.model {model!r} is no diffusers pipeline: it has no model_index.json. "
                 "Give a folder saved by diffusers, or a Hub id."
             )
-        return json.loads((folder / "model_index.json").read_text())
-    return _fetch_index(model, revision)
+        index = json.loads((folder / "model_index.json").read_text())
+    else:
+        from huggingface_hub import hf_hub_download
 
-
-def _fetch_index(model: str, revision: str | None) -> dict:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return json.loads(Path(hf_hub_download(model, "model_index.json", revision=revision)).read_text())
-    except (OSError, ValueError) as error:
+        try:
+            index = json.loads(Path(hf_hub_download(model, "model_index.json", revision=revision)).read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"diffusion.model {model!r} is neither a folder nor a pipeline that the Hub hands out here "
+                f"({type(error).__name__}). Check the id and the network, or give a local folder."
+            ) from None
+    found = index.get("_class_name")
+    if found not in PIPELINE_CLASSES:
         raise ValueError(
-            f"diffusion.model {model!r} is neither a folder nor a pipeline that the Hub hands out here "
-            f"({type(error).__name__}). Check the id and the network, or give a local folder."
-        ) from None
+            f"diffusion.model {model!r} is a {found}: "
+            f"need a Stable Diffusion pipeline (model_index.json of {PIPELINE_CLASSES[0]})."
+        )

@@ -23,7 +23,7 @@ from datadream.models.clip.text_tower import TextTower
 from datadream.models.source import resolve
 from datadream.runtime.collectives import ALONE, Collectives
 
-LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+LOCAL_DIR, HF_HUB = FOLDERS = ("local-dir:", "hf-hub:")
 CONFIG = "open_clip_config.json"
 """The file that makes a folder or a Hub repository an open_clip model."""
 WEIGHTS = (".safetensors", ".bin", ".pth")
@@ -74,13 +74,14 @@ def load_clip(model: str, pretrained: str | None, device: torch.device | str) ->
     """
     check_clip(model, pretrained)
     name = _open_clip_name(model)
+    if name.startswith(FOLDERS):
+        pretrained, weights = None, ""
+    else:
+        weights = f" with classify.pretrained {pretrained!r}"
     try:
-        clip, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=None if _is_folder(name) else pretrained, device=device
-        )
+        clip, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
         tokenizer = open_clip.get_tokenizer(name)
     except (RuntimeError, OSError) as error:
-        weights = "" if _is_folder(name) else f" with classify.pretrained {pretrained!r}"
         raise ValueError(f"classify.model {model!r}{weights} cannot be loaded: {error}") from error
     return ClipModel(clip.eval(), preprocess, tokenizer, TextTower(clip))
 
@@ -90,13 +91,23 @@ def check_clip(model: str, pretrained: str | None) -> None:
 
     Raises FileNotFoundError for a missing folder or file, ValueError for an unknown architecture or tag.
     """
+    from huggingface_hub import hf_hub_download
+
     name = _open_clip_name(model)
     if name.startswith(LOCAL_DIR):
         _check_folder(model, Path(name.removeprefix(LOCAL_DIR)))
-    elif name.startswith(HF_HUB):
-        _check_hub(model)
-    else:
+    elif not name.startswith(HF_HUB):
         _check_architecture(model, pretrained)
+    elif name == HF_HUB:
+        raise ValueError(f"classify.model is {model!r}: the Hub id is missing. Use hf-hub:<owner>/<model>.")
+    else:
+        try:
+            hf_hub_download(name.removeprefix(HF_HUB), CONFIG)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"classify.model is {model!r}: no open_clip model that the Hub hands out here "
+                f"({type(error).__name__}). Check the id and the network, or use local-dir:<folder>."
+            ) from None
 
 
 def input_size(model: str) -> int:
@@ -108,7 +119,7 @@ def input_size(model: str) -> int:
 def model_config(model: str) -> dict[str, Any]:
     """open_clip's config of an architecture or a checkpoint folder."""
     name = _open_clip_name(model)
-    return open_clip.get_model_config(name if _is_folder(name) else name.replace("/", "-"))
+    return open_clip.get_model_config(name if name.startswith(FOLDERS) else name.replace("/", "-"))
 
 
 def without_weights(model: str) -> nn.Module:
@@ -139,10 +150,6 @@ def _open_clip_name(model: str) -> str:
     return path if path == model else LOCAL_DIR + path
 
 
-def _is_folder(name: str) -> bool:
-    return name.startswith((LOCAL_DIR, HF_HUB))
-
-
 def _check_folder(model: str, folder: Path) -> None:
     config = folder / CONFIG
     if not config.is_file():
@@ -162,20 +169,6 @@ def _check_folder(model: str, folder: Path) -> None:
         raise FileNotFoundError(
             f"classify.model is {model!r}: folder {str(folder)!r} holds no weights. Add open_clip_model.safetensors."
         )
-
-
-def _check_hub(model: str) -> None:
-    from huggingface_hub import hf_hub_download
-
-    if model == HF_HUB:
-        raise ValueError(f"classify.model is {model!r}: the Hub id is missing. Use hf-hub:<owner>/<model>.")
-    try:
-        hf_hub_download(model.removeprefix(HF_HUB), CONFIG)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"classify.model is {model!r}: no open_clip model that the Hub hands out here ({type(error).__name__}). "
-            "Check the id and the network, or use local-dir:<folder>."
-        ) from None
 
 
 def _check_architecture(model: str, pretrained: str | None) -> None:

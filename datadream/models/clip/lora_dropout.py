@@ -3,15 +3,15 @@
 q, k and v of a layer see the same dropped inputs; the output layer has its own. The frozen product sees all inputs, so
 LoRA cannot be merged into W; what that costs is two thin products, and what it saves is the gradient of a merged W.
 
-Every image of a batch has its own seed, and every token of all prompts its place in one draw, so that nothing depends
-on how many ranks and micro-batches share them. What prompts begin with is computed once for all of them, and so is
-dropped alike for all of them: each prompt's features have the law that they have in the authors' code, but the classes
-of a step are not independent in the tokens that they share.
+Every image of a batch has its own seed, and every token of all prompts its place in one sample, so that nothing
+depends on how many workers and micro-batches share them. What prompts begin with is computed once for all of them, and
+so is dropped alike for all of them: each prompt's features have the distribution that they have in the authors' code,
+but the classes of a step are not independent in the tokens that they share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,10 +38,6 @@ class DroppedLora:
         """Of what LoRA adds for inputs x; see LowRank.factors."""
         return self.update.factors(x * self.kept, 1 / (1 - self.rate))
 
-    def picked(self, pick: Callable[[Tensor], Tensor]) -> DroppedLora:
-        """For some of the inputs."""
-        return replace(self, kept=pick(self.kept))
-
 
 @dataclass(frozen=True, slots=True)
 class BlockLora:
@@ -64,7 +60,7 @@ class LoraDropout:
     seed: int
     """Of the step."""
     images: Sequence[int] = ()
-    """Numbers of the images that are encoded, among those of all ranks."""
+    """Numbers of the images that are encoded, among those of all workers."""
 
     def of_images(self, numbers: Sequence[int]) -> LoraDropout:
         """The same step's dropout, of those images."""
@@ -75,22 +71,21 @@ class LoraDropout:
         if len(self.images) != len(x):
             raise ValueError(f"dropout is for {len(self.images)} images, not for the {len(x)} that are encoded.")
         layers = [_layers(block.attn) for block in tower.resblocks]
-        kept = torch.empty(len(x), _count(layers), *x.shape[1:], dtype=torch.bool, device=x.device)
+        kept = torch.empty(len(x), sum(map(len, layers)), *x.shape[1:], dtype=torch.bool, device=x.device)
+        # A generator for each image, so that its masks do not depend on which worker or micro-batch holds it.
         for number, own in zip(self.images, kept, strict=True):
-            self._draw(own, "image", number)
+            rng = torch.Generator(x.device).manual_seed(derive_seed(self.seed, "image", number))
+            own.bernoulli_(1 - self.rate, generator=rng)
         return self._blocks(layers, kept.unbind(1))
 
     def in_text_blocks(self, tower: Transformer, x: Tensor, n_all: int, rows: Tensor) -> list[BlockLora]:
-        """For each block of a text tower that runs on packed tokens x [n, width]: `rows` [n] of the `n_all` of all
-        ranks."""
+        """For each block of a text tower run on packed tokens x [n, width]: `rows` [n] of all workers' `n_all`."""
         layers = [_layers(block.attn) for block in tower.resblocks]
-        kept = torch.empty(_count(layers), n_all, x.shape[1], dtype=torch.bool, device=x.device)
-        self._draw(kept, "text")
-        return self._blocks(layers, kept if len(rows) == n_all else kept[:, rows])
-
-    def _draw(self, kept: Tensor, tower: str, *path: int) -> None:
-        rng = torch.Generator(kept.device).manual_seed(derive_seed(self.seed, tower, *path))
+        kept = torch.empty(sum(map(len, layers)), n_all, x.shape[1], dtype=torch.bool, device=x.device)
+        # Every worker samples the masks of all tokens and takes its rows: the same for any number of workers.
+        rng = torch.Generator(x.device).manual_seed(derive_seed(self.seed, "text"))
         kept.bernoulli_(1 - self.rate, generator=rng)
+        return self._blocks(layers, kept if len(rows) == n_all else kept[:, rows])
 
     def _blocks(self, layers: Sequence[dict[str, tuple[Tensor, LowRank]]], kept: Sequence[Tensor]) -> list[BlockLora]:
         """`kept` has one tensor for each layer with LoRA, in their order."""
@@ -109,7 +104,3 @@ def _layers(attention: nn.MultiheadAttention) -> dict[str, tuple[Tensor, LowRank
         for name, (owner, weight) in owners.items()
         if parametrize.is_parametrized(owner, weight)
     }
-
-
-def _count(layers: Sequence[dict[str, tuple[Tensor, LowRank]]]) -> int:
-    return sum(map(len, layers))

@@ -8,6 +8,7 @@ pooled, cannot matter, and the states of a common beginning are the same in all 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import open_clip
 import torch
@@ -50,19 +51,19 @@ class PackedPrompts:
     def of(cls, tokens: Tensor, ends: Tensor, part: slice = slice(None)) -> PackedPrompts:
         """Pack a part of token ids [n, context] whose end tokens are in columns `ends` [n]; the prefix is that of all
         of them, so that it does not depend on the part."""
+        # On the CPU: sizes and boolean indexing would each wait for a device.
         device, tokens, ends = tokens.device, tokens.cpu(), ends.cpu()
         shared = (tokens == tokens[0]).all(dim=0).cumprod(dim=0).sum()
+        # No end token is in the prefix, even where two prompts are equal: each prompt is pooled at a token of its own.
         n_prefix = int(torch.minimum(shared, ends.min()))
         lengths = ends + 1 - n_prefix
         stops = (lengths.cumsum(0) + n_prefix).tolist()
-        n_all = stops[-1]
         tokens, lengths, starts = tokens[part], lengths[part], [n_prefix, *stops][part]
         longest = int(lengths.max())
-        columns = torch.arange(longest)
+        prefix, columns = torch.arange(n_prefix), torch.arange(longest)
         kept = columns < lengths[:, None]
         others = tokens[:, n_prefix : n_prefix + longest][kept]
         positions = (columns + n_prefix).expand(len(tokens), -1)[kept]
-        prefix = torch.arange(n_prefix)
         return cls(
             ids=torch.cat([tokens[0, :n_prefix], others]).to(device),
             positions=torch.cat([prefix, positions]).to(device),
@@ -71,19 +72,16 @@ class PackedPrompts:
             longest=longest,
             places=kept.flatten().nonzero().squeeze(1).to(device),
             ends=(lengths.cumsum(0) + n_prefix - 1).to(device),
+            # tril's diagonal is shifted by the prefix: place i sees all of it, and of its own row places 0 to i.
             mask=torch.ones(longest, n_prefix + longest, dtype=torch.bool, device=device).tril(n_prefix),
             rows=torch.cat([prefix, torch.arange(len(others)) + starts[0]]).to(device),
-            n_all=n_all,
+            n_all=stops[-1],
         )
 
     def pad(self, x: Tensor) -> Tensor:
         """The others of packed x [n_tokens, width] as rows [n, longest, width]."""
         rows = x.new_zeros(self.n * self.longest, x.shape[1]).index_copy(0, self.places, x[self.n_prefix :])
         return rows.view(self.n, self.longest, -1)
-
-    def unpad(self, x: Tensor) -> Tensor:
-        """The inverse of `pad`: [n_tokens - n_prefix, width]."""
-        return x.flatten(0, 1).index_select(0, self.places)
 
 
 class TextTower:
@@ -93,37 +91,36 @@ class TextTower:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model, self._understood = model, runs_text_tower(model)
+        self._model, self._packs = model, runs_text_tower(model)
         self._tokens: Tensor | None = None
         self._packed: dict[tuple[int, int], PackedPrompts] = {}
 
     def encode(self, tokens: Tensor, collectives: Collectives = ALONE, dropout: LoraDropout | None = None) -> Tensor:
-        """Unit features fp32 [n, D] of token ids [n, context], on all ranks; the ids must never change in place.
+        """Unit features fp32 [n, D] of token ids [n, context], on all workers; the ids must never change in place.
 
-        Many prompts are shared out among the ranks, all of which must then call this, and gradients are exact once
-        they are summed over ranks.
+        Many prompts are shared out among the workers, all of which must then call this, and gradients are exact once
+        they are summed over workers.
         """
-        if collectives.count == 1 or len(tokens) < MIN_SHARE * collectives.count:
-            return self._encode(tokens, slice(0, len(tokens)), dropout)
-        rows = collectives.share(len(tokens))
-        return collectives.gather(self._encode(tokens, rows, dropout), len(tokens))
-
-    def _encode(self, tokens: Tensor, rows: slice, dropout: LoraDropout | None) -> Tensor:
-        if self._understood:
+        shared = collectives.count > 1 and len(tokens) >= MIN_SHARE * collectives.count
+        rows = collectives.share(len(tokens)) if shared else slice(0, len(tokens))
+        if self._packs:
             features = _encode_packed(self._model, self._pack(tokens, rows), dropout)
         else:
             features = self._model.encode_text(tokens[rows])
-        return F.normalize(features.float(), dim=-1)
+        features = F.normalize(features.float(), dim=-1)
+        return collectives.gather(features, len(tokens)) if shared else features
 
     def _pack(self, tokens: Tensor, rows: slice) -> PackedPrompts:
-        """Packed once per set of prompts, for it waits for the device."""
+        # Packing waits for the device, so it is done once for each set of prompts and not at every step.
         if self._tokens is not tokens:
             self._tokens, self._packed = tokens, {}
         if (rows.start, rows.stop) not in self._packed:
-            # Kept for training too, whoever asks first.
+            # An evaluation may ask first, but tensors made in inference mode could not be used in training.
             with torch.inference_mode(False):
                 own = tokens.clone()
-                self._packed[rows.start, rows.stop] = PackedPrompts.of(own, _ends(self._model, own), rows)
+                # The tokens that open_clip's text_global_pool picks.
+                is_end = own if self._model.text_pool_type == "argmax" else (own == self._model.text_eos_id).int()
+                self._packed[rows.start, rows.stop] = PackedPrompts.of(own, is_end.argmax(dim=-1), rows)
         return self._packed[rows.start, rows.stop]
 
 
@@ -137,22 +134,14 @@ def runs_text_tower(model: nn.Module) -> bool:
     )
 
 
-def _ends(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
-    """Columns of the tokens that open_clip pools (its text_global_pool)."""
-    return (tokens if model.text_pool_type == "argmax" else (tokens == model.text_eos_id).int()).argmax(dim=-1)
-
-
 def _encode_packed(model: open_clip.CLIP, prompts: PackedPrompts, dropout: LoraDropout | None) -> Tensor:
-    heads = model.transformer.resblocks[0].attn.num_heads
-
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return _attend(prompts, heads, query, key, value)
-
-    x = model.token_embedding(prompts.ids) + model.positional_embedding[prompts.positions]
     tower = model.transformer
+    attend = partial(_attend, prompts, tower.resblocks[0].attn.num_heads)
+    x = model.token_embedding(prompts.ids) + model.positional_embedding[prompts.positions]
     loras = dropout.in_text_blocks(tower, x, prompts.n_all, prompts.rows) if dropout else [MERGED] * tower.layers
     for block, lora in zip(tower.resblocks, loras, strict=True):
         x = run_block(block, x, attend, lora=lora)
+    # The final norm is per token, so it is spent on the end tokens alone.
     x = model.ln_final(x.index_select(0, prompts.ends))
     projection = model.text_projection
     if projection is None:
@@ -170,4 +159,5 @@ def _attend(prompts: PackedPrompts, heads: int, query: Tensor, key: Tensor, valu
     )
     others = F.scaled_dot_product_attention(query, key, value, attn_mask=prompts.mask)
     beginning = F.scaled_dot_product_attention(*prefix, is_causal=True)
-    return torch.cat([join_heads(beginning)[0], prompts.unpad(join_heads(others))])
+    # Back to packed order: padded places are left out again.
+    return torch.cat([join_heads(beginning)[0], join_heads(others).flatten(0, 1).index_select(0, prompts.places)])

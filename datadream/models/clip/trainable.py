@@ -21,10 +21,10 @@ from datadream.models.clip.load import model_config, without_weights
 from datadream.models.clip.low_rank import LowRank
 from datadream.models.clip.text_tower import runs_text_tower
 
+# Projections in the order in which nn.MultiheadAttention stacks them.
 PACKED = ("q", "k", "v")
-"""Projections in the order in which nn.MultiheadAttention stacks them."""
-IMAGE_TOWER = "visual"
-"""open_clip's name of the image tower."""
+# open_clip's name of the image tower, and what its layers' names begin with.
+IMAGE_TOWER, IN_IMAGE_TOWER = "visual", "visual."
 
 
 def check_trainable(config: ClassifyConfig) -> None:
@@ -37,21 +37,22 @@ def check_trainable(config: ClassifyConfig) -> None:
     full = _learns_fully(config.model, config.image_tower, config.projections, takes_lora)
     if config.lora_dropout and config.projections:
         model = without_weights(config.model)
-        names = [name for name, _ in _attention_layers(model)]
-        _check_dropout(model, [name for name in names if not (full and _sees_images(name))], config.model)
+        names = [name for name, _ in _attention_layers(model) if not (full and name.startswith(IN_IMAGE_TOWER))]
+        check_dropout(model, config.model, names)
 
 
-def check_dropout(model: nn.Module, name: str) -> None:
-    """Raises ValueError when a model that `make_trainable` prepared has LoRA where dropout is not possible."""
-    _check_dropout(model, [layer for layer, _, _ in _adapted(model)], name)
+def check_dropout(model: nn.Module, name: str, layers: Sequence[str] | None = None) -> None:
+    """Raises ValueError when a model has LoRA where dropout is not possible: in `layers`, or as `make_trainable` made.
 
-
-def _check_dropout(model: nn.Module, layers: Sequence[str], name: str) -> None:
-    for seen, tower, possible in (
+    Dropout needs LoRA beside its weight, so blocks that are run by us and not by open_clip.
+    """
+    if layers is None:
+        layers = [layer for layer, _, _ in _adapted(model)]
+    for in_images, tower, possible in (
         (True, "image", runs_image_tower(model)),
         (False, "text", runs_text_tower(model)),
     ):
-        if not possible and any(_sees_images(layer) == seen for layer in layers):
+        if not possible and any(layer.startswith(IN_IMAGE_TOWER) == in_images for layer in layers):
             raise ValueError(
                 f"classify.lora_dropout cannot be applied in the {tower} tower of {name!r}, which is not of OpenAI's "
                 "kind. Use classify.lora_dropout=0."
@@ -92,8 +93,8 @@ def make_trainable(
     be trained.
     """
     layers = list(_attention_layers(model))
-    images = [layer for path, layer in layers if _sees_images(path)]
-    full = _learns_fully(name, image_tower, projections, takes_lora=bool(images))
+    takes_lora = any(path.startswith(IN_IMAGE_TOWER) for path, _ in layers)
+    full = _learns_fully(name, image_tower, projections, takes_lora)
     model.requires_grad_(False)
     if full:
         visual = model.get_submodule(IMAGE_TOWER).requires_grad_(True)
@@ -102,26 +103,22 @@ def make_trainable(
             name: weight.detach().cpu().clone() for name, weight in visual.named_parameters(prefix=IMAGE_TOWER)
         }
     rng = torch.Generator().manual_seed(seed)
-    for _, layer in layers:
-        if not (full and layer in images):
-            _add_lora(layer, rank, alpha / rank, projections, rng)
-
-
-def _add_lora(
-    layer: nn.MultiheadAttention, rank: int, scale: float, projections: Sequence[str], rng: torch.Generator
-) -> None:
     packed = [PACKED.index(projection) for projection in PACKED if projection in projections]
-    if packed:
-        update = LowRank(layer.in_proj_weight, len(PACKED), packed, rank, scale, rng)
-        parametrize.register_parametrization(layer, "in_proj_weight", update)
-    if "out" in projections:
-        update = LowRank(layer.out_proj.weight, 1, [0], rank, scale, rng)
-        parametrize.register_parametrization(layer.out_proj, "weight", update)
+    # One generator over all layers: their order decides the numbers, so it must stay the model's own.
+    for path, layer in layers:
+        if full and path.startswith(IN_IMAGE_TOWER):
+            continue
+        if packed:
+            update = LowRank(layer.in_proj_weight, len(PACKED), packed, rank, alpha / rank, rng)
+            parametrize.register_parametrization(layer, "in_proj_weight", update)
+        if "out" in projections:
+            update = LowRank(layer.out_proj.weight, 1, [0], rank, alpha / rank, rng)
+            parametrize.register_parametrization(layer.out_proj, "weight", update)
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """What `make_trainable` left to learn, always in the same order."""
-    lora = [parameter for _, update in _updates(model) for parameter in (update.A, update.B)]
+    lora = [part for _, owner, weight in _adapted(model) for part in owner.parametrizations[weight][0].parameters()]
     return lora + [parameter for _, parameter in _full(model)]
 
 
@@ -152,6 +149,7 @@ def is_lora(name: str) -> bool:
 
 def merge_lora(model: nn.Module) -> None:
     """Keep what was learnt, LoRA folded into the weights, in place; the model is a plain open_clip model again."""
+    # A list first: removing a parametrization changes the modules that _adapted walks over.
     for _, owner, weight in list(_adapted(model)):
         parametrize.remove_parametrizations(owner, weight, leave_parametrized=True)
     model.visual.untrained = {}
@@ -169,13 +167,9 @@ def restore(model: nn.Module) -> None:
 
 def _attention_layers(model: nn.Module) -> Iterator[tuple[str, nn.MultiheadAttention]]:
     for name, module in model.named_modules():
+        # With other widths of keys or values PyTorch keeps three weights, and none of them is stacked.
         if isinstance(module, nn.MultiheadAttention) and module._qkv_same_embed_dim:
             yield name, module
-
-
-def _sees_images(name: str) -> bool:
-    """Whether a layer is one of the image tower."""
-    return name.startswith(IMAGE_TOWER + ".")
 
 
 def _adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
@@ -186,13 +180,9 @@ def _adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
                 yield name, owner, weight
 
 
-def _updates(model: nn.Module) -> Iterator[tuple[str, LowRank]]:
-    for name, owner, weight in _adapted(model):
-        yield name, owner.parametrizations[weight][0]
-
-
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, update in _updates(model):
+    for name, owner, weight in _adapted(model):
+        update = owner.parametrizations[weight][0]
         for row, block in enumerate(update.blocks):
             projection = PACKED[block] if update.n_blocks == len(PACKED) else "out"
             yield f"{name}.{projection}.lora_A", update.A[row]

@@ -6,9 +6,8 @@ step computes the outermost down and up block alone, of Stable Diffusion 2.1 38 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from diffusers import UNet2DConditionModel
@@ -22,16 +21,15 @@ class DeepCache:
         self._interval = interval
         self._kept: Tensor | None = None
         self._reuses = False
+        # One level alone has no inner blocks.
         if interval == 1 or len(unet.up_blocks) == 1:
             return
         for block in unet.down_blocks[1:]:
-            n_residuals = len(block.resnets) + len(block.downsamplers or ())
-            _wrap(block, partial(self._down, n_residuals=n_residuals))
-        if unet.mid_block is not None:
-            _wrap(unet.mid_block, self._unless_reused)
-        for block in unet.up_blocks[:-2]:
-            _wrap(block, self._unless_reused)
-        _wrap(unet.up_blocks[-2], self._last_inner)
+            self._wrap(block, n_residuals=len(block.resnets) + len(block.downsamplers or ()))
+        for block in (unet.mid_block, *unet.up_blocks[:-2]):
+            if block is not None:
+                self._wrap(block)
+        self._wrap(unet.up_blocks[-2], keeps=True)
 
     def forget(self) -> None:
         """The next image begins."""
@@ -40,6 +38,7 @@ class DeepCache:
     @contextmanager
     def step(self, number: int, batch: int) -> Iterator[None]:
         """The UNet's call in this block is step `number` of an image, with `batch` latents."""
+        # Guidance on some noise levels alone changes the batch's size: at another size there is nothing to reuse.
         kept = self._kept is not None and len(self._kept) == batch
         self._reuses = number % self._interval != 0 and kept
         try:
@@ -47,28 +46,18 @@ class DeepCache:
         finally:
             self._reuses = False
 
-    def _down(self, forward: Callable[..., Any], n_residuals: int) -> Callable[..., Any]:
-        def down(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-            # Nobody reads the residuals of a reusing step, but the UNet counts them.
-            reused = (hidden_states, (hidden_states,) * n_residuals)
-            return reused if self._reuses else forward(hidden_states, *args, **kwargs)
+    def _wrap(self, block: nn.Module, n_residuals: int | None = None, keeps: bool = False) -> None:
+        """Skip a block in reusing steps: its input goes on, or, with `keeps`, what it gave in the last full step."""
+        forward = block.forward
 
-        return down
-
-    def _unless_reused(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return hidden_states if self._reuses else forward(hidden_states, *args, **kwargs)
-
-        return through
-
-    def _last_inner(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def last(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             if not self._reuses:
-                self._kept = forward(hidden_states, *args, **kwargs)
-            return self._kept
+                out = forward(hidden_states, *args, **kwargs)
+                self._kept = out if keeps else self._kept
+                return out
+            if keeps:
+                return self._kept
+            # Nobody reads the residuals of a reusing step, but the UNet counts them.
+            return hidden_states if n_residuals is None else (hidden_states, (hidden_states,) * n_residuals)
 
-        return last
-
-
-def _wrap(module: nn.Module, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    module.forward = wrapper(module.forward)
+        block.forward = through

@@ -11,8 +11,8 @@ from diffusers import StableDiffusionPipeline
 from datadream.models.diffusion.lora import sorted_header
 
 PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+# kohya's and modelspec's names of a base model, by the width of its prompt encodings.
 VERSIONS = {768: ("sd_v1", "stable-diffusion-v1"), 1024: ("sd_v2", "stable-diffusion-v2")}
-"""kohya's and modelspec's names of a base model, by the width of its prompt encodings."""
 
 
 def to_kohya(weights: bytes, pipeline: StableDiffusionPipeline, title: str) -> bytes:
@@ -24,18 +24,15 @@ def to_kohya(weights: bytes, pipeline: StableDiffusionPipeline, title: str) -> b
         name = PREFIXES[model] + path.replace(".", "_")
         state[f"{name}.lora_{side}.weight"] = value
         if side == "down":
+            # Alpha equals the rank, so that the readers' factor alpha / rank is 1.
             state[f"{name}.alpha"] = torch.tensor(float(len(value)))
     rank = next(len(value) for key, value in state.items() if key.endswith(".lora_down.weight"))
-    return sorted_header(safetensors.torch.save(state, _metadata(pipeline, rank, title)))
-
-
-def _metadata(pipeline: StableDiffusionPipeline, rank: int, title: str) -> dict[str, str]:
     predicts_v = pipeline.scheduler.config.prediction_type == "v_prediction"
     pixels = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     version, family = VERSIONS.get(pipeline.unet.config.cross_attention_dim, ("other", "stable-diffusion"))
     if version == "sd_v2":
         version, family = version + "_v" * predicts_v, f"{family}-{pixels}" + "-v" * predicts_v
-    return {
+    metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(rank),
@@ -49,3 +46,4 @@ def _metadata(pipeline: StableDiffusionPipeline, rank: int, title: str) -> dict[
         "modelspec.resolution": f"{pixels}x{pixels}",
         "modelspec.prediction_type": "v" if predicts_v else "epsilon",
     }
+    return sorted_header(safetensors.torch.save(state, metadata))

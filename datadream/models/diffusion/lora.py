@@ -58,8 +58,11 @@ class StackedLora:
         self._layers = {
             name: _adapt_layers(module, targets, n_adapters, rank) for name, (module, targets) in self._models.items()
         }
-        self.weights = nn.Parameter(torch.cat([part.detach().flatten(1) for part in self.parts], dim=1))
-        self._make_views()
+        parts = self.parts
+        self.weights = nn.Parameter(torch.cat([part.detach().flatten(1) for part in parts], dim=1))
+        # From here on every part is a view of its numbers in `weights`.
+        for part, numbers in zip(parts, self.weights.detach().split([p[0].numel() for p in parts], 1), strict=True):
+            part.data = numbers.view(part.shape)
 
     @property
     def parts(self) -> list[nn.Parameter]:
@@ -80,8 +83,11 @@ class StackedLora:
         weights, metadata = {}, {}
         for name, layers in self._layers.items():
             state = {}
-            for layer_name, layer in layers.items():
-                key = _published_name(name, layer_name)
+            for key, layer in layers.items():
+                # transformers 5 dropped the level text_model; files keep it, for all readers know it, and older ones
+                # need it.
+                if name == "text_encoder" and not key.startswith(TEXT_LEVEL):
+                    key = TEXT_LEVEL + key
                 state[f"{key}.lora_A.weight"] = layer.down[row].detach().cpu().contiguous()
                 state[f"{key}.lora_B.weight"] = layer.up[row].detach().cpu().contiguous()
             weights[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(state)
@@ -98,39 +104,21 @@ class StackedLora:
         """Give the pipeline its own layers back."""
         for name, layers in self._layers.items():
             for layer_name, layer in layers.items():
-                _replace(self._models[name][0], layer_name, layer.base)
-
-    def _make_views(self) -> None:
-        parts = self.parts
-        for part, numbers in zip(parts, self.weights.detach().split([p[0].numel() for p in parts], 1), strict=True):
-            part.data = numbers.view(part.shape)
+                self._models[name][0].set_submodule(layer_name, layer.base)
 
 
 def _adapt_layers(module: nn.Module, targets: tuple[str, ...], n_adapters: int, rank: int) -> dict[str, LoraLinear]:
-    names = [
-        name
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and name.endswith(tuple(f".{target}" for target in targets))
-    ]
-    if not names:
+    endings = tuple(f".{target}" for target in targets)
+    linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    # Sorted, so that an adapter's numbers are at the same places whatever order a library lists its layers in.
+    layers = {name: LoraLinear(linear[name], n_adapters, rank) for name in sorted(linear) if name.endswith(endings)}
+    if not layers:
         raise ValueError(
             f"{type(module).__name__} has no attention layers named {', '.join(targets)}: LoRA cannot be added."
         )
-    layers = {name: LoraLinear(module.get_submodule(name), n_adapters, rank) for name in sorted(names)}
     for name, layer in layers.items():
-        _replace(module, name, layer)
+        module.set_submodule(name, layer)
     return layers
-
-
-def _published_name(model: str, layer: str) -> str:
-    # transformers 5 dropped the level text_model; files keep it, for all readers know it, and older ones need it.
-    flat = model == "text_encoder" and not layer.startswith(TEXT_LEVEL)
-    return TEXT_LEVEL + layer if flat else layer
-
-
-def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, layer)
 
 
 def sorted_header(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Draw with adapters at no cost per step: their weights merged into the base model's, in place."""
+"""Generate with adapters at no cost per step: their weights merged into the base model's, in place."""
 
 from __future__ import annotations
 
@@ -26,26 +26,22 @@ class InPlaceMerger:
         """Merge adapter files, each with a weight, over the base; none restores the base."""
         updates: dict[str, torch.Tensor] = {}
         for data, share in adapters:
-            for layer, update in self._updates(data).items():
-                updates[layer] = updates.get(layer, 0) + share * update
+            state = safetensors.torch.load(data)
+            for key in (key for key in state if key.endswith(".down.weight")):
+                # unet.<layer>.lora.down.weight and text_encoder.<layer>.lora_linear_layer.down.weight
+                layer = key.removesuffix(".down.weight").rpartition(".")[0]
+                device = self._weight(layer).device
+                down, up = (state[name].to(device).float() for name in (key, key.replace(".down.", ".up.")))
+                updates[layer] = updates.get(layer, 0) + share * (up @ down)
+        # Layers of the last adapters that these lack get their base weights back.
         for layer in self._base.keys() | updates.keys():
             weight = self._weight(layer)
             base = self._base.setdefault(layer, weight.clone())
+            # Summed in fp32 and rounded once; the storage stays, so a compiled UNet is not compiled again.
             weight.copy_(base.float() + updates[layer] if layer in updates else base)
-
-    def _updates(self, data: bytes) -> dict[str, torch.Tensor]:
-        """BA of every layer of an adapter file, fp32."""
-        state = safetensors.torch.load(data)
-        updates = {}
-        for key in (key for key in state if key.endswith(".down.weight")):
-            # unet.<layer>.lora.down.weight and text_encoder.<layer>.lora_linear_layer.down.weight
-            layer = key.removesuffix(".down.weight").rpartition(".")[0]
-            device = self._weight(layer).device
-            down, up = (state[name].to(device).float() for name in (key, key.replace(".down.", ".up.")))
-            updates[layer] = up @ down
-        return updates
 
     def _weight(self, layer: str) -> torch.Tensor:
         model, _, name = layer.partition(".")
         module = self._modules[model]
+        # See StackedLora.to_bytes: files have the level text_model, transformers 5 has not.
         return module.get_submodule(name if hasattr(module, "text_model") else name.removeprefix(TEXT_LEVEL)).weight

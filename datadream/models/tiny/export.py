@@ -53,10 +53,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
-
-
 def _make_portable(folder: Path) -> None:
     """save_pretrained leaves weights readable by their owner alone and the path they were loaded from in configs."""
     for path in folder.rglob("*"):
@@ -64,6 +60,6 @@ def _make_portable(folder: Path) -> None:
             path.chmod(0o755)
             continue
         path.chmod(0o644)
-        if path.suffix == ".json" and "_name_or_path" in (content := read_json(path)):
+        if path.suffix == ".json" and "_name_or_path" in (content := json.loads(path.read_text())):
             del content["_name_or_path"]
             write_json(path, content)

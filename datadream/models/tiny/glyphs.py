@@ -18,8 +18,8 @@ from datadream.models.tiny.fonts import Face
 
 IMAGE_SIZE = 32
 MASK_SIZE = 64
+# Longest side of an unaugmented glyph inside its mask, in pixels.
 GLYPH_EXTENT = 48
-"""Longest side of an unaugmented glyph inside its mask, in pixels."""
 
 DIGIT_NAMES = tuple(
     f"digit {word}" for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -44,9 +44,8 @@ PALETTE = {
 }
 COLOR_NAMES = tuple(PALETTE)
 COLOR_JITTER = 0.06
+# Smallest luminance gap between ink and paper, so that every glyph can be read.
 MIN_CONTRAST = 0.3
-"""Smallest luminance gap between ink and paper, so that every glyph can be read."""
-
 WHITE_ON_BLACK_SHARE = 0.35
 BLACK_ON_WHITE_SHARE = 0.1
 BLUR_SIZES = range(8, 17)
@@ -54,8 +53,8 @@ MAX_ROTATION = math.radians(12)
 MAX_SHEAR = 0.15
 SCALE_RANGE = (0.75, 1.25)
 WIDTH_RANGE = (0.8, 1.15)
+# As a share of the image's half side.
 MAX_SHIFT = 0.1
-"""As a share of the image's half side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +70,7 @@ def render_face(face: Face) -> Tensor | None:
     """Masks [36, 64, 64] uint8 of the face's CHARACTERS; None where a glyph is missing or two look the same."""
     font = ImageFont.truetype(str(face.path), 2 * GLYPH_EXTENT)
     masks = [_render_character(font, character) for character in CHARACTERS]
+    # A code point that no font has: what it shows stands for every glyph that the face lacks.
     missing_glyph = _render_character(font, "\U0010fffe")
     pixels = [mask.tobytes() for mask in masks if mask is not None]
     if len(set(pixels)) < len(CHARACTERS) or (missing_glyph and missing_glyph.tobytes() in pixels):
@@ -91,22 +91,30 @@ def render_faces(faces: Sequence[Face]) -> tuple[Tensor, list[Face]]:
 def sample_glyphs(
     masks: Tensor, n: int, rng: torch.Generator, *, letter_share: float, blur_share: float = 0.0
 ) -> GlyphBatch:
-    """Draw n augmented, coloured and captioned glyphs from masks [faces, 36, 64, 64] uint8."""
+    """Sample n augmented, coloured and captioned glyphs from masks [faces, 36, 64, 64] uint8."""
     is_letter = torch.rand(n, generator=rng) < letter_share
     digits = torch.randint(len(DIGIT_NAMES), (n,), generator=rng)
     letters = torch.randint(len(DIGIT_NAMES), len(CLASS_NAMES), (n,), generator=rng)
     labels = torch.where(is_letter, letters, digits)
     faces = torch.randint(len(masks), (n,), generator=rng)
     ink_share = _warp(masks[faces, labels].float().div(255).unsqueeze(1), rng)
-    ink, paper = _draw_colors(n, rng)
-    images = paper_and_ink(ink_share, _jittered(ink, rng), _jittered(paper, rng))
-    images = _blur_some(images, rng, blur_share)
-    return GlyphBatch(images=images.mul(2).sub(1), labels=labels, captions=_draw_captions(labels, ink, paper, rng))
-
-
-def paper_and_ink(ink_share: Tensor, ink: Tensor, paper: Tensor) -> Tensor:
-    """Blend colours [n, 3] by coverage [n, 1, h, w] into images [n, 3, h, w], all in [0, 1]."""
-    return torch.lerp(paper[..., None, None], ink[..., None, None], ink_share)
+    ink, paper = _sample_colors(n, rng)
+    ink_color, paper_color = (_jittered(color, rng)[..., None, None] for color in (ink, paper))
+    images = torch.lerp(paper_color, ink_color, ink_share)
+    # A share of the images goes through a coarse grid, as small scans and thumbnails have.
+    is_blurred = torch.rand(n, generator=rng) < blur_share
+    sizes = torch.randint(BLUR_SIZES.start, BLUR_SIZES.stop, (n,), generator=rng)
+    for size in BLUR_SIZES:
+        chosen = is_blurred & (sizes == size)
+        coarse = F.interpolate(images[chosen], size=size, mode="area")
+        images[chosen] = F.interpolate(coarse, size=IMAGE_SIZE, mode="bilinear", align_corners=False)
+    # 60 % of the captions are plain, 20 % name the ink alone, 10 % ink and paper, 10 % the paper alone.
+    kinds = torch.rand(n, generator=rng).tolist()
+    captions = [
+        _caption(CLASS_NAMES[label], COLOR_NAMES[i] if kind < 0.3 else "", COLOR_NAMES[p] if 0.2 <= kind < 0.4 else "")
+        for label, i, p, kind in zip(labels.tolist(), ink.tolist(), paper.tolist(), kinds, strict=True)
+    ]
+    return GlyphBatch(images=images.mul(2).sub(1), labels=labels, captions=captions)
 
 
 def class_prompts() -> list[str]:
@@ -158,20 +166,15 @@ def _warp(masks: Tensor, rng: torch.Generator) -> Tensor:
     return F.avg_pool2d(warped, MASK_SIZE // IMAGE_SIZE)
 
 
-def _readable_pairs() -> Tensor:
-    """Palette index pairs (ink, paper) [pairs, 2] that differ enough in luminance."""
+def _sample_colors(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Palette indices [n] of ink and paper, which differ enough in luminance."""
     luminance = torch.tensor(list(PALETTE.values())) @ torch.tensor([0.299, 0.587, 0.114])
-    return ((luminance[:, None] - luminance[None, :]).abs() >= MIN_CONTRAST).nonzero()
-
-
-def _draw_colors(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Palette indices [n] of ink and paper."""
-    pairs = _readable_pairs()
+    pairs = ((luminance[:, None] - luminance[None, :]).abs() >= MIN_CONTRAST).nonzero()
     pairs = pairs[torch.randint(len(pairs), (n,), generator=rng)]
     black, white = COLOR_NAMES.index("black"), COLOR_NAMES.index("white")
-    draw = torch.rand(n, generator=rng)
-    pairs[draw < WHITE_ON_BLACK_SHARE + BLACK_ON_WHITE_SHARE] = torch.tensor([black, white])
-    pairs[draw < WHITE_ON_BLACK_SHARE] = torch.tensor([white, black])
+    share = torch.rand(n, generator=rng)
+    pairs[share < WHITE_ON_BLACK_SHARE + BLACK_ON_WHITE_SHARE] = torch.tensor([black, white])
+    pairs[share < WHITE_ON_BLACK_SHARE] = torch.tensor([white, black])
     return pairs[:, 0], pairs[:, 1]
 
 
@@ -181,31 +184,6 @@ def _jittered(color_index: Tensor, rng: torch.Generator) -> Tensor:
     jitter = (torch.rand(colors.shape, generator=rng) * 2 - 1) * COLOR_JITTER
     is_gray = (colors == colors[:, :1]).all(dim=1, keepdim=True)
     return (colors + torch.where(is_gray, jitter[:, :1], jitter)).clamp(0, 1)
-
-
-def _blur_some(images: Tensor, rng: torch.Generator, share: float) -> Tensor:
-    """Pass a share of the images [n, 3, 32, 32] through a coarse grid, as small scans and thumbnails have."""
-    n = len(images)
-    is_blurred = torch.rand(n, generator=rng) < share
-    sizes = torch.randint(BLUR_SIZES.start, BLUR_SIZES.stop, (n,), generator=rng)
-    for size in BLUR_SIZES:
-        chosen = is_blurred & (sizes == size)
-        coarse = F.interpolate(images[chosen], size=size, mode="area")
-        images[chosen] = F.interpolate(coarse, size=IMAGE_SIZE, mode="bilinear", align_corners=False)
-    return images
-
-
-def _draw_captions(labels: Tensor, ink: Tensor, paper: Tensor, rng: torch.Generator) -> list[str]:
-    """60 % plain captions, the rest naming the ink, the paper or both."""
-    draws = torch.rand(len(labels), generator=rng).tolist()
-    return [
-        _caption(
-            CLASS_NAMES[label],
-            COLOR_NAMES[i] if draw < 0.3 else "",
-            COLOR_NAMES[p] if 0.2 <= draw < 0.4 else "",
-        )
-        for label, i, p, draw in zip(labels.tolist(), ink.tolist(), paper.tolist(), draws, strict=True)
-    ]
 
 
 def _caption(class_name: str, ink: str, paper: str) -> str:

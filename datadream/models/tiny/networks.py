@@ -22,7 +22,19 @@ def build_tokenizer(corpus: Sequence[str]) -> CLIPTokenizer:
     """A CLIP tokenizer with merges learnt on the corpus; its end token has the largest id, where open_clip pools."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     base = alphabet + [f"{character}</w>" for character in alphabet]
-    merges = _learn_merges(corpus)
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000,
+        end_of_word_suffix="</w>",
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learner.train_from_iterator((text.lower() for text in corpus), trainer)
+    # Its merges alone are used: CLIP's ids are in another order, and open_clip pools at the largest one.
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     tokens = dict.fromkeys([*base, *("".join(pair) for pair in merges), START_TOKEN, END_TOKEN])
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
@@ -114,18 +126,3 @@ def clip_config(vocab_size: int) -> dict[str, Any]:
         },
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
     }
-
-
-def _learn_merges(corpus: Sequence[str]) -> list[tuple[str, str]]:
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000,
-        end_of_word_suffix="</w>",
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    learner.train_from_iterator((text.lower() for text in corpus), trainer)
-    return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]

@@ -10,8 +10,10 @@ each process uses one thread: two processes on two cores beat one process on bot
 """
 
 import argparse
+import json
 import logging
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from datadream.models.tiny.export import export_clip, export_diffusion, read_json, write_json
+from datadream.models.tiny.export import export_clip, export_diffusion, write_json
 from datadream.models.tiny.fonts import choose_faces, find_faces
 from datadream.models.tiny.glyphs import all_captions, render_faces
 from datadream.models.tiny.networks import build_tokenizer, clip_config
@@ -29,17 +31,22 @@ from datadream.models.tiny.train_unet import train_unet
 from datadream.models.tiny.train_vae import train_vae
 
 PACKAGE_FOLDER = Path(__file__).parent
-SEED = 0
 STEPS = {"vae": 2200, "clip": 3000, "unet": 4000}
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "pillow")
 
 
 def main() -> None:
-    arguments = _parse_arguments()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=(*STEPS, "export", "all"), required=True)
+    parser.add_argument("--fonts", type=Path, nargs="+", default=[Path("/usr/share/fonts")], metavar="DIR")
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="checkpoints and records")
+    parser.add_argument("--output", type=Path, default=PACKAGE_FOLDER, metavar="DIR", help="where export writes")
+    parser.add_argument("--steps", type=int, help=f"training steps of each chosen stage, default {STEPS}")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    stages = (*STEPS, "export") if arguments.stage == "all" else (arguments.stage,)
-    for stage in stages:
+    for stage in (*STEPS, "export") if arguments.stage == "all" else (arguments.stage,):
         if stage == "export":
             export(arguments.work, arguments.output)
         else:
@@ -49,7 +56,9 @@ def main() -> None:
 def train(stage: str, font_dirs: list[Path], work: Path, *, steps: int, seed: int) -> None:
     """Run one stage and leave its weights and record in the work folder."""
     work.mkdir(parents=True, exist_ok=True)
-    training, validation = _render(font_dirs)
+    masks, faces = render_faces(choose_faces(find_faces(font_dirs)))
+    is_validation = torch.tensor([face.is_validation for face in faces])
+    training, validation = masks[~is_validation], masks[is_validation]
     tokenizer = build_tokenizer(all_captions())
     if stage == "vae":
         vae, record = train_vae(training, validation, steps=steps, seed=seed)
@@ -62,7 +71,8 @@ def train(stage: str, font_dirs: list[Path], work: Path, *, steps: int, seed: in
         modules, record = train_unet(vae, tokenizer, training, steps=steps, seed=seed)
         modules["unet"].save_pretrained(work / "unet")
         modules["text_encoder"].save_pretrained(work / "text_encoder")
-    write_json(work / f"{stage}.json", record.to_json() | {"versions": _versions()})
+    versions = {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES}
+    write_json(work / f"{stage}.json", asdict(record) | {"versions": versions})
 
 
 def export(work: Path, output: Path) -> None:
@@ -78,29 +88,8 @@ def export(work: Path, output: Path) -> None:
         text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder"),
         tokenizer=tokenizer,
     )
-    write_json(output / "pretrain_log.json", {stage: read_json(work / f"{stage}.json") for stage in STEPS})
-
-
-def _render(font_dirs: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks [faces, 36, 64, 64] of the training faces and of the faces held out."""
-    masks, faces = render_faces(choose_faces(find_faces(font_dirs)))
-    is_validation = torch.tensor([face.is_validation for face in faces])
-    return masks[~is_validation], masks[is_validation]
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES}
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=(*STEPS, "export", "all"), required=True)
-    parser.add_argument("--fonts", type=Path, nargs="+", default=[Path("/usr/share/fonts")], metavar="DIR")
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="checkpoints and records")
-    parser.add_argument("--output", type=Path, default=PACKAGE_FOLDER, metavar="DIR", help="where export writes")
-    parser.add_argument("--steps", type=int, help=f"training steps of each chosen stage, default {STEPS}")
-    parser.add_argument("--seed", type=int, default=SEED)
-    return parser.parse_args()
+    log = {stage: json.loads((work / f"{stage}.json").read_text()) for stage in STEPS}
+    write_json(output / "pretrain_log.json", log)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from datadream.models.tiny.training import StageRecord, Trainer
 
 BATCH_SIZE = 128
 LETTER_SHARE = 0.3
-MAX_LOGIT_SCALE = 4.6052
-"""ln 100, CLIP's own bound."""
+MAX_LOGIT_SCALE = 4.6052  # ln 100, CLIP's own bound
 VALIDATION_IMAGES = 2000
 
 
@@ -59,17 +58,10 @@ def _loss(model: open_clip.CLIP, images: Tensor, captions: Tensor, prompts: Tens
     texts = model.encode_text(torch.cat([distinct, prompts]), normalize=True)
     scaled = model.logit_scale.exp() * model.encode_image(images, normalize=True)
     to_classes = F.cross_entropy(scaled @ texts[len(distinct) :].T, labels)
-    return _contrastive_loss(scaled @ texts[: len(distinct)].T, caption_of) + to_classes
-
-
-def _contrastive_loss(logits: Tensor, caption_of: Tensor) -> Tensor:
-    """Symmetric loss of logits [images, distinct captions]; every image of a caption is a positive of it.
-
-    A caption counts as often as the batch holds it, as if its copies were columns of their own.
-    """
-    counts = caption_of.bincount()
+    # Symmetric contrastive loss of logits [images, distinct captions]; every image of a caption is a positive of it.
+    # A caption counts as often as the batch holds it, as if its copies were columns of their own.
+    logits = scaled @ texts[: len(distinct)].T
+    image_to_text = F.cross_entropy(logits + caption_of.bincount().log(), caption_of)
     is_own = F.one_hot(caption_of).bool()
-    image_to_text = F.cross_entropy(logits + counts.log(), caption_of)
-    to_images = logits.T.log_softmax(dim=1)
-    text_to_image = -(to_images * is_own.T).sum() / len(logits)
-    return (image_to_text + text_to_image) / 2
+    text_to_image = -(logits.T.log_softmax(dim=1) * is_own.T).sum() / len(logits)
+    return (image_to_text + text_to_image) / 2 + to_classes

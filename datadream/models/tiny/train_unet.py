@@ -1,7 +1,5 @@
 """Train the denoiser and its text encoder together, from scratch, on cached latents of rendered glyphs."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler
@@ -18,39 +16,13 @@ from datadream.models.tiny.training import StageRecord, Trainer
 
 BATCH_SIZE = 48
 LETTER_SHARE = 0.2
+# Small scans and thumbnails are within what the generator can make.
 BLUR_SHARE = 0.3
-"""Small scans and thumbnails are within what the generator can draw."""
 CACHED_IMAGES = 32_768
 CAPTION_DROP = 0.1
 EMA_DECAY = 0.999
+# Hang et al. 2023 (arXiv 2303.09556): caps the weight of nearly clean latents, where no class is decided.
 MIN_SNR_GAMMA = 5.0
-"""Hang et al. 2023 (arXiv 2303.09556): caps the weight of nearly clean latents, where no class is decided."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LatentCache:
-    """Scaled `latents` [n, 4, 8, 8] and their `caption_ids` [n, 24]; `empty_ids` [24] is the caption "" ."""
-
-    latents: Tensor
-    caption_ids: Tensor
-    empty_ids: Tensor
-
-
-@torch.no_grad()
-def cache_latents(
-    vae: AutoencoderKL, tokenizer: CLIPTokenizer, masks: Tensor, n: int, rng: torch.Generator
-) -> LatentCache:
-    """Render and encode n captioned glyphs once: encoding every step would cost as much as the denoiser."""
-    latents, caption_ids = [], []
-    for _ in range(n // 256):
-        batch = sample_glyphs(masks, 256, rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE)
-        latents.append(vae.encode(batch.images).latent_dist.sample(rng) * vae.config.scaling_factor)
-        caption_ids.append(tokenize(tokenizer, batch.captions))
-    return LatentCache(
-        latents=torch.cat(latents),
-        caption_ids=torch.cat(caption_ids),
-        empty_ids=tokenize(tokenizer, [""])[0],
-    )
 
 
 def train_unet(
@@ -65,17 +37,25 @@ def train_unet(
     """The averaged {"unet", "text_encoder"} after training; masks are [faces, 36, 64, 64] uint8."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
-    cache = cache_latents(vae, tokenizer, masks, cached_images, rng)
+    # Rendered and encoded once: encoding every step would cost as much as the denoiser.
+    cached, cached_ids = [], []
+    with torch.no_grad():
+        for _ in range(cached_images // 256):
+            batch = sample_glyphs(masks, 256, rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE)
+            cached.append(vae.encode(batch.images).latent_dist.sample(rng) * vae.config.scaling_factor)
+            cached_ids.append(tokenize(tokenizer, batch.captions))
+    latents, caption_ids, empty_ids = torch.cat(cached), torch.cat(cached_ids), tokenize(tokenizer, [""])[0]
     modules = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)}).train()
     averaged = AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
     record = StageRecord(stage="unet", seed=seed, steps=steps, batch_size=BATCH_SIZE, faces=len(masks))
     trainer = Trainer(modules, record, lr=1e-3, weight_decay=0.01)
     scheduler = build_scheduler()
     for _ in range(steps):
-        rows = torch.randint(len(cache.latents), (BATCH_SIZE,), generator=rng)
+        rows = torch.randint(len(latents), (BATCH_SIZE,), generator=rng)
+        # Guidance contrasts a prompt with the empty one, so that is learnt too.
         is_dropped = torch.rand(BATCH_SIZE, 1, generator=rng) < CAPTION_DROP
-        caption_ids = torch.where(is_dropped, cache.empty_ids, cache.caption_ids[rows])
-        trainer.step(_loss(modules, scheduler, cache.latents[rows], caption_ids, rng))
+        ids = torch.where(is_dropped, empty_ids, caption_ids[rows])
+        trainer.step(_loss(modules, scheduler, latents[rows], ids, rng))
         averaged.update_parameters(modules)
     return averaged.module.eval(), record
 

@@ -1,5 +1,7 @@
 """Train the autoencoder from scratch on rendered glyphs."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -11,10 +13,10 @@ from datadream.models.tiny.training import StageRecord, Trainer
 
 BATCH_SIZE = 32
 LETTER_SHARE = 0.3
+# Small scans and thumbnails are within what the generator can make.
 BLUR_SHARE = 0.3
-"""Small scans and thumbnails are within what the generator can draw."""
+# Per latent dimension: enough to keep latents bounded, too little to blur strokes.
 KL_WEIGHT = 1e-4
-"""Per latent dimension: enough to keep latents bounded, too little to blur strokes."""
 CALIBRATION_IMAGES = 2048
 VALIDATION_IMAGES = 512
 
@@ -23,17 +25,22 @@ def train_vae(masks: Tensor, validation_masks: Tensor, *, steps: int, seed: int)
     """An autoencoder whose scaling_factor makes latents have unit deviation; masks are [faces, 36, 64, 64] uint8."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
+    sample = partial(sample_glyphs, rng=rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE)
     vae = build_vae().train()
     record = StageRecord(stage="vae", seed=seed, steps=steps, batch_size=BATCH_SIZE, faces=len(masks))
     trainer = Trainer(vae, record, lr=2e-3, weight_decay=0.01)
     for _ in range(steps):
-        images = sample_glyphs(masks, BATCH_SIZE, rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE).images
-        trainer.step(_loss(vae, images))
+        images = sample(masks, BATCH_SIZE).images
+        posterior = vae.encode(images).latent_dist
+        decoded = vae.decode(posterior.sample()).sample
+        kl_per_dimension = posterior.kl().mean() / posterior.mean[0].numel()
+        trainer.step(F.l1_loss(decoded, images) + 2 * F.mse_loss(decoded, images) + KL_WEIGHT * kl_per_dimension)
     vae.eval()
-    vae.register_to_config(scaling_factor=1 / _latent_std(vae, masks, rng))
-    held_out = sample_glyphs(
-        validation_masks, VALIDATION_IMAGES, rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE
-    ).images
+    # Pipelines multiply latents by the scaling factor: the noise schedule is made for unit deviation.
+    with torch.inference_mode():
+        latents = vae.encode(sample(masks, CALIBRATION_IMAGES).images).latent_dist.sample()
+    vae.register_to_config(scaling_factor=1 / latents.std().item())
+    held_out = sample(validation_masks, VALIDATION_IMAGES).images
     record.metrics = {"psnr": psnr(vae, held_out), "scaling_factor": vae.config.scaling_factor}
     return vae, record
 
@@ -44,16 +51,3 @@ def psnr(vae: AutoencoderKL, images: Tensor) -> float:
     decoded = vae.decode(vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
     mse = (decoded - images).square().mean(dim=(1, 2, 3)) / 4
     return (-10 * mse.log10()).mean().item()
-
-
-def _loss(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    posterior = vae.encode(images).latent_dist
-    decoded = vae.decode(posterior.sample()).sample
-    kl_per_dimension = posterior.kl().mean() / posterior.mean[0].numel()
-    return F.l1_loss(decoded, images) + 2 * F.mse_loss(decoded, images) + KL_WEIGHT * kl_per_dimension
-
-
-@torch.inference_mode()
-def _latent_std(vae: AutoencoderKL, masks: Tensor, rng: torch.Generator) -> float:
-    images = sample_glyphs(masks, CALIBRATION_IMAGES, rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE).images
-    return vae.encode(images).latent_dist.sample().std().item()

@@ -2,8 +2,7 @@
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
@@ -29,9 +28,6 @@ class StageRecord:
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class Trainer:
     """Runs clipped AdamW steps on a cosine schedule and keeps the thinned loss curve in the record."""
@@ -51,10 +47,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()
-        self._keep(loss.item())
-
-    def _keep(self, loss: float) -> None:
-        self._window.append(loss)
+        self._window.append(loss.item())
         self._done += 1
         if len(self._window) >= max(1, self.record.steps // CURVE_POINTS) or self._done == self.record.steps:
             self.record.loss.append((self._done, round(sum(self._window) / len(self._window), 5)))
