@@ -205,9 +205,7 @@ def test_a_setting_that_diverges_is_named_the_others_are_trained_and_the_next_ca
     stores = [RunStore(str(tmp_path / name)) for name in ("a", "b", "c")]
     configs = [config, broken, config]
     jobs = [ClassifierJob(store, few_shot, own, store) for store, own in zip(stores, configs, strict=True)]
-    with pytest.raises(
-        RuntimeError, match=r"training 1 of 3 classifiers failed:\n  b/real: the classifier's loss"
-    ):
+    with pytest.raises(RuntimeError, match=r"training 1 of 3 classifiers failed:\n  b/real: the classifier's loss"):
         train_classifiers(stores[0], jobs, workers(1))
     assert [store.exists("classifier/real/metrics.json") for store in stores] == [True, False, True]
     assert len(stores[0].read_json(FAILED_CLASSIFIERS)) == 1
