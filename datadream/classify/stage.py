@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray.data
 import ray.train
+from ray.exceptions import RayTaskError
 
 from datadream.classify.ingest.feed import shuffle_buffer, synthetic_images
 from datadream.classify.ingest.reader import (
@@ -39,6 +40,7 @@ from datadream.runtime.data_parallel import DataParallel, Datasets, Report, Trai
 from datadream.runtime.failures import finish, retried
 from datadream.runtime.map_units import quiet_data
 from datadream.runtime.progress import Facts, Listener, Reporter
+from datadream.runtime.ray_errors import failure_of
 from datadream.runtime.unit import Unit, checkpoint_state, pending, titles
 from datadream.runtime.workers import Workers
 from datadream.seeds import derive_seed
@@ -118,24 +120,20 @@ def train_classifiers(
     """
     for job in jobs:
         check_job(job)
-        for setting in job.config.classify.settings:
-            if setting not in job.missing:
-                _remove_checkpoints(job.store, setting)  # of a kill between a commit and this
+        for setting in set(job.config.classify.settings).difference(job.missing):
+            _remove_checkpoints(job.store, setting)  # of a kill between a commit and this
     units = [job.unit(setting) for job in jobs for setting in job.config.classify.settings]
-    missing = pending(units)
-    if not missing:
-        return
-    smallest = min(unit.payload.job.config.classify.batch_size for unit in missing)
-    # Each rank needs a part of each half of a batch.
-    how = DataParallel(load=_load, load_from=None, most=max(1, smallest // 2), datasets=_datasets)
-    before = sum(unit.size for unit in units) - sum(unit.size for unit in missing)
-    total = before + sum(unit.size for unit in missing)
-    waiting_for = "workers to start"
-    with (
-        quiet_data(in_order=True),
-        Reporter("classify", total, "step", listeners, before, waiting_for) as reporter,
-    ):
-        failures = run_together(store, missing, how, workers, reporter, before)
+    failures: dict[tuple[str, str], str] = {}
+    if missing := pending(units):
+        # Each rank needs a part of each half of a batch.
+        smallest = min(unit.payload.job.config.classify.batch_size for unit in missing)
+        how = DataParallel(load=_load, load_from=None, most=max(1, smallest // 2), datasets=_datasets)
+        total, left = sum(unit.size for unit in units), sum(unit.size for unit in missing)
+        with (
+            quiet_data(in_order=True),
+            Reporter("classify", total, "step", listeners, total - left, "workers to start") as reporter,
+        ):
+            failures = run_together(store, missing, how, workers, reporter, before=total - left)
     names = titles(units)
     named = [f"{names[key]}: {reason}" for key, reason in failures.items()]
     finish(store, FAILED_CLASSIFIERS, named, f"training {len(named)} of {len(units)} classifiers")
@@ -178,65 +176,90 @@ def open_rows(published: Published) -> ray.data.Dataset:
 
 
 def _datasets(units: Sequence[Unit[ClassifierSpec]], n_workers: int) -> tuple[Datasets, dict[str, Images]]:
-    """The streams of the runs whose units are left, and by run what a worker must know of its own."""
+    """The streams of the runs whose units are left, and by run what a worker must know of its own.
+
+    A run whose images cannot be decoded loses the settings that need them, and nothing else does.
+    """
     rows: dict[str, ray.data.Dataset] = {}
     images: dict[str, Images] = {}
-    jobs = {unit.run_url: unit.payload.job for unit in units}
-    for number, (url, job) in enumerate(jobs.items()):
-        published = published_images(job, [unit.payload.setting for unit in units if unit.run_url == url])
+    unreadable: dict[tuple[str, str], str] = {}
+    for number, url in enumerate(dict.fromkeys(unit.run_url for unit in units)):
+        own = [unit for unit in units if unit.run_url == url]
+        published = published_images(own[0].payload.job, [unit.payload.setting for unit in own])
         if published is None:
             continue
         found = Images(f"synthetic-{number}", published.n, shuffle_buffer(published, n_workers))
-        images[url] = found
         opened = open_rows(published)
-        # Materialised: decoded once for all workers and settings, into memory that a node's workers share.
-        rows[found.name] = opened if found.buffer else opened.materialize()
-    return Datasets(rows, [found.name for found in images.values() if found.buffer]), images
+        try:
+            # Materialised: decoded once for all workers and settings, into memory that a node's workers share.
+            rows[found.name] = opened if found.buffer else opened.materialize()
+        except RayTaskError as error:
+            reason = failure_of(error).reason
+            unreadable |= {unit.key: reason for unit in own if "synthetic" in unit.payload.setting}
+        else:
+            images[url] = found
+    return Datasets(rows, [found.name for found in images.values() if found.buffer], unreadable), images
 
 
 def _load(images: dict[str, Images], device: torch.device, collectives: Collectives) -> Train:
-    """What every worker does: settings of one run share its CLIP, its photos and its synthetic images."""
+    """What every worker does with a unit."""
     from datadream.classify.setting import SettingTrainer
 
-    loaded: dict[str, tuple[SettingTrainer, SyntheticImages | None]] = {}
+    def load_images(job: ClassifierJob) -> SyntheticImages:
+        found, names = images[job.store.url], job.few_shot.class_names
+        rows = ray.train.get_dataset_shard(found.name)
+        return synthetic_images(rows, found.n, found.buffer, names, device, collectives)
 
-    def load(job: ClassifierJob) -> tuple[SettingTrainer, SyntheticImages | None]:
-        synthetic = None
-        if found := images.get(job.store.url):
-            shard = ray.train.get_dataset_shard(found.name)
-            names = job.few_shot.class_names
-            synthetic = synthetic_images(shard, found.n, found.buffer, names, device, collectives)
-        return SettingTrainer(job.config, job.few_shot, device, collectives), synthetic
+    held = HeldRun(lambda job: SettingTrainer(job.config, job.few_shot, device, collectives), load_images)
 
     def train(unit: Unit[ClassifierSpec], report: Report) -> None:
         job, setting = unit.payload.job, unit.payload.setting
-        if unit.run_url not in loaded:
-            loaded.clear()  # the run before is done, and a device holds one
-            loaded[unit.run_url] = load(job)
-        trainer, synthetic = loaded[unit.run_url]
+        report(0, {"setting": setting})
+        trainer, synthetic = held.of(job, setting)
         found = found_knobs(job.store, setting)
         tuned = trainer.with_knobs(dict(found.knobs)) if found else trainer
         checkpoints = partial(_checkpoints, job, setting, collectives)
-        outcome = tuned.run(setting, synthetic, _telling(report, unit.payload), checkpoints)
+        outcome = tuned.run(setting, synthetic, partial(_tell, report, unit.payload), checkpoints)
         if collectives.rank == 0:
             retried(lambda: _commit(job.store, setting, outcome, found), f"committing {setting}")
 
     return train
 
 
-def _telling(report: Report, spec: ClassifierSpec) -> Callable[[int, Reading | None], None]:
-    """Tells of a setting's steps and readings."""
-    chosen_on = "test" if spec.job.config.classify.select_on == "test" else "val"
+class HeldRun:
+    """What a worker holds in memory: settings of one run share its CLIP, its photos and its synthetic images."""
 
-    def tell(step: int, reading: Reading | None) -> None:
-        facts: Facts = {}
-        if reading:
-            facts = {"setting": spec.setting, "loss": reading.loss}
-            if reading.val_top1 is not None:
-                facts[f"{chosen_on}_top1"] = reading.val_top1
-        report(step, facts)
+    def __init__(
+        self,
+        load_trainer: Callable[[ClassifierJob], SettingTrainer],
+        load_images: Callable[[ClassifierJob], SyntheticImages],
+    ) -> None:
+        self._load_trainer, self._load_images = load_trainer, load_images
+        self._url = ""
+        self._trainer: SettingTrainer | None = None
+        self._images: SyntheticImages | None = None
 
-    return tell
+    def of(self, job: ClassifierJob, setting: Setting) -> tuple[SettingTrainer, SyntheticImages | None]:
+        """The trainer of the job's run, and its synthetic images if the setting needs them.
+
+        Images are loaded by the first setting that needs them: where they are broken, the others are still trained.
+        """
+        if self._trainer is None or job.store.url != self._url:
+            self._trainer = self._images = None  # first, because a device need not have room for two
+            self._url, self._trainer = job.store.url, self._load_trainer(job)
+        if "synthetic" not in setting:
+            return self._trainer, None
+        if self._images is None:
+            self._images = self._load_images(job)
+        return self._trainer, self._images
+
+
+def _tell(report: Report, spec: ClassifierSpec, step: int, reading: Reading | None) -> None:
+    """Of a step, and of its reading when there was one."""
+    facts: Facts = {"loss": reading.loss} if reading else {}
+    if reading and reading.val_top1 is not None:
+        facts["test_top1" if spec.job.config.classify.select_on == "test" else "val_top1"] = reading.val_top1
+    report(step, facts)
 
 
 def _checkpoints(job: ClassifierJob, setting: Setting, collectives: Collectives, training: str) -> Checkpoints:

@@ -319,12 +319,12 @@ class ClassifierMarker(Record):
     """metrics.json of a setting; accuracies in percent."""
 
     setting: str
+    n_test: int = 0
     top1: float | None
     top5: float | None = None
     macro: float | None = None
     ece: float | None = None
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    n_test: int = 0
     per_class: Sequence[Mapping[str, Any]] | None = None
     confusion: Sequence[Sequence[int]] | None = None
     chosen_by: str | None = None

@@ -34,7 +34,7 @@ from datadream.runtime.nodes import (
     workers_now,
 )
 from datadream.runtime.progress import Facts, Reporter, polled
-from datadream.runtime.ray_errors import failure_text, lost_a_worker, worker_errors
+from datadream.runtime.ray_errors import failure_of, failure_text, lost_a_worker, worker_errors
 from datadream.runtime.unit import P, Unit, checkpoint_state, pending, titles
 from datadream.runtime.workers import Workers
 
@@ -49,7 +49,8 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_REPORTS = 0.5
 
 Report = Callable[[int, "Facts | Callable[[], Facts]"], None]
-"""Hears of every step of a unit, and what there is to tell: at once, or by a function that is called now and then."""
+"""Hears of every step of a unit, and what there is to tell: at once, or by a function that is called only when it is
+time to tell, because reading a loss waits for the GPU."""
 Train = Callable[[Unit, Report], None]
 """Trains one unit on all ranks and commits it on rank 0. A FloatingPointError is the unit's own fault and must be
 raised by all ranks at the same step; any other error may be one rank's alone, and ends the run."""
@@ -62,6 +63,8 @@ class Datasets:
     rows: Mapping[str, ray.data.Dataset] = field(default_factory=dict)
     split: Sequence[str] = ()
     """Names of those of which each worker reads its own part; of the others each reads all."""
+    unreadable: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Why units cannot be done whose rows cannot be read, by the units' keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,7 @@ def run_together(
     not among these. Raises RuntimeError with the cause when workers cannot even start.
     """
     ledger: Ledger[tuple[str, str]] = Ledger()
-    starts_lost = 0
-    names = titles(units)
+    names, starts_lost = titles(units), 0
     while todo := [unit for unit in pending(units) if unit.key not in ledger.given_up]:
         already = before + sum(unit.size for unit in units) - sum(unit.size for unit in todo)
         state = {unit.key: checkpoint_state(unit) for unit in todo}
@@ -107,51 +109,64 @@ def run_together(
         error = attempt.run(to_avoid(ledger.suspects))
         ledger.given_up.update(attempt.failures())
         if error is None:
-            _check_committed(todo, ledger)
+            # The workers came to the end of their list, so that starting again would only do the same again.
+            if lost := [names[unit.key] for unit in pending(todo) if unit.key not in ledger.given_up]:
+                raise RuntimeError(f"{', '.join(lost[:5])}: trained, but not to be found in the run's folder.")
             continue
-        culprit = attempt.culprit()
+        culprit = attempt.culprit(error)
         if culprit is not None and checkpoint_state(culprit) != state[culprit.key]:
             ledger.advance(culprit.key)
+        _judge(error, culprit, attempt.units, ledger)
         starts_lost = 0 if culprit is not None else starts_lost + 1
-        _judge(error, todo, culprit, ledger)
         if starts_lost >= GIVE_UP_AFTER:
             raise RuntimeError(f"the workers cannot start: {failure_text(error)}") from error
-        if culprit is not None and culprit.key not in ledger.given_up:
-            log.warning(
-                "%s: a worker was lost (%s); going on from the last checkpoint", names[culprit.key], _short(error)
-            )
+        if culprit is None or culprit.key not in ledger.given_up:
+            said, name = _first_line(error), names[culprit.key] if culprit else "start"
+            log.warning("%s: the workers were stopped (%s); going on from the last checkpoint", name, said)
     return ledger.given_up
 
 
-def _check_committed(units: Sequence[Unit], ledger: Ledger) -> None:
-    """Raises RuntimeError when workers did their units and the driver sees nothing of it."""
-    lost = [unit.name for unit in pending(units) if unit.key not in ledger.given_up]
-    if lost:
-        raise RuntimeError(f"{', '.join(lost[:5])}: trained, but not to be found in the run's folder.")
+def _judge(error: Exception, culprit: Unit | None, units: Sequence[Unit], ledger: Ledger[tuple[str, str]]) -> None:
+    """Enter into the ledger what ended a run over `units`, in which `culprit` was in training.
 
-
-def _short(error: Exception) -> str:
-    return failure_text(error).splitlines()[0]
-
-
-def _judge(error: Exception, todo: Sequence[Unit], culprit: Unit | None, ledger: Ledger) -> None:
-    """Enter into the ledger what ended a run; raises RuntimeError for what is neither a unit's fault nor a host's."""
-    faults = [fault for fault in worker_errors(error).values() if isinstance(fault, UnitFault)]
-    if not faults and lost_a_worker(error):
-        if culprit is not None:
-            ledger.lose(culprit.key, f"its workers were lost ({_short(error)}).")
+    Raises RuntimeError for what is neither a unit's fault nor a host's, and would end the next run too.
+    """
+    faults = _faults(error)
+    own = [fault for fault in faults if fault.failure.kind is Kind.UNIT]
+    for fault in own:
+        if fault.position is None:
+            raise RuntimeError(fault.failure.reason) from error
+        ledger.fail(units[fault.position].key, fault.failure.reason)
+    if own:
+        return
+    if lost_a_worker(error):
+        # Before the others' faults: when a process dies, a peer may word its broken collective as a device's error.
+        # A unit that was committed all the same cost nothing.
+        if culprit is not None and pending([culprit]):
+            ledger.lose(culprit.key, f"its workers were lost ({_first_line(error)}).")
         return
     if not faults:
         raise RuntimeError(failure_text(error)) from error
+    struck: set[tuple[str, str]] = set()
     for fault in faults:
-        key = None if fault.position is None else todo[fault.position].key
-        if fault.failure.kind is Kind.UNIT and key is not None:
-            ledger.fail(key, fault.failure.reason)
-        elif fault.failure.kind is Kind.UNIT:
-            raise RuntimeError(fault.failure.reason) from error
-        else:
-            ledger.blame(fault.node, fault.failure.reason, key)
-            log.warning("node %s is avoided: %s", address_of(fault.node), fault.failure.reason)
+        key = None if fault.position is None else units[fault.position].key
+        # What all ranks lack, such as a photo that is gone, is one strike against the unit and not one for each rank.
+        ledger.blame(fault.node, fault.failure.reason, key, strike=key not in struck)
+        log.warning("node %s has a fault: %s", address_of(fault.node), fault.failure.reason)
+        if key is not None:
+            struck.add(key)
+    for key in struck & ledger.given_up.keys():
+        ledger.acquit(
+            key
+        )  # or its nodes, which are kept off all that follows, would be idle for the rest of the stage
+
+
+def _faults(error: Exception) -> list[UnitFault]:
+    return [fault for fault in worker_errors(error).values() if isinstance(fault, UnitFault)]
+
+
+def _first_line(error: Exception) -> str:
+    return failure_text(error).splitlines()[0]
 
 
 class _Attempt:
@@ -167,34 +182,45 @@ class _Attempt:
         before: int,
         failed: int,
     ) -> None:
-        self._store, self._units, self._how, self._workers = store, units, how, workers
+        self.units = units
+        """Those that can be read, once the datasets are open; positions are places among them."""
+        self._store, self._how, self._workers = store, how, workers
         self._reporter, self._before, self._failed = reporter, before, failed
         self._monitor = ray.remote(Monitor).options(**beside_driver()).remote()
         self._heard = Heard()
+        self._unreadable: Mapping[tuple[str, str], str] = {}
 
     def run(self, without: set[str]) -> Exception | None:
         """Returns what ended the run before all units were done."""
-        workers = workers_now(self._workers, without).at_most(self._how.most)
+        workers = self._workers = workers_now(self._workers, without).at_most(self._how.most)
         log.info("%s: %d workers share every batch", self._reporter.now.stage, workers.count)
         try:
-            datasets, load_from = self._how.datasets(self._units, workers.count)
-            with scratch(self._store) as folder, polled(self._look):
-                self._trainer(datasets, load_from, workers, folder, without).fit()
-        except RayTaskError as error:  # Ray Data's, which appends its advice to the first line
-            raise RuntimeError(f"reading the dataset failed: {str(error.cause).splitlines()[0]}") from error
+            datasets, load_from = self._how.datasets(self.units, workers.count)
+            self._unreadable = datasets.unreadable
+            self.units = [unit for unit in self.units if unit.key not in datasets.unreadable]
+            if self.units:
+                with scratch(self._store) as folder, polled(self._look):
+                    self._trainer(datasets, load_from, workers, folder, without).fit()
+        except RayTaskError as error:  # of a stream's tasks, beside the workers
+            raise RuntimeError(f"reading the dataset failed: {failure_of(error).reason}") from error
         except (TrainingFailedError, RayError) as error:
             return error
         return None
 
-    def culprit(self) -> Unit | None:
-        """The unit that was in training at last; None when none had begun."""
+    def culprit(self, error: Exception) -> Unit | None:
+        """The unit that was in training when the run ended; None when none had begun.
+
+        Who failed knows best: the monitor hears of rank 0, which may be a unit behind.
+        """
         self._look()
-        return None if self._heard.position is None else self._units[self._heard.position]
+        told = [fault.position for fault in _faults(error) if fault.position is not None]
+        position = max(told) if told else self._heard.position
+        return None if position is None else self.units[position]
 
     def failures(self) -> dict[tuple[str, str], str]:
         """Units that failed by themselves, and why."""
         self._look()
-        return {self._units[position].key: reason for position, reason in self._heard.failures.items()}
+        return dict(self._unreadable) | {self.units[i].key: reason for i, reason in self._heard.failures.items()}
 
     def _look(self) -> None:
         try:
@@ -202,7 +228,7 @@ class _Attempt:
         except RayError:  # why it is gone is for the run to say
             return
         heard = self._heard
-        done = self._before + sum(unit.size for unit in self._units[: heard.position or 0]) + heard.done
+        done = self._before + sum(unit.size for unit in self.units[: heard.position or 0]) + heard.done
         waiting_for = "" if heard.position is not None else f"{self._workers.count} workers to start"
         self._reporter.update(done, waiting_for, self._failed + len(heard.failures), **heard.facts)
 
@@ -217,7 +243,7 @@ class _Attempt:
         return TorchTrainer(
             _train_units,
             train_loop_config={
-                "units": self._units,
+                "units": self.units,
                 "load": how.load,
                 "load_from": how.load_from if load_from is None else load_from,
                 "workers": workers,
@@ -286,16 +312,19 @@ def _train_units(loop: dict[str, Any]) -> None:
         train = loop["load"](loop["load_from"], shared_worker_device(loop["workers"].use_gpu), collectives)
         for position, unit in enumerate(loop["units"]):
             report = _reporter(loop["monitor"], position, collectives.rank)
-            report(0, {})
+            if collectives.rank == 0:
+                # Waited for: a unit that kills its worker at once must not be taken for the one before it.
+                ray.get(loop["monitor"].put.remote(position, 0, {}))
             try:
                 train(unit, report)
             except FloatingPointError as error:  # on all ranks, which go on with the next
                 if collectives.rank == 0:
                     ray.get(loop["monitor"].fail.remote(position, describe(error)))
-    except LostPeerError:
-        raise
     except Exception as error:
-        raise UnitFault(position, Failure.of(error), node) from error
+        is_rays = isinstance(error, RayError) and not isinstance(error, RayTaskError)
+        if is_rays or isinstance(error, LostPeerError):
+            raise  # a process elsewhere is gone, and took gradients or rows along
+        raise UnitFault(position, failure_of(error), node) from error
 
 
 def _reporter(monitor: ActorHandle, position: int, rank: int) -> Report:
@@ -304,7 +333,7 @@ def _reporter(monitor: ActorHandle, position: int, rank: int) -> Report:
 
     def report(done: int, facts: Facts | Callable[[], Facts]) -> None:
         nonlocal last
-        is_news = not callable(facts) and (facts or done == 0)
+        is_news = bool(facts) and not callable(facts)
         if rank == 0 and (is_news or time.monotonic() - last > SECONDS_BETWEEN_REPORTS):
             last = time.monotonic()
             known.update(facts() if callable(facts) else facts)

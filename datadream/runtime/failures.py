@@ -131,12 +131,13 @@ class Ledger(Generic[K]):
         if self._strikes[key] >= GIVE_UP_AFTER:
             self.given_up[key] = f"given up after {GIVE_UP_AFTER} attempts: {reason}"
 
-    def blame(self, place: str, reason: str, key: K | None = None) -> bool:
+    def blame(self, place: str, reason: str, key: K | None = None, strike: bool = True) -> bool:
         """The host is at fault: its unit goes back, and the place is left out after a few units in a row.
 
-        Without a key, the place could not even begin. Returns whether the place is left out from now on.
+        Without a key, the place could not even begin. Several places that fail the same attempt at a unit are one
+        `strike` against it. Returns whether the place is left out from now on.
         """
-        if key is not None:
+        if key is not None and strike:
             self.lose(key, reason)
         faults = self._faults.setdefault(place, set())
         faults.add(f"start {len(faults)}" if key is None else key)
@@ -149,6 +150,13 @@ class Ledger(Generic[K]):
         """The place did a unit, so that its earlier faults were not the host's."""
         self._faults.pop(place, None)
         self.given_up.pop(key, None)
+
+    def acquit(self, key: K) -> None:
+        """The unit failed wherever it went: it is no longer held against the places."""
+        for place, faults in list(self._faults.items()):
+            faults.discard(key)
+            if not faults:
+                del self._faults[place]
 
     def advance(self, key: K) -> None:
         """The unit got further before its worker was lost: losses count in a row."""

@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from datadream.run.store import RunStore
 from datadream.runtime.failures import GIVE_UP_AFTER, Failure, Kind, Ledger
 from datadream.runtime.nodes import address_of, avoiding, check_sees_run, living_nodes, scratch, to_avoid
-from datadream.runtime.ray_errors import plain_errors
+from datadream.runtime.ray_errors import failure_of, plain_errors
 from datadream.runtime.unit import P, Unit
 from datadream.runtime.workers import Workers
 
@@ -181,7 +181,7 @@ def _attempt(work: Callable[[Unit], Any], unit: Unit) -> tuple[Any, Failure | No
     try:
         return work(unit), None
     except Exception as error:
-        failure = Failure.of(error)
+        failure = failure_of(error)
         log.warning("%s: %s", unit.name, failure.reason)
         return None, failure
 

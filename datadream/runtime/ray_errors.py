@@ -9,12 +9,28 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError
 
-from datadream.runtime.failures import LostPeerError
+from datadream.runtime.failures import Failure, Kind, LostPeerError, describe, kind_of
 
 
 def worker_errors(error: Exception) -> dict[int, Exception]:
     """What the workers of a Ray Train run raised, by rank."""
     return getattr(error, "worker_failures", {})
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What broke a unit: where it reads what one of Ray's tasks makes, what our own code raised in that task.
+
+    That Ray lost what the task had made is a passing fault.
+    """
+    cause = error
+    while isinstance(cause, RayTaskError):
+        cause = cause.cause
+    if cause is error:
+        return Failure.of(error)
+    if isinstance(cause, RayError):
+        return Failure(Kind.PASSING, describe(cause))
+    said = str(cause).partition("\n")[0]  # Ray Data appends lines of advice
+    return Failure(kind_of(cause), said if isinstance(cause, ValueError) else f"{type(cause).__name__}: {said}")
 
 
 def failure_text(error: Exception) -> str:

@@ -13,16 +13,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray.data
+from ray.exceptions import RayTaskError
 
 from datadream.classify.ingest.feed import shuffle_buffer, synthetic_images
 from datadream.classify.search.successive_halving import Search, Trial
-from datadream.classify.stage import ClassifierJob, check_job, open_rows, published_images
+from datadream.classify.stage import ClassifierJob, HeldRun, check_job, open_rows, published_images
 from datadream.config import TRAINED_SETTINGS, Setting
 from datadream.run.layout import FAILED_TRIALS, TrialRecord, search_marker
 from datadream.run.store import RunStore
 from datadream.runtime.failures import Ledger, finish, retried
 from datadream.runtime.map_units import Mapped, quiet_data, run_mapped
 from datadream.runtime.progress import Listener, Reporter
+from datadream.runtime.ray_errors import failure_of
 from datadream.runtime.unit import Unit, titles
 from datadream.runtime.workers import Workers
 
@@ -48,6 +50,8 @@ class Images:
     rows: ray.data.Dataset
     n: int
     buffer: int
+    unreadable: str = ""
+    """Why the rows cannot be read; empty where they can."""
 
 
 def choose_knobs(
@@ -87,9 +91,13 @@ def _open_images(jobs: Sequence[ClassifierJob]) -> dict[str, Images]:
     found = {}
     for job in jobs:
         published = published_images(job, _searched(job))
-        if published:
-            buffer, rows = shuffle_buffer(published, n_readers=1), open_rows(published)
-            found[job.store.url] = Images(rows if buffer else rows.materialize(), published.n, buffer)
+        if published is None:
+            continue
+        images = Images(open_rows(published), published.n, shuffle_buffer(published, n_readers=1))
+        try:
+            found[job.store.url] = images if images.buffer else replace(images, rows=images.rows.materialize())
+        except RayTaskError as error:
+            found[job.store.url] = replace(images, unreadable=failure_of(error).reason)
     return found
 
 
@@ -117,22 +125,22 @@ def _load(images: dict[str, Images], device: torch.device | None) -> Callable[[U
     from datadream.runtime.collectives import ALONE
 
     assert device is not None
-    loaded: dict[str, tuple[SettingTrainer, SyntheticImages | None]] = {}
 
-    def load(job: ClassifierJob) -> tuple[SettingTrainer, SyntheticImages | None]:
-        synthetic = None
-        if found := images.get(job.store.url):
-            rows = found.rows.iterator()
-            synthetic = synthetic_images(rows, found.n, found.buffer, job.few_shot.class_names, device, ALONE)
+    def load_trainer(job: ClassifierJob) -> SettingTrainer:
         # No test photos: a trial cannot look at them.
-        return SettingTrainer(job.config, replace(job.few_shot, test=()), device, ALONE), synthetic
+        return SettingTrainer(job.config, replace(job.few_shot, test=()), device, ALONE)
+
+    def load_images(job: ClassifierJob) -> SyntheticImages:
+        found, names = images[job.store.url], job.few_shot.class_names
+        if found.unreadable:
+            raise ValueError(found.unreadable)
+        return synthetic_images(found.rows.iterator(), found.n, found.buffer, names, device, ALONE)
+
+    held = HeldRun(load_trainer, load_images)
 
     def run(unit: Unit[TrialSpec]) -> None:
         job, trial = unit.payload.job, unit.payload.trial
-        if unit.run_url not in loaded:
-            loaded.clear()
-            loaded[unit.run_url] = load(job)
-        trainer, synthetic = loaded[unit.run_url]
+        trainer, synthetic = held.of(job, trial.setting)
         tried = trainer.with_knobs(trial.schedule(job.config.classify) | trial.knobs)
         found: dict[str, Any] = {"val_top1": None}
         try:
