@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datadream.adapt.worker import PhotosOf, load_trainer
 from safetensors.torch import load
 
 from benchmarks.compare import counted, interleaved, machine, milliseconds, speedup
 from benchmarks.plain_adapt import PlainTrainer, train_adapter
 from datadream import recipes
 from datadream.adapt.lora_trainer import AdapterTrainer
+from datadream.adapt.stage import PhotosOf, load_trainer
 from datadream.config import AdaptConfig
 from datadream.data.datasets import open_source
 from datadream.methods.base import AdapterSpec, TrainingPhoto

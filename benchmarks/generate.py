@@ -1,9 +1,9 @@
-"""Drawing images: ours against the authors' loop and against plain diffusers with the model kept.
+"""Generating images: ours against the authors' loop and against plain diffusers with the model kept.
 
     python -m benchmarks.generate             # 10 classes of 50 images, three rounds; 20 minutes on 2 CPU cores
 
-All arms draw as many images from the same seeds and adapters, and write them to disk; all but the presets `fast` and
-`turbo` draw the same ones. `ours` is one process with as many threads as the others have; `pool` is as many processes
+All arms generate as many images from the same seeds and adapters, and write them to disk; all but the presets `fast` and
+`turbo` generate the same ones. `ours` is one process with as many threads as the others have; `pool` is as many processes
 of one thread, which is how the stream uses CPUs (they have imported torch before the time counts, as the other arms
 have). The last line is one JSON object: arms, median ratios with their 95 % intervals, counters.
 """
@@ -42,7 +42,7 @@ MODEL = recipes.TINY["diffusion.model"]
 RESOLUTION = 32
 PROMPT = "a photo of a digit"
 AUTHORS_BATCH = 10
-"""Images that the authors' script draws at once."""
+"""Images that the authors' script generates at once."""
 LORA_SCALE = 0.05
 """Standard deviation of the random weights; zeros, which training begins with, would change no image."""
 TOLERANCE = 2
@@ -69,15 +69,15 @@ class Plain:
         self.images, self.steps = images, steps
 
     def as_the_authors(self, folders: list[Path], output: Path) -> None:
-        """The pipeline is loaded for every class, and draws ten images at once."""
+        """The pipeline is loaded for every class, and generates ten images at once."""
         for folder in folders:
-            self._draw(self._load(), folder, output, AUTHORS_BATCH)
+            self._generate(self._load(), folder, output, AUTHORS_BATCH)
 
     def kept(self, folders: list[Path], output: Path) -> None:
-        """The pipeline is loaded once, and draws a class at once."""
+        """The pipeline is loaded once, and generates a class at once."""
         pipeline = self._load()
         for folder in folders:
-            self._draw(pipeline, folder, output, self.images)
+            self._generate(pipeline, folder, output, self.images)
             pipeline.unload_lora_weights()
 
     def _load(self) -> StableDiffusionPipeline:
@@ -85,29 +85,31 @@ class Plain:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def _draw(self, pipeline: StableDiffusionPipeline, folder: Path, output: Path, batch: int) -> None:
+    def _generate(self, pipeline: StableDiffusionPipeline, folder: Path, output: Path, batch: int) -> None:
         pipeline.load_lora_weights(folder)
         for start in range(0, self.images, batch):
             seeds = range(start, min(start + batch, self.images))
-            drawn = pipeline(
+            images = pipeline(
                 [PROMPT] * len(seeds),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 num_inference_steps=self.steps,
                 guidance_scale=2.0,
             ).images
-            for seed, image in zip(seeds, drawn, strict=True):
+            for seed, image in zip(seeds, images, strict=True):
                 image.save(output / f"{folder.name}-{seed:03d}.png")
 
 
-def draw_ours(folders: list[Path], output: Path, images: int, steps: int, preset: str | None = None) -> None:
+def generate_ours(folders: list[Path], output: Path, images: int, steps: int, preset: str | None = None) -> None:
     """One sampler for all classes; lossless WebP."""
     pipeline = load_pipeline(MODEL, None, torch.device("cpu"), torch.float32)
     sampler = Sampler(pipeline, GenerateConfig(**{"steps": steps} | PRESETS.get(preset, {})), RESOLUTION)
     adapters = {folder.name: folder for folder in folders}
     for label, name in enumerate(adapters):
         requests = [ImageRequest(label, seed, PROMPT, seed, ((name, 1.0),)) for seed in range(images)]
-        drawn = sampler.generate(requests, lambda name: (adapters[name] / ADAPTER_WEIGHTS).read_bytes(), Image.open)
-        for seed, pixels in enumerate(drawn):
+        generated = sampler.generate(
+            requests, lambda name: (adapters[name] / ADAPTER_WEIGHTS).read_bytes(), Image.open
+        )
+        for seed, pixels in enumerate(generated):
             (output / f"{name}-{seed:03d}.webp").write_bytes(encode_image(pixels, "webp"))
 
 
@@ -120,9 +122,9 @@ class Pool:
         # As many as there are processes, and each waits for the others: all are there when this returns.
         list(self._executor.map(time.sleep, [1.0] * processes))
 
-    def draw(self, folders: list[Path], output: Path) -> None:
+    def generate(self, folders: list[Path], output: Path) -> None:
         parts = [folders[place :: self._share] for place in range(self._share)]
-        for done in [self._executor.submit(draw_ours, part, output, *self._settings) for part in parts]:
+        for done in [self._executor.submit(generate_ours, part, output, *self._settings) for part in parts]:
             done.result()
 
 
@@ -133,7 +135,7 @@ def count_work(folders: list[Path], images: int, steps: int) -> dict[str, dict[s
     for name, arm in {
         "authors": plain.as_the_authors,
         "kept": plain.kept,
-        "ours": lambda folders, output: draw_ours(folders, output, images, steps),
+        "ours": lambda folders, output: generate_ours(folders, output, images, steps),
     }.items():
         with tempfile.TemporaryDirectory() as output, counted() as counts:
             arm(folders, Path(output))
@@ -146,7 +148,7 @@ def check_equal(one: Path, other: Path) -> int:
     pairs = zip(sorted(one.iterdir()), sorted(other.iterdir()), strict=True)
     worst = max(int(np.abs(np.asarray(Image.open(a), int) - np.asarray(Image.open(b), int)).max()) for a, b in pairs)
     if worst > TOLERANCE:
-        raise ValueError(f"the arms drew different images: up to {worst} of 255.")
+        raise ValueError(f"the arms generated different images: up to {worst} of 255.")
     return worst
 
 
@@ -163,12 +165,12 @@ def main() -> None:
     arms: dict[str, Callable[[list[Path], Path], None]] = {
         "authors": plain.as_the_authors,
         "kept": plain.kept,
-        "ours": lambda folders, output: draw_ours(folders, output, arguments.images, arguments.steps),
+        "ours": lambda folders, output: generate_ours(folders, output, arguments.images, arguments.steps),
     }
     for preset in PRESETS.keys() - {"exact"}:
-        arms[preset] = partial(draw_ours, images=arguments.images, steps=arguments.steps, preset=preset)
+        arms[preset] = partial(generate_ours, images=arguments.images, steps=arguments.steps, preset=preset)
     if arguments.threads > 1:
-        arms["pool"] = Pool(arguments.threads, arguments.images, arguments.steps).draw
+        arms["pool"] = Pool(arguments.threads, arguments.images, arguments.steps).generate
     with tempfile.TemporaryDirectory() as folder:
         folders = write_adapters(Path(folder) / "adapters", arguments.classes)
         outputs: dict[str, Path] = {}

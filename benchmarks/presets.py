@@ -1,9 +1,9 @@
-"""What the presets of drawing cost in quality: accuracy of classifiers on their images, and FID, over seeds.
+"""What the presets of `generate` cost in quality: accuracy of classifiers on their images, and FID, over seeds.
 
     python -m benchmarks.presets RUNS --seeds 0 1 2      # RUNS keeps the runs: an interrupted call goes on
 
 Digits with the embedded backbone. The exact arm has the paper's 50 steps, the pipeline's own scheduler and guidance
-at every step. All arms draw from the same adapters, with the same noise. The last line is one JSON object.
+at every step. All arms generate from the same adapters, with the same noise. The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -24,13 +24,14 @@ from ray.cluster_utils import Cluster
 from benchmarks.compare import machine
 from benchmarks.samples import Samples, mib
 from datadream import recipes
-from datadream.adapt.stage import GROUP_SIZE, WORKER_USAGE, train_adapters
+from datadream.adapt.stage import AdapterUnit, adapter_units, train_adapters
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.methods.base import AdapterSpec, TrainingPhoto
+from datadream.run.layout import ADAPTER_GROUP, ADAPTER_WORKERS
 from datadream.run.store import RunStore
 from datadream.runtime.session import connected
-from datadream.runtime.work_queue import AdapterJob, AdapterQueue
+from datadream.runtime.work_queue import WorkQueue
 
 NODES = 4
 """Simulated ones; more would wait for this machine's cores rather than for the queue."""
@@ -50,24 +51,24 @@ def write_photos(root: Path, n: int) -> None:
         source.read(pool[number % len(pool)].key).save(folder / "0.png")
 
 
-def jobs_of(store: RunStore, n: int, steps: int) -> list[AdapterJob]:
+def units_of(store: RunStore, n: int, config: ExperimentConfig) -> list[AdapterUnit]:
     photos = [TrainingPhoto(f"class {number:04d}/0.png", "a photo of a digit") for number in range(n)]
     specs = [AdapterSpec(f"class-{number:05d}", (photo,), 1, number) for number, photo in enumerate(photos)]
-    return [AdapterJob(store.url, spec, steps) for spec in specs]
+    return adapter_units(store.url, specs, config.adapt)
 
 
-def time_cluster(config: ExperimentConfig, run: Path, n: int, steps: int) -> dict[str, Any]:
+def time_cluster(config: ExperimentConfig, run: Path, n: int) -> dict[str, Any]:
     """Train n adapters on workers of four nodes."""
     store = RunStore(str(run))
     with Samples(psutil.Process().memory_info) as memory, connected(config.cluster) as workers:
         started = time.monotonic()
-        train_adapters(store, jobs_of(store, n, steps), config, workers)
+        train_adapters(store, units_of(store, n, config), config, workers)
         seconds = time.monotonic() - started
-    usage, size = store.read_json(WORKER_USAGE), store.read_json(GROUP_SIZE)["adapters_per_step"]
+    usage, size = store.read_json(ADAPTER_WORKERS), store.read_json(ADAPTER_GROUP)["adapters_per_step"]
     driver = [round(mib(info.rss)) for info in memory.taken]
     return {
         "adapters": n,
-        "steps": steps,
+        "steps": config.adapt.steps_per_class,
         "side_by_side": size,
         "workers": usage["workers"],
         "wall_seconds": round(seconds, 1),
@@ -78,11 +79,10 @@ def time_cluster(config: ExperimentConfig, run: Path, n: int, steps: int) -> dic
     }
 
 
-def time_queue(n: int) -> dict[str, float]:
+def time_queue(config: ExperimentConfig, n: int) -> dict[str, float]:
     """Seconds of a call to the queue, one after the other, and of one among many at once."""
-    queue = (
-        ray.remote(AdapterQueue).options(num_cpus=0).remote(jobs_of(RunStore("memory://queue"), n, 4), [False] * n, 60)
-    )
+    units = units_of(RunStore("memory://queue"), n, config)
+    queue = ray.remote(WorkQueue).options(num_cpus=0).remote(units, [False] * n, 60)
     ray.get(queue.lease.remote("0", "x", 1))
     started = time.perf_counter()
     for _ in range(CALLS):
@@ -114,8 +114,9 @@ def main() -> None:
         photos = Path(folder) / "photos"
         write_photos(photos, arguments.adapters)
         changes = {"data.source": str(photos), "adapt.steps_per_class": arguments.steps, "cluster.device": "cpu"}
-        measured = time_cluster(recipes.digits(**changes), Path(folder) / "run", arguments.adapters, arguments.steps)
-    calls = time_queue(arguments.adapters)
+        config = recipes.digits(**changes)
+        measured = time_cluster(config, Path(folder) / "run", arguments.adapters)
+    calls = time_queue(config, arguments.adapters)
     known = (measured["adapters"], measured["side_by_side"])
     costs = (measured["start_seconds"], measured["busy_seconds_per_group"], calls["call_seconds"])
     result = {

@@ -24,12 +24,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from benchmarks.compare import machine
 from benchmarks.samples import Samples, mib
 from datadream import recipes
-from datadream.data.datasets import open_source
-from datadream.data.few_shot import sample_shots
 from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
-from datadream.methods import METHODS
-from datadream.methods.chunks import split_into_chunks
 from datadream.models.diffusion.pipeline import load_pipeline
+from datadream.run.cell import Cell
 from datadream.run.layout import DATASET, progress_file
 from datadream.run.store import RunStore
 from datadream.runtime.progress import ProgressFile
@@ -80,6 +77,7 @@ def measure(n_images: int, folder: Path) -> dict[str, Any]:
     changes = {
         "diffusion.model": str(save_pipeline(folder / "pipeline")),
         "diffusion.resolution": 32,
+        "data.n_shots": 1,
         "generate.images_per_class": n_images // 10,
         "generate.steps": 1,
         "generate.guidance_scale": 1.0,
@@ -87,13 +85,12 @@ def measure(n_images: int, folder: Path) -> dict[str, Any]:
         "cluster.device": "cpu",
     }
     config, store = recipes.digits(method="zero-shot", **changes), RunStore(str(folder / "run"))
-    few_shot = sample_shots(open_source("digits").dataset(), 1, 0, config.data.prompt)
-    chunks = split_into_chunks(store.url, METHODS["zero-shot"](few_shot, config).images, config.generate.chunk_size)
+    cell = Cell(config, store)
     with connected(config.cluster) as workers, Samples(partial(read_memory, store, time.monotonic())) as samples:
         started = time.monotonic()
-        generate_chunks(store, chunk_units(chunks), config, workers, [ProgressFile(store)])
+        generate_chunks(store, chunk_units(cell.chunks), config, workers, [ProgressFile(store)])
         generated = time.monotonic()
-        publish_dataset(store, chunks, few_shot, config)
+        publish_dataset(cell)
         published = time.monotonic()
     every = max(1, len(samples.taken) // SHOWN)
     return {

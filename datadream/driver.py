@@ -74,11 +74,9 @@ class Driver:
         self._record_plans()
         with self._timed("generate"):
             if self._config.generate.select.on:
-                from datadream.generate.select.rejection_sampling import Candidates
                 from datadream.generate.select.stage import generate_and_select
 
-                runs = [Candidates(cell.store, cell.few_shot, cell.config, cell.chunks) for cell in self._cells]
-                generate_and_select(self._store, runs, self._config, self._workers, self._listeners)
+                generate_and_select(self._store, self._cells, self._config, self._workers, self._listeners)
             else:
                 units = chunk_units([chunk for cell in self._cells for chunk in cell.chunks])
                 generate_chunks(self._store, units, self._config, self._workers, self._listeners)

@@ -13,7 +13,7 @@ def test_training_adapters_does_no_work_twice(tmp_path):
     assert (ours["prompt_encodings_per_step"], plain["prompt_encodings_per_step"]) == (1, 8)
 
 
-def test_drawing_does_no_work_twice(tmp_path):
+def test_generating_does_no_work_twice(tmp_path):
     """Two adapters, three images of each, four steps with guidance: eight evaluations an image, and two prompts."""
     counters = generate.count_work(generate.write_adapters(tmp_path, 2), images=3, steps=4)
     assert counters["ours"] == {"model_loads": 1, "prompt_encodings": 4, "unet_evaluations": 48}

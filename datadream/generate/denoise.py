@@ -33,32 +33,27 @@ class Denoiser:
         guided; `generators`, one for each latent, give the noise that the scheduler adds, if it adds any.
         """
         # What was kept of an earlier batch, which an error may have ended, is of other prompts or adapters.
-        self._forget()
+        self._prompts.forget()
+        self._cache.forget()
         noise = {"generator": list(generators)} if self._takes_generators else {}
         low, high = self._config.guidance_interval
         noise_levels = timesteps.float() / self._scheduler.config.num_train_timesteps
         # Guidance does harm at high noise and nothing at low noise (Kynkäänniemi et al., 2024): outside of the
         # interval the empty prompt is not evaluated.
-        is_guided = ((low <= noise_levels) & (noise_levels <= high)).tolist()
-        for number, (time, guided) in enumerate(zip(timesteps, is_guided, strict=True)):
+        in_interval = ((low <= noise_levels) & (noise_levels <= high)).tolist()
+        for number, (time, is_inside) in enumerate(zip(timesteps, in_interval, strict=True)):
             inputs = self._scheduler.scale_model_input(latents, time)
-            predicted = self._predict(inputs, number, time, prompts if guided else prompts[-1:])
+            if is_inside and len(prompts) == 2:
+                # Both prompts see the same latents: what the UNet does before it looks at a prompt is done once.
+                with self._prefix.halved(), self._cache.step(number, 2 * len(latents)):
+                    both = self._unet(torch.cat([inputs, inputs]), time, prompts, return_dict=False)[0]
+                without, with_prompt = both.chunk(2)
+                predicted = without + self._config.guidance_scale * (with_prompt - without)
+            else:
+                with self._cache.step(number, len(latents)):
+                    predicted = self._unet(inputs, time, prompts[-1:], return_dict=False)[0]
             latents = self._scheduler.step(predicted, time, latents, return_dict=False, **noise)[0]
-        self._forget()
-        return latents
-
-    def _predict(self, latents: Tensor, number: int, time: Tensor, prompts: Tensor) -> Tensor:
-        if len(prompts) == 1:
-            return self._evaluate(latents, number, time, prompts)
-        with self._prefix.halved():
-            both = self._evaluate(torch.cat([latents, latents]), number, time, prompts)
-        without, with_prompt = both.chunk(2)
-        return without + self._config.guidance_scale * (with_prompt - without)
-
-    def _evaluate(self, latents: Tensor, number: int, time: Tensor, prompts: Tensor) -> Tensor:
-        with self._cache.step(number, len(latents)):
-            return self._unet(latents, time, prompts, return_dict=False)[0]
-
-    def _forget(self) -> None:
+        # Now, not only with the next batch: what is kept takes memory from the VAE.
         self._prompts.forget()
         self._cache.forget()
+        return latents

@@ -25,13 +25,13 @@ from datadream.models.diffusion.merge import InPlaceMerger
 
 log = logging.getLogger(__name__)
 
+# Measured on the embedded backbone: 10 and 50 are slower.
 CPU_BATCH = 25
-"""Measured on the embedded backbone: 10 and 50 are slower."""
 MEASURED_PARTS = (1, 2, 4)
 """Parts of a chunk that are tried as batches on a GPU."""
 MEASURED_STEPS = 3
+# Latents that the VAE decodes at once: it needs far more memory for one than the UNet.
 DECODE_BATCH = 8
-"""Latents that the VAE decodes at once: it needs far more memory for one than the UNet."""
 
 
 class Sampler:
@@ -39,7 +39,15 @@ class Sampler:
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: GenerateConfig, resolution: int) -> None:
         """Raises ValueError when `config.scheduler` is no diffusers scheduler."""
-        pipeline.scheduler = make_scheduler(pipeline, config.scheduler)
+        if (name := config.scheduler) is not None:
+            kinds = [kind.__name__ for kind in pipeline.scheduler.compatibles]
+            if name not in kinds:
+                raise ValueError(
+                    f"generate.scheduler is {name!r}: no diffusers scheduler that fits this pipeline. "
+                    f"{nearest(name, kinds)}"
+                )
+            # With the noise levels that the pipeline was trained with.
+            pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
         self._from_noise = pipeline
         self._from_photo = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
         self._config, self._resolution = config, resolution
@@ -70,7 +78,12 @@ class Sampler:
         `run` says whose adapters are meant: another run's may have the same ids.
         Raises MemoryError when the device's memory does not suffice for one image.
         """
-        self._use_adapters(requests[0].adapters, read_adapter, run)
+        adapters = requests[0].adapters
+        wanted = (run, adapters) if adapters else None
+        # A merge rewrites weights of the UNet and the text encoder, and neighbouring chunks often share adapters.
+        if wanted != self._merged:
+            self._merger.merge([(read_adapter(adapter_id), weight) for adapter_id, weight in adapters])
+            self._merged = wanted
         prompts = self._prompts(requests[0].prompt)
         images: list[np.ndarray] = []
         while len(images) < len(requests):
@@ -116,26 +129,21 @@ class Sampler:
     def _generate(
         self, requests: Sequence[ImageRequest], prompts: Tensor, read_photo: Callable[[str], Image.Image]
     ) -> np.ndarray:
-        first = requests[0]
         # Noise comes from the CPU, whatever the device: each image has its own, the same everywhere.
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-        self._from_noise.scheduler.set_timesteps(self._config.steps, device=self._from_noise.device)
-        if first.source_key is None:
-            start, timesteps = self._noise(generators), self._from_noise.scheduler.timesteps
+        pipeline, n = self._from_photo, len(requests)
+        pipeline.scheduler.set_timesteps(self._config.steps, device=pipeline.device)
+        if requests[0].source_key is None:
+            latents, timesteps = self._noise(generators), pipeline.scheduler.timesteps
         else:
-            keys = [request.source_key or "" for request in requests]  # all have one where the first has
+            # The photos with the noise of `strength`, and the steps that are left from there (SDEdit).
+            keys = [request.source_key for request in requests if request.source_key is not None]
             photos = [centre_square(read_photo(key), self._resolution) for key in keys]
-            start, timesteps = self._noised(photos, first.strength or 0.0, generators)
-        latents = self._denoiser.denoise(start, timesteps, prompts, generators)
+            timesteps, _ = pipeline.get_timesteps(self._config.steps, requests[0].strength, pipeline.device)
+            pixels, first = pipeline.image_processor.preprocess(photos), timesteps[:1].repeat(n)
+            latents = pipeline.prepare_latents(pixels, first, n, 1, pipeline.unet.dtype, pipeline.device, generators)
+        latents = self._denoiser.denoise(latents, timesteps, prompts, generators)
         return np.concatenate([self._pixels(part) for part in latents.split(DECODE_BATCH)])
-
-    def _use_adapters(
-        self, adapters: tuple[tuple[str, float], ...], read_adapter: Callable[[str], bytes], run: str
-    ) -> None:
-        wanted = (run, adapters) if adapters else None
-        if wanted != self._merged:
-            self._merger.merge([(read_adapter(adapter_id), weight) for adapter_id, weight in adapters])
-            self._merged = wanted
 
     def _prompts(self, prompt: str) -> Tensor:
         """The empty prompt and the prompt [2, length, channels], or the prompt alone where nothing is guided."""
@@ -147,45 +155,14 @@ class Sampler:
 
     def _noise(self, generators: list[torch.Generator]) -> Tensor:
         unet = self._from_noise.unet
-        return self._from_noise.prepare_latents(
-            len(generators),
-            unet.config.in_channels,
-            self._resolution,
-            self._resolution,
-            unet.dtype,
-            self._from_noise.device,
-            generators,
-        )
-
-    def _noised(
-        self, photos: list[Image.Image], strength: float, generators: list[torch.Generator]
-    ) -> tuple[Tensor, Tensor]:
-        """Photos with the noise of `strength`, and the steps that are left from there."""
-        pipeline, n = self._from_photo, len(photos)
-        timesteps, _ = pipeline.get_timesteps(self._config.steps, strength, pipeline.device)
-        pixels = pipeline.image_processor.preprocess(photos)
-        latents = pipeline.prepare_latents(
-            pixels, timesteps[:1].repeat(n), n, 1, pipeline.unet.dtype, pipeline.device, generators
-        )
-        return latents, timesteps
+        n, channels, side, device = len(generators), unet.config.in_channels, self._resolution, unet.device
+        return self._from_noise.prepare_latents(n, channels, side, side, unet.dtype, device, generators)
 
     def _pixels(self, latents: Tensor) -> np.ndarray:
         vae = self._from_noise.vae
         images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         images = ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return images.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def make_scheduler(pipeline: StableDiffusionPipeline, name: str | None) -> diffusers.SchedulerMixin:
-    """A scheduler class by name, with the noise schedule that the pipeline was trained with."""
-    if name is None:
-        return pipeline.scheduler
-    kinds = [kind.__name__ for kind in pipeline.scheduler.compatibles]
-    if name not in kinds:
-        raise ValueError(
-            f"generate.scheduler is {name!r}: no diffusers scheduler that fits this pipeline. {nearest(name, kinds)}"
-        )
-    return getattr(diffusers, name).from_config(pipeline.scheduler.config)
 
 
 def centre_square(image: Image.Image, pixels: int) -> Image.Image:

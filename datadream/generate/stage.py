@@ -17,7 +17,6 @@ import numpy as np
 from datadream.config import ExperimentConfig, public_model
 from datadream.data.card import dataset_card
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import FewShotSet
 from datadream.data.shards import ImageRecord, encode_image, to_parquet
 from datadream.generate.publish import Window, plan_windows, window_memory, write_window
 from datadream.generate.select.record import Selection
@@ -51,8 +50,6 @@ from datadream.runtime.workers import Workers
 
 if TYPE_CHECKING:
     import torch
-
-    from datadream.generate.sampler import Sampler
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +90,8 @@ def generate_chunks(
         return
     total, to_do = sum(unit.size for unit in units), sum(unit.size for unit in missing)
     log.info("generate: %d of %d images to generate, in %d chunks", to_do, total, len(missing))
-    how = Mapped(
-        load=_load_sampler,
-        load_from=(config, store.url),
-        what="generating",
-        commit=partial(_commit_chunk, config=config),
-    )
+    commit = partial(_commit_chunk, config=config)
+    how = Mapped(load=_load_sampler, load_from=(config, store.url), what="generating", commit=commit)
     ledger: Ledger[tuple[str, str]] = Ledger()
     n_done, busy, idle = 0, 0.0, 0.0
 
@@ -148,7 +141,12 @@ def _load_sampler(
     scheduler = type(pipeline.scheduler).__name__
     # On CPUs the best batch is known (see CPU_BATCH).
     if device.type == "cuda" and config.generate.batch_size is None:
-        sampler.batch_size = _noted_batch(RunStore(run_url), sampler)
+        # Other batches would change an image's last bits, so the first measurement of a run holds for all workers.
+        run = RunStore(run_url)
+        if (noted := run.read_json_once(GENERATE_BATCH)) is None:
+            measured = GenerateBatch(batch_size=sampler.fastest_batch())
+            noted = run.write_json_once(GENERATE_BATCH, measured.to_json())
+        sampler.batch_size = GenerateBatch.from_json(noted).batch_size
     source = open_source(config.data.source)
 
     def generate(unit: Unit[Chunk]) -> Generated:
@@ -162,14 +160,6 @@ def _load_sampler(
         return pixels, scheduler
 
     return generate
-
-
-def _noted_batch(store: RunStore, sampler: Sampler) -> int:
-    """Other batches would change an image's last bits, so the first measurement of a run holds for all workers."""
-    if (noted := store.read_json_once(GENERATE_BATCH)) is not None:
-        return GenerateBatch.from_json(noted).batch_size
-    measured = GenerateBatch(batch_size=sampler.fastest_batch())
-    return GenerateBatch.from_json(store.write_json_once(GENERATE_BATCH, measured.to_json())).batch_size
 
 
 def _commit_chunk(unit: Unit[Chunk], generated: Generated, config: ExperimentConfig) -> None:
@@ -230,24 +220,18 @@ def publish_dataset(cell: Cell, listeners: Sequence[Listener] = ()) -> None:
     # Where filters choose the images, the chunks are all that may have been generated.
     selection = Selection.read(store) if config.generate.select.on else None
     windows = plan_windows(chunks, config, selection.clip_scores(chunks) if selection else None)
-    units = [
-        Unit(
-            run_url=store.url,
-            name=f"window {number}",
-            marker=window_marker(plan, number),
-            payload=window,
-            size=window.n_images,
-        )
-        for number, window in enumerate(windows)
-    ]
-    _write_windows(store, units, chunks, few_shot, config, listeners)
+    units = []
+    for number, window in enumerate(windows):
+        name, marker = f"window {number}", window_marker(plan, number)
+        units.append(Unit(run_url=store.url, name=name, marker=marker, payload=window, size=window.n_images))
+    _write_windows(cell, units, listeners)
     records = [ShardRecord.from_json(record) for unit in units for record in store.read_json(unit.marker)]
     shards = sorted(records, key=lambda record: record.name)
     n_images, n_bytes = sum(unit.size for unit in units), sum(shard.n_bytes for shard in shards)
     totals = selection.totals.to_json() if selection else None
     # The card first: whoever sees dataset.json may rely on all else in the folder.
     store.write_bytes(CARD, dataset_card(few_shot, config, n_images, n_bytes, totals).encode())
-    marker = DatasetMarker(
+    dataset = DatasetMarker(
         plan=plan,
         format=config.generate.dataset_format,
         image_format=config.generate.image_format,
@@ -258,20 +242,14 @@ def publish_dataset(cell: Cell, listeners: Sequence[Listener] = ()) -> None:
         n_bytes=[shard.n_bytes for shard in shards],
         selection=totals,
     )
-    store.write_json(DATASET, marker.to_json())
+    store.write_json(DATASET, dataset.to_json())
     # Only now: a kill in between leaves markers that nobody reads, where the reverse would cost all windows.
     store.fs.rm(store.path(WINDOWS), recursive=True)
 
 
-def _write_windows(
-    store: RunStore,
-    units: Sequence[Unit[Window]],
-    chunks: Sequence[Chunk],
-    few_shot: FewShotSet,
-    config: ExperimentConfig,
-    listeners: Sequence[Listener],
-) -> None:
+def _write_windows(cell: Cell, units: Sequence[Unit[Window]], listeners: Sequence[Listener]) -> None:
     """Write the windows that are missing, as many at a time as memory holds."""
+    store = cell.store
     # Whoever removes dataset/ to have it published anew removes no markers, which lie elsewhere.
     markers = store.files(WINDOWS)
     shards = store.files(DATASET_FOLDER) if markers else set()
@@ -285,13 +263,10 @@ def _write_windows(
     # One listing: to ask for the size of each file would be a round trip for each.
     listed = store.fs.find(store.path(CHUNKS), detail=True)
     file_bytes = {posixpath.relpath(path, store.root): about["size"] for path, about in listed.items()}
-    file_images = {chunk.file: len(chunk.requests) for chunk in chunks}
-    how = Mapped(
-        load=_load_writer,
-        load_from=(few_shot.class_names, config),
-        what="publishing",
-        bytes_each=max(window_memory(unit.payload, file_bytes, file_images) for unit in missing),
-    )
+    file_images = {chunk.file: len(chunk.requests) for chunk in cell.chunks}
+    most = max(window_memory(unit.payload, file_bytes, file_images) for unit in missing)
+    load_from = (cell.few_shot.class_names, cell.config)
+    how = Mapped(load=_load_writer, load_from=load_from, what="publishing", bytes_each=most)
     ledger: Ledger[tuple[str, str]] = Ledger()
     total, to_do = sum(unit.size for unit in units), sum(unit.size for unit in missing)
     with Reporter("publish", total, "image", listeners, done=total - to_do) as reporter:

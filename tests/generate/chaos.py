@@ -23,11 +23,8 @@ from ray.cluster_utils import Cluster
 
 from datadream import recipes
 from datadream.config import ExperimentConfig
-from datadream.data.datasets import open_source
-from datadream.data.few_shot import FewShotSet, sample_shots
 from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
-from datadream.methods import METHODS
-from datadream.methods.chunks import Chunk, split_into_chunks
+from datadream.run.cell import Cell
 from datadream.run.layout import CHUNKS
 from datadream.run.lock import RunLock
 from datadream.run.store import RunStore
@@ -36,7 +33,7 @@ from datadream.runtime.workers import Workers
 from tests.processes import ray_workers
 
 FORMATS = ("parquet", "webdataset")
-N_CLASSES, IMAGES_PER_CLASS, CHUNK_SIZE, STEPS = 3, 20, 2, 8
+N_CLASSES, IMAGES_PER_CLASS, CHUNK_SIZE, STEPS = 10, 6, 2, 8  # N_CLASSES: the digits'
 # What dies beside the driver, in this order, each at a number of committed chunks that the seed says. Workers are
 # samplers and the tasks that encode.
 KILLS = ("worker", "replaced node", "worker", "worker", "worker", "worker", "worker", "worker", "node")
@@ -59,13 +56,6 @@ def config(pipeline: str, dataset_format: str) -> ExperimentConfig:
     return recipes.digits(**changes)
 
 
-def plan(store: RunStore, settings: ExperimentConfig) -> tuple[FewShotSet, list[Chunk]]:
-    """The images of a few classes' adapters."""
-    few_shot = sample_shots(open_source("digits").dataset(), 2, 0, settings.data.prompt)
-    chunks = split_into_chunks(store.url, METHODS["datadream-cls"](few_shot, settings).images, CHUNK_SIZE)
-    return few_shot, chunks[: N_CLASSES * IMAGES_PER_CLASS // CHUNK_SIZE]
-
-
 def drive(pipeline: str, run: str) -> None:
     """A driver."""
     store, settings = RunStore(run), config(pipeline, FORMATS[0])
@@ -75,25 +65,22 @@ def drive(pipeline: str, run: str) -> None:
 
 def generate_and_publish(store: RunStore, pipeline: str, workers: Workers) -> None:
     """Generate what is missing, and publish it in each format."""
-    settings = config(pipeline, FORMATS[0])
-    few_shot, chunks = plan(store, settings)
-    generate_chunks(store, chunk_units(chunks), settings, workers)
-    for name in FORMATS:
-        own = run_of(store, name)
-        copy_chunks(store, own, chunks)
-        publish_dataset(own, plan(own, settings)[1], few_shot, config(pipeline, name))
+    first = cell_of(store, pipeline, FORMATS[0])
+    generate_chunks(store, chunk_units(first.chunks), first.config, workers)
+    for dataset_format in FORMATS:
+        cell = cell_of(store, pipeline, dataset_format)
+        for chunk in first.chunks:
+            for name in (chunk.file, chunk.marker):
+                if not cell.store.exists(name):
+                    cell.store.write_bytes(name, store.read_bytes(name))
+        publish_dataset(cell)
 
 
-def run_of(store: RunStore, dataset_format: str) -> RunStore:
+def cell_of(store: RunStore, pipeline: str, dataset_format: str) -> Cell:
     """A run holds one dataset: the first format is published in the run itself, others in sub-folders."""
-    return store if dataset_format == FORMATS[0] else store.child(dataset_format)
-
-
-def copy_chunks(store: RunStore, other: RunStore, chunks: list[Chunk]) -> None:
-    for chunk in chunks:
-        for name in (chunk.file, chunk.marker):
-            if not other.exists(name):
-                other.write_bytes(name, store.read_bytes(name))
+    return Cell(
+        config(pipeline, dataset_format), store if dataset_format == FORMATS[0] else store.child(dataset_format)
+    )
 
 
 class Chaos:
@@ -102,7 +89,7 @@ class Chaos:
     def __init__(self, pipeline: str, run: str, seed: int, stage: str) -> None:
         self._rng, self._store, self._stage = random.Random(seed), RunStore(run), stage
         self._command = [sys.executable, "-m", "tests.generate.chaos", "drive", pipeline, run]
-        self._n_chunks = len(plan(self._store, config(pipeline, FORMATS[0]))[1])
+        self._n_chunks = len(cell_of(self._store, pipeline, FORMATS[0]).chunks)
         # Nodes are added and removed on the main thread: they install signal handlers.
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         self._nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]

@@ -9,10 +9,17 @@ from datadream.data.few_shot import sample_shots
 
 @pytest.fixture(scope="module")
 def config(pipeline_folder):
-    changes = {"diffusion.model": str(pipeline_folder), "generate.images_per_class": 4, "generate.steps": 2}
-    return recipes.digits(method="is-synth", **changes | {"generate.chunk_size": 3, "generate.images_per_shard": 15})
+    changes = {
+        "diffusion.model": str(pipeline_folder),
+        "data.n_shots": 2,
+        "generate.images_per_class": 4,
+        "generate.steps": 2,
+        "generate.chunk_size": 3,
+        "generate.images_per_shard": 15,
+    }
+    return recipes.digits(method="is-synth", **changes)
 
 
 @pytest.fixture(scope="module")
 def few_shot(config):
-    return sample_shots(open_source("digits").dataset(), 2, 0, config.data.prompt)
+    return sample_shots(open_source("digits").dataset(), config.data.n_shots, config.seed, config.data.prompt)

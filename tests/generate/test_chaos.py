@@ -29,6 +29,10 @@ def files(store: RunStore, folder: str) -> dict[str, bytes]:
     return {path[len(root) + 1 :]: store.fs.cat_file(path) for path in store.fs.find(root)}
 
 
+def published(store: RunStore, pipeline_folder, dataset_format: str) -> dict[str, bytes]:
+    return files(chaos.cell_of(store, str(pipeline_folder), dataset_format).store, "dataset")
+
+
 @pytest.fixture(scope="module")
 def adapters(pipeline_folder):
     return [random_adapter(pipeline_folder, seed=label) for label in range(chaos.N_CLASSES)]
@@ -40,7 +44,7 @@ def undisturbed(local_ray, pipeline_folder, adapters, tmp_path_factory):
     store = RunStore(str(tmp_path_factory.mktemp("undisturbed")))
     write_adapters(store, adapters)
     chaos.generate_and_publish(store, str(pipeline_folder), Workers(2, 1, False))
-    return {name: files(chaos.run_of(store, name), "dataset") for name in chaos.FORMATS}
+    return {name: published(store, pipeline_folder, name) for name in chaos.FORMATS}
 
 
 @pytest.fixture(params=[("local", "generating"), ("s3", "publishing")], ids=lambda param: param[0])
@@ -71,8 +75,8 @@ def test_whatever_dies_the_published_bytes_are_those_of_an_undisturbed_run(
     # A driver that starts uses a node that joined; one that runs sees it within 20 seconds, and may be done by then.
     assert told["joined_node_worked"] or stage == "publishing"
     for name in chaos.FORMATS:
-        assert files(chaos.run_of(store, name), "dataset") == undisturbed[name]
-    chunks = chaos.plan(store, chaos.config(str(pipeline_folder), "parquet"))[1]
+        assert published(store, pipeline_folder, name) == undisturbed[name]
+    chunks = chaos.cell_of(store, str(pipeline_folder), "parquet").chunks
     named = {f"{chunk.chunk_id}.{suffix}" for chunk in chunks for suffix in ("json", "parquet")}
     assert set(files(store, "chunks")) == named
     assert not [path for path in store.fs.find(store.root) if path.endswith(".tmp")]

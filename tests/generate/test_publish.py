@@ -15,6 +15,7 @@ from datadream.generate import stage
 from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
 from datadream.methods import METHODS
 from datadream.methods.chunks import split_into_chunks
+from datadream.run.cell import Cell
 from datadream.run.layout import DATASET, WINDOWS, DatasetMarker
 from datadream.run.store import RunStore
 from datadream.runtime.map_units import Mapped
@@ -25,21 +26,20 @@ webdataset = pytest.importorskip("webdataset")
 ONE, TWO = Workers(1, 1, False), Workers(2, 1, False)
 
 
-def plan_chunks(store, few_shot, config):
-    return split_into_chunks(store.url, METHODS[config.method](few_shot, config).images, config.generate.chunk_size)
+def cell_in(folder, config) -> Cell:
+    return Cell(config, RunStore(str(folder)))
 
 
-def publish(store, few_shot, config, workers):
-    chunks = plan_chunks(store, few_shot, config)
-    generate_chunks(store, chunk_units(chunks), config, workers)
-    publish_dataset(store, chunks, few_shot, config)
-    return {name: store.read_bytes(f"dataset/{name}") for name in store.read_json(DATASET)["shards"]}
+def publish(cell, workers):
+    generate_chunks(cell.store, chunk_units(cell.chunks), cell.config, workers)
+    publish_dataset(cell)
+    return {name: cell.store.read_bytes(f"dataset/{name}") for name in cell.store.read_json(DATASET)["shards"]}
 
 
 @pytest.fixture(scope="module")
-def published(local_ray, config, few_shot, tmp_path_factory):
-    store = RunStore(str(tmp_path_factory.mktemp("run")))
-    return store, publish(store, few_shot, config, ONE)
+def published(local_ray, config, tmp_path_factory):
+    cell = cell_in(tmp_path_factory.mktemp("run"), config)
+    return cell.store, publish(cell, ONE)
 
 
 def test_shards_are_even_and_hold_every_image_once(published):
@@ -77,22 +77,23 @@ def copy_chunks(source: RunStore, store: RunStore, chunks) -> None:
             store.write_bytes(name, source.read_bytes(name))
 
 
-def test_two_workers_and_an_interrupted_start_give_the_same_bytes(published, config, few_shot, tmp_path):
+def test_two_workers_and_an_interrupted_start_give_the_same_bytes(published, config, tmp_path):
     source, expected = published
-    store = RunStore(str(tmp_path))
-    copy_chunks(source, store, plan_chunks(store, few_shot, config)[::3])
+    cell = cell_in(tmp_path, config)
+    store = cell.store
+    copy_chunks(source, store, cell.chunks[::3])
     before = {name: os.stat(store.path(f"chunks/{name}.json")).st_mtime_ns for name in store.markers("chunks")}
-    assert publish(store, few_shot, config, TWO) == expected
+    assert publish(cell, TWO) == expected
     assert all(os.stat(store.path(f"chunks/{name}.json")).st_mtime_ns == time for name, time in before.items())
 
 
 @pytest.fixture
-def in_windows(published, config, few_shot, tmp_path, monkeypatch):
+def in_windows(published, config, tmp_path, monkeypatch):
     """The images published in three windows of one shard each, which makes other shards of them."""
     monkeypatch.setattr(publishing, "WINDOW_IMAGES", 15)
-    store = RunStore(str(tmp_path / "undisturbed"))
-    copy_chunks(published[0], store, plan_chunks(store, few_shot, config))
-    return store, publish(store, few_shot, config, ONE)
+    cell = cell_in(tmp_path / "undisturbed", config)
+    copy_chunks(published[0], cell.store, cell.chunks)
+    return cell.store, publish(cell, ONE)
 
 
 class Killed:
@@ -103,20 +104,20 @@ class Killed:
             raise KeyboardInterrupt
 
 
-def write_windows_alone(source, store, few_shot, config) -> list[str]:
+def write_windows_alone(source, cell) -> list[str]:
     """What a start leaves that is killed before dataset.json is committed; returns the markers of its windows."""
-    chunks = plan_chunks(store, few_shot, config)
-    copy_chunks(source, store, chunks)
+    copy_chunks(source, cell.store, cell.chunks)
     with pytest.raises(KeyboardInterrupt):
-        publish_dataset(store, chunks, few_shot, config, [Killed()])
-    assert not store.exists(DATASET)
-    return sorted(store.files(WINDOWS))
+        publish_dataset(cell, [Killed()])
+    assert not cell.store.exists(DATASET)
+    return sorted(cell.store.files(WINDOWS))
 
 
-def test_a_killed_start_goes_on_with_the_windows_that_are_missing(in_windows, config, few_shot, tmp_path):
+def test_a_killed_start_goes_on_with_the_windows_that_are_missing(in_windows, config, tmp_path):
     source, expected = in_windows
-    store = RunStore(str(tmp_path / "killed"))
-    markers = write_windows_alone(source, store, few_shot, config)
+    cell = cell_in(tmp_path / "killed", config)
+    store = cell.store
+    markers = write_windows_alone(source, cell)
     assert len(markers) == 3
     (lost,) = (record["name"] for record in store.read_json(markers[1]))
     store.remove(markers[1])
@@ -125,7 +126,7 @@ def test_a_killed_start_goes_on_with_the_windows_that_are_missing(in_windows, co
         return {name: os.stat(store.path(f"dataset/{name}")).st_mtime_ns for name in expected}
 
     before = written()
-    assert publish(store, few_shot, config, ONE) == expected
+    assert publish(cell, ONE) == expected
     assert [name for name, time in written().items() if time != before[name]] == [lost]
     assert store.files("dataset") == source.files("dataset")
     assert store.read_bytes("dataset/README.md") == source.read_bytes("dataset/README.md")
@@ -135,31 +136,31 @@ def test_a_killed_start_goes_on_with_the_windows_that_are_missing(in_windows, co
     assert not store.files(WINDOWS)
 
 
-def test_shards_that_were_removed_are_written_again(in_windows, config, few_shot, tmp_path):
+def test_shards_that_were_removed_are_written_again(in_windows, config, tmp_path):
     """Whoever removes dataset/ of a killed start removes no markers of windows."""
     source, expected = in_windows
-    store = RunStore(str(tmp_path / "killed"))
-    write_windows_alone(source, store, few_shot, config)
-    store.fs.rm(store.path("dataset"), recursive=True)
-    assert publish(store, few_shot, config, ONE) == expected
+    cell = cell_in(tmp_path / "killed", config)
+    write_windows_alone(source, cell)
+    cell.store.fs.rm(cell.store.path("dataset"), recursive=True)
+    assert publish(cell, ONE) == expected
 
 
-def test_a_chunk_that_is_gone_is_named_and_stops_no_other_windows(in_windows, config, few_shot, tmp_path):
+def test_a_chunk_that_is_gone_is_named_and_stops_no_other_windows(in_windows, config, tmp_path):
     source, expected = in_windows
-    store = RunStore(str(tmp_path / "other"))
-    chunks = plan_chunks(store, few_shot, config)
-    copy_chunks(source, store, chunks)
-    windows = publishing.plan_windows(chunks, config)
+    cell = cell_in(tmp_path / "other", config)
+    store = cell.store
+    copy_chunks(source, store, cell.chunks)
+    windows = publishing.plan_windows(cell.chunks, config)
     gone = next(f for f in windows[0].images_of_files if not any(f in w.images_of_files for w in windows[1:]))
     store.remove(gone)
     with pytest.raises(RuntimeError, match=r"publishing 1 of 3 windows of shards failed:\s+window 0: .*parquet"):
-        publish_dataset(store, chunks, few_shot, config)
+        publish_dataset(cell)
     assert len(store.files(WINDOWS)) == 2
     store.write_bytes(gone, source.read_bytes(gone))
-    assert publish(store, few_shot, config, ONE) == expected
+    assert publish(cell, ONE) == expected
 
 
-def test_ray_is_asked_for_the_memory_of_a_window(published, config, few_shot, tmp_path, monkeypatch):
+def test_ray_is_asked_for_the_memory_of_a_window(published, config, tmp_path, monkeypatch):
     """What run_mapped does with it is tests/runtime/test_map_units.py's."""
     asked: list[Mapped] = []
     run_mapped = stage.run_mapped
@@ -168,12 +169,11 @@ def test_ray_is_asked_for_the_memory_of_a_window(published, config, few_shot, tm
         asked.append(how)
         return run_mapped(store, units, how, *others)
 
-    store = RunStore(str(tmp_path))
-    chunks = plan_chunks(store, few_shot, config)
-    copy_chunks(published[0], store, chunks)
+    cell = cell_in(tmp_path, config)
+    copy_chunks(published[0], cell.store, cell.chunks)
     monkeypatch.setattr(stage, "run_mapped", listening)
-    publish_dataset(store, chunks, few_shot, config)
-    images = sum(len(store.read_bytes(chunk.file)) for chunk in chunks)
+    publish_dataset(cell)
+    images = sum(len(cell.store.read_bytes(chunk.file)) for chunk in cell.chunks)
     assert 2 * images < asked[0].bytes_each - publishing.POOLS < 5 * images
 
 
@@ -220,11 +220,11 @@ def test_others_read_the_parquet_folder(published, images, tmp_path):
 
 
 def test_others_read_the_webdataset_folder(published, images, config, few_shot, tmp_path):
-    store = RunStore(str(tmp_path / "run"))
-    copy_chunks(published[0], store, plan_chunks(store, few_shot, config))
-    files = publish(store, few_shot, config.updated({"generate.dataset_format": "webdataset"}), TWO)
+    cell = cell_in(tmp_path / "run", config.updated({"generate.dataset_format": "webdataset"}))
+    copy_chunks(published[0], cell.store, cell.chunks)
+    files = publish(cell, TWO)
     assert list(files) == ["data/000000.tar", "data/000001.tar", "data/000002.tar"]
-    folder = store.path("dataset")
+    folder = cell.store.path("dataset")
     paths = [f"{folder}/{name}" for name in files]
     samples = list(webdataset.WebDataset(paths, shardshuffle=False).decode("rgb8"))
     check_same(((f"{s['__key__']}.webp", s["webp"], s["cls"]) for s in samples), images)

@@ -52,7 +52,7 @@ def test_chunks_whose_adapters_are_broken_are_named_at_once_and_stop_no_others(
     told = from_parquet(store.read_bytes(chunks[0].file))[0].provenance
     assert told["adapters"] == [{"name": "class-00000", "weight": 1.0, "sha256": sha256(adapter)}]
 
-    assert "waiting for 1 samplers to start" in heard[1].text
+    assert "waiting for 1 samplers to start" in heard[0].text
     last = heard[-1]
     assert (last.stage, last.noun, last.done, last.total, last.ended) == ("generate", "image", 4, 12, True)
     assert (last.numbers["failed"], last.numbers["kept"]) == (2, 7)

@@ -82,30 +82,26 @@ class FeatureEncoder:
 
     def commit(self, unit: Unit[FeatureJob]) -> None:
         """Encode and commit."""
-        store, name = unit.store, unit.payload.name
-        buffer = io.BytesIO()
-        features = self._features(store, unit.payload)
-        np.save(buffer, features)
-        data = buffer.getvalue()
-        marker = FeaturesMarker(n=len(features), sha256=sha256(data))
-        retried(lambda: store.write_bytes(features_file(name), data), f"{unit.name}: writing")
-        retried(lambda: store.write_json(unit.marker, marker.to_json()), f"{unit.name}: writing")
-
-    def _features(self, store: RunStore, job: FeatureJob) -> np.ndarray:
+        store, job = unit.store, unit.payload
+        encode: Callable[[Sequence[Any]], torch.Tensor] = self._encode_images
+        items: Sequence[Any]
         if job.prompts:
-            return self._encoded(self._encode_prompts, job.prompts)
-        if job.photos:
-            return self._encoded(self._encode_images, [partial(self._read_photo, key) for key in job.photos])
-        records = from_parquet(retried(lambda: store.read_bytes(job.chunk_file), f"reading {job.chunk_file}"))
-        return self._encoded(self._encode_images, [partial(_decode, record.image) for record in records])
-
-    def _read_photo(self, key: str) -> Image.Image:
-        return retried(lambda: self._source.read(key), f"reading photo {key!r}")
-
-    def _encoded(self, encode: Callable[[Sequence[Any]], torch.Tensor], items: Sequence[Any]) -> np.ndarray:
-        parts = (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+            encode, items = self._encode_prompts, job.prompts
+        elif job.photos:
+            items = [partial(retried, partial(self._source.read, key), f"reading photo {key!r}") for key in job.photos]
+        else:
+            records = from_parquet(retried(lambda: store.read_bytes(job.chunk_file), f"reading {job.chunk_file}"))
+            # Opened here, decoded by the threads: Pillow reads pixels when it is asked for them.
+            items = [partial(Image.open(io.BytesIO(record.image)).convert, "RGB") for record in records]
+        buffer = io.BytesIO()
         with torch.no_grad():
-            return np.concatenate([encode(part).cpu().numpy() for part in parts])
+            parts = [encode(items[start : start + BATCH]).cpu().numpy() for start in range(0, len(items), BATCH)]
+        np.save(buffer, np.concatenate(parts))
+        data = buffer.getvalue()
+        marker = FeaturesMarker(n=len(items), sha256=sha256(data))
+        retried(lambda: store.write_bytes(features_file(job.name), data), f"{unit.name}: writing")
+        # The marker last: it says that the file is whole.
+        retried(lambda: store.write_json(unit.marker, marker.to_json()), f"{unit.name}: writing")
 
     def _encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         return self._clip.encode_text(self._clip.tokenizer(prompts).to(self._device))
@@ -114,7 +110,3 @@ class FeatureEncoder:
         # All at once and not one after the other: Pillow decodes and resizes without holding Python's lock.
         prepared = self._threads.map(lambda read_image: self._clip.preprocess(read_image()), read)
         return self._clip.encode_image(torch.stack(list(prepared)).to(self._device))
-
-
-def _decode(image: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(image)).convert("RGB")

@@ -21,9 +21,6 @@ class Selection:
     def read(cls, store: RunStore) -> Selection:
         return cls([ClassSelectionRecord.from_json(entry) for entry in store.read_json(SELECTION)["classes"]])
 
-    def write(self, store: RunStore) -> None:
-        store.write_json(SELECTION, {"classes": [entry.to_json() for entry in self.classes]})
-
     def clip_scores(self, chunks: Iterable[Chunk]) -> dict[tuple[str, int], float]:
         """CLIP scores of the images to publish, by chunk file and row."""
         scores = [dict(zip(entry.images, entry.clip_scores, strict=True)) for entry in self.classes]

@@ -11,19 +11,15 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 
-from datadream.config import ExperimentConfig
-from datadream.data.few_shot import FewShotSet
 from datadream.generate.select.features import PROMPTS, read_features, shots_name
 from datadream.generate.select.filters import COPY, LABEL, ClassSelection, next_candidates, select
-from datadream.generate.select.record import Selection
 from datadream.methods.chunks import Chunk, first_chunks
+from datadream.run.cell import Cell
 from datadream.run.layout import CANDIDATES, SELECTION, ClassSelectionRecord
-from datadream.run.store import RunStore
 from datadream.runtime.failures import retried
 from datadream.runtime.progress import Facts
 
@@ -33,35 +29,21 @@ SHOWN = 10
 """Classes with too few images that the warning names; the file has all."""
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """All that may be generated for one run, in the order in which it is considered."""
-
-    store: RunStore
-    few_shot: FewShotSet
-    config: ExperimentConfig
-    chunks: Sequence[Chunk]
-
-    @cached_property
-    def by_class(self) -> list[list[Chunk]]:
-        """The chunks of each class."""
-        chunks: list[list[Chunk]] = [[] for _ in self.few_shot.class_names]
-        for chunk in self.chunks:
-            chunks[chunk.label].append(chunk)
-        return chunks
-
-
 class RejectionSampling:
     """How far the sampling of one run's images is: `propose`, have the candidates generated and encoded, `decide`, and
     so on until nothing more is proposed; then `commit`."""
 
-    def __init__(self, run: Candidates) -> None:
+    def __init__(self, run: Cell) -> None:
         self.run = run
         self.proposed: list[Chunk] = []
         """All that was proposed so far."""
         self.selections: dict[int, ClassSelection] = {}
         self._attempt = -1
-        self._n_candidates = [0] * len(run.by_class)
+        self._n_candidates = [0] * len(run.few_shot.class_names)
+        self._by_class: list[list[Chunk]] = [[] for _ in run.few_shot.class_names]
+        """All chunks that there may be, in the order in which they are considered."""
+        for chunk in run.chunks:
+            self._by_class[chunk.label].append(chunk)
 
     def propose(self) -> bool:
         """Ask for more candidates of the classes that need them; False when none does."""
@@ -97,7 +79,7 @@ class RejectionSampling:
             self.selections |= zip(labels, threads.map(self._select_class, labels), strict=True)
 
     def _select_class(self, label: int) -> ClassSelection:
-        chunks = first_chunks(self.run.by_class[label], self._n_candidates)
+        chunks = first_chunks(self._by_class[label], self._n_candidates)
         names = (*(chunk.chunk_id for chunk in chunks), PROMPTS, shots_name(label))
         *candidates, prompts, shots = (
             retried(partial(read_features, self.run.store, name), f"reading features {name}") for name in names
@@ -109,7 +91,22 @@ class RejectionSampling:
 
         Raises RuntimeError when no image is left.
         """
-        classes = [self._record(label) for label in range(len(self._n_candidates))]
+        classes = []
+        for label, name in enumerate(self.run.few_shot.class_names):
+            selection = self.selections[label]
+            indices = [index for chunk in self._by_class[label] for index in chunk.requests.indices]
+            entry = ClassSelectionRecord(
+                label=label,
+                name=name,
+                wanted=self.run.config.generate.images_per_class,
+                n_images=len(selection.chosen),
+                candidates=selection.considered,
+                rejected=selection.rejected,
+                shot_similarity=selection.shot_similarity,
+                images=[indices[position] for position in selection.chosen],
+                clip_scores=selection.clip_scores,
+            )
+            classes.append(entry)
         if not any(entry.n_images for entry in classes):
             raise RuntimeError(
                 f"none of {sum(self._n_candidates)} candidates passed the filters of generate.select. "
@@ -120,31 +117,12 @@ class RejectionSampling:
             log.warning(
                 "class %r has %d of %d images: of its %d candidates, all that generate.select.max_candidates allows, "
                 "CLIP sees another class in %d, and %d copy a shot",
-                entry.name,
-                entry.n_images,
-                entry.wanted,
-                entry.candidates,
-                entry.rejected[LABEL],
-                entry.rejected[COPY],
+                *(entry.name, entry.n_images, entry.wanted, entry.candidates),
+                *(entry.rejected[LABEL], entry.rejected[COPY]),
             )
         if len(short) > SHOWN:
             log.warning("%d classes have too few images; %s names them", len(short), self.run.store.path(SELECTION))
-        Selection(classes).write(self.run.store)
-
-    def _record(self, label: int) -> ClassSelectionRecord:
-        selection = self.selections[label]
-        indices = [index for chunk in self.run.by_class[label] for index in chunk.requests.indices]
-        return ClassSelectionRecord(
-            label=label,
-            name=self.run.few_shot.class_names[label],
-            wanted=self.run.config.generate.images_per_class,
-            n_images=len(selection.chosen),
-            candidates=selection.considered,
-            rejected=selection.rejected,
-            shot_similarity=selection.shot_similarity,
-            images=[indices[position] for position in selection.chosen],
-            clip_scores=selection.clip_scores,
-        )
+        self.run.store.write_json(SELECTION, {"classes": [entry.to_json() for entry in classes]})
 
 
 def acceptance(samplings: Sequence[RejectionSampling]) -> Facts:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from datadream.config import ExperimentConfig
 from datadream.generate.select.features import FeatureEncoder, FeatureJob, feature_units
-from datadream.generate.select.rejection_sampling import Candidates, RejectionSampling, acceptance
+from datadream.generate.select.rejection_sampling import RejectionSampling, acceptance
 from datadream.generate.stage import chunk_units, finish_units, generate_chunks
 from datadream.methods.chunks import n_images
+from datadream.run.cell import Cell
 from datadream.run.layout import FAILED_FEATURES, SELECTION
 from datadream.run.store import RunStore
 from datadream.runtime.failures import Ledger, retried
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def generate_and_select(
     store: RunStore,
-    runs: Sequence[Candidates],
+    runs: Sequence[Cell],
     config: ExperimentConfig,
     workers: Workers,
     listeners: Sequence[Listener] = (),
@@ -37,21 +38,24 @@ def generate_and_select(
     Raises RuntimeError naming chunks that fail, or a run of which no candidate is accepted.
     """
     samplings = [RejectionSampling(run) for run in runs if run.chunks and not run.store.exists(SELECTION)]
+    how = Mapped(load=_load_encoder, load_from=config, what="encoding")
     facts: Facts = {}
     while sum(sampling.propose() for sampling in samplings):  # not any(): all are to propose
         proposed = [chunk for sampling in samplings for chunk in sampling.proposed]
         generate_chunks(store, chunk_units(proposed), config, workers, listeners, facts)
-        units = [
-            unit
-            for sampling in samplings
-            for unit in feature_units(sampling.run.store.url, sampling.run.few_shot, sampling.proposed)
-        ]
+        units: list[Unit[FeatureJob]] = []
+        for sampling in samplings:
+            units += feature_units(sampling.run.store.url, sampling.run.few_shot, sampling.proposed)
         # Shots and prompts are encoded once; of the candidates, those that this attempt added.
-        missing = pending(units)
-        total = n_images(proposed)
+        missing, total = pending(units), n_images(proposed)
+        ledger: Ledger[tuple[str, str]] = Ledger()
         done = total - sum(unit.size for unit in missing)
         with Reporter("select", total, "image", listeners, done) as reporter:
-            _encode_features(store, missing, config, workers, reporter)
+            # Ray Data takes no empty list.
+            for encoded in run_mapped(store, missing, how, workers, ledger) if missing else ():
+                reporter.update(reporter.done + encoded.unit.size, failed=len(ledger.given_up))
+            # What could be encoded stays for the next start.
+            finish_units(store, FAILED_FEATURES, missing, ledger, "encoding {} of {} chunks, shots and prompts")
             for sampling in samplings:
                 sampling.decide()
             facts = acceptance(samplings)
@@ -59,22 +63,6 @@ def generate_and_select(
         log.info("select: of %d candidates %s", total, ", ".join(f"{name} {n}" for name, n in facts.items()))
     for sampling in samplings:
         sampling.commit()
-
-
-def _encode_features(
-    store: RunStore,
-    missing: Sequence[Unit[FeatureJob]],
-    config: ExperimentConfig,
-    workers: Workers,
-    reporter: Reporter,
-) -> None:
-    """Raises RuntimeError saying what could not be encoded; what could stays."""
-    ledger: Ledger[tuple[str, str]] = Ledger()
-    how = Mapped(load=_load_encoder, load_from=config, what="encoding")
-    if missing:
-        for done in run_mapped(store, missing, how, workers, ledger):
-            reporter.update(reporter.done + done.unit.size, failed=len(ledger.given_up))
-    finish_units(store, FAILED_FEATURES, missing, ledger, "encoding {} of {} chunks, shots and prompts")
 
 
 def _load_encoder(config: ExperimentConfig, device: torch.device | None) -> Callable[[Unit[FeatureJob]], None]:

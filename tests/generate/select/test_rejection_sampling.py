@@ -13,14 +13,11 @@ import torch
 
 from datadream import recipes
 from datadream.data.datasets import open_source
-from datadream.data.few_shot import sample_shots
 from datadream.data.shards import from_parquet
 from datadream.generate.select.features import FeatureEncoder, feature_units
-from datadream.generate.select.rejection_sampling import Candidates
 from datadream.generate.select.stage import generate_and_select
 from datadream.generate.stage import publish_dataset
-from datadream.methods import METHODS
-from datadream.methods.chunks import split_into_chunks
+from datadream.run.cell import Cell
 from datadream.run.layout import CANDIDATES, DATASET, SELECTION
 from datadream.run.store import RunStore
 from datadream.runtime.workers import Workers
@@ -34,25 +31,16 @@ COPYING, MIXED, WRONG = 0, 5, 9
 
 @pytest.fixture(scope="module")
 def config():
-    """Four images of each class, of at most eight candidates in chunks of four."""
+    """Two shots and four images of each class, of at most eight candidates in chunks of four."""
     filters = {"label_top_k": 1, "max_shot_similarity": 0.999, "max_candidates": 2}
     return recipes.digits(
         method="zero-shot",
+        data={"n_shots": 2},
         generate={"images_per_class": 4, "chunk_size": 4, "images_per_shard": 15, "select": filters},
     )
 
 
-@pytest.fixture(scope="module")
-def few_shot(config):
-    return sample_shots(open_source("digits").dataset(), 2, 0, config.data.prompt)
-
-
-def candidates(store, few_shot, config) -> Candidates:
-    images = METHODS[config.method](few_shot, config).images
-    return Candidates(store, few_shot, config, split_into_chunks(store.url, images, config.generate.chunk_size))
-
-
-def commit_photos(run: Candidates) -> None:
+def commit_photos(run: Cell) -> None:
     """Test photos as candidates."""
     source = open_source("digits")
     photos = [[photo.key for photo in run.few_shot.test if photo.label == label] for label in range(10)]
@@ -66,7 +54,7 @@ def commit_photos(run: Candidates) -> None:
         commit_chunk(chunk, [source.read(key) for key in keys])
 
 
-def encode_first_attempt(run: Candidates) -> None:
+def encode_first_attempt(run: Cell) -> None:
     """Without Ray, as an earlier start on this machine would have."""
     encoder = FeatureEncoder(run.config, torch.device("cpu"))
     first = [chunk for chunk in run.chunks if chunk.requests[0].index == 0]
@@ -74,15 +62,15 @@ def encode_first_attempt(run: Candidates) -> None:
         encoder.commit(unit)
 
 
-def published(run: Candidates, workers: Workers, *listeners) -> dict[str, bytes]:
+def published(run: Cell, workers: Workers, *listeners) -> dict[str, bytes]:
     generate_and_select(run.store, [run], run.config, workers, listeners)
-    publish_dataset(run.store, run.chunks, run.few_shot, run.config)
+    publish_dataset(run)
     return {name: run.store.read_bytes(f"dataset/{name}") for name in run.store.read_json(DATASET)["shards"]}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(local_ray, config, few_shot, tmp_path_factory):
-    run = candidates(RunStore(str(tmp_path_factory.mktemp("run"))), few_shot, config)
+def undisturbed(local_ray, config, tmp_path_factory):
+    run = Cell(config, RunStore(str(tmp_path_factory.mktemp("run"))))
     commit_photos(run)
     encode_first_attempt(run)
     heard, warnings = Heard(), logging.Handler()
@@ -94,7 +82,7 @@ def undisturbed(local_ray, config, few_shot, tmp_path_factory):
     return run, files, warnings.lines, heard
 
 
-def test_what_is_left_out_is_counted_and_what_is_kept_is_published(undisturbed, few_shot):
+def test_what_is_left_out_is_counted_and_what_is_kept_is_published(undisturbed):
     run, files, *_ = undisturbed
     classes = run.store.read_json(SELECTION)["classes"]
     assert all(entry["candidates"] == entry["n_images"] + sum(entry["rejected"].values()) for entry in classes)
@@ -132,14 +120,13 @@ def test_a_class_that_falls_short_is_published_and_named(undisturbed):
     assert "| fewer images | " in card
 
 
-def test_classes_that_are_complete_propose_no_more_and_status_tells(undisturbed, config, few_shot):
+def test_classes_that_are_complete_propose_no_more_and_status_tells(undisturbed):
     run, *_, heard = undisturbed
     entries = run.store.read_json(SELECTION)["classes"]
     asked = run.store.read_json(CANDIDATES)
     assert asked == [4 if entry["candidates"] == 4 and entry["n_images"] == 4 else 8 for entry in entries]
     assert set(asked) == {4, 8}
-    plan = METHODS[config.method](few_shot, config)
-    told = {stage.stage: stage for stage in stage_status(run.store, [(run.store, config, plan)])}
+    told = {stage.stage: stage for stage in stage_status(run.store, [run])}
     assert (told["generate"].done, told["generate"].total) == (sum(asked), sum(asked))
     assert (told["select"].done, told["publish"].done) == (1, 1)
     said = [progress for progress in heard if progress.stage == "select"][-1].numbers
@@ -150,10 +137,10 @@ def test_classes_that_are_complete_propose_no_more_and_status_tells(undisturbed,
     assert (said["label"], said["copy"]) == (rejected["label"], rejected["copy"])
 
 
-def test_two_workers_and_an_interrupted_start_give_the_same_bytes(undisturbed, config, few_shot, tmp_path):
+def test_two_workers_and_an_interrupted_start_give_the_same_bytes(undisturbed, config, tmp_path):
     """The other start had all candidates, but lost the features of most of the first attempt's and of the shots."""
     source, expected, *_ = undisturbed
-    run = candidates(RunStore(str(tmp_path)), few_shot, config)
+    run = Cell(config, RunStore(str(tmp_path)))
     names = [name for chunk in run.chunks for name in (chunk.file, chunk.marker)]
     names += [f"features/{name}.{suffix}" for name in source.store.markers("features") for suffix in ("npy", "json")]
     lost = [*(f"features/{label:05d}-000000" for label in range(7)), "features/shots-"]
@@ -161,17 +148,16 @@ def test_two_workers_and_an_interrupted_start_give_the_same_bytes(undisturbed, c
     for name in names:
         run.store.write_bytes(name, source.store.read_bytes(name))
     before = {name: os.stat(run.store.path(name)).st_mtime_ns for name in names}
-    plan = METHODS[config.method](few_shot, config)
-    told = {stage.stage: stage for stage in stage_status(run.store, [(run.store, config, plan)])}
+    told = {stage.stage: stage for stage in stage_status(run.store, [run])}
     assert (told["generate"].done, told["generate"].total, told["select"].done) == (40, 40, 0)
     assert published(run, Workers(2, 1, False)) == expected
     assert run.store.read_bytes(SELECTION) == source.store.read_bytes(SELECTION)
     assert all(os.stat(run.store.path(name)).st_mtime_ns == time for name, time in before.items())
 
 
-def test_nothing_is_published_where_nothing_passes(local_ray, config, few_shot, tmp_path):
+def test_nothing_is_published_where_nothing_passes(local_ray, config, tmp_path):
     """Hand-made features: every candidate is the prompt of the next class."""
-    run = candidates(RunStore(str(tmp_path)), few_shot, config)
+    run = Cell(config, RunStore(str(tmp_path)))
     prompts = np.eye(10, dtype=np.float32)
     features = {"prompts": prompts} | {f"shots-{label:05d}": prompts[[label]] for label in range(10)}
     for chunk in run.chunks:
