@@ -1,17 +1,19 @@
 """Data-parallel units on real Ray: who is to blame when a run ends, and that all others are done.
 
-A run of two workers takes seconds to start, so that most tests have several stories in one stage. What a unit does is a
-word in its payload; what it did is counted in files, because each start has new processes.
+A start of two workers takes 7 s on an idle machine, so that one stage tells most stories. What a unit does is a word
+in its payload; what it did is counted in files, because each start has new processes.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import ray.data
 
+from datadream.run.layout import SCRATCH
 from datadream.run.store import RunStore
 from datadream.runtime.data_parallel import DataParallel, Datasets, run_together
 from datadream.runtime.failures import GIVE_UP_AFTER
@@ -46,9 +48,13 @@ def load(greeting, device, collectives):
         import torch
 
         behaviour, checkpoint = unit.payload, f"{unit.name}.checkpoint"
-        (Path(unit.run_url) / f"{unit.name}-{os.getpid()}-{collectives.rank}.start").touch()
+        unit.store.write_bytes(f"{unit.name}-{os.getpid()}-{collectives.rank}.start", b"")
         began = int(unit.store.read_bytes(checkpoint)) if unit.store.exists(checkpoint) else 0
         for step in range(began + 1, STEPS + 1):
+            if collectives.rank == 1 and (
+                behaviour == "kills" or (behaviour == "kills once" and (began, step) == (0, 2))
+            ):
+                os._exit(1)
             collectives.sum(torch.ones(1))
             if behaviour == "diverges":
                 raise FloatingPointError("the loss became nan.")
@@ -56,8 +62,6 @@ def load(greeting, device, collectives):
                 raise ValueError("a photo is broken.")
             if behaviour == "gone on all":
                 raise FileNotFoundError("a photo is gone.")
-            if collectives.rank == 1 and (behaviour == "kills" or (behaviour == "kills once" and step == 2 > began)):
-                os._exit(1)
             report(step, {"loss": 1 / step})
             if collectives.rank == 0 and behaviour != "kills":
                 unit.store.write_bytes(checkpoint, str(step).encode())
@@ -84,65 +88,96 @@ def done(*units: Unit[str]) -> list[bool]:
     return [unit.store.exists(unit.marker) for unit in units]
 
 
-@pytest.fixture
-def stores(tmp_path) -> list[RunStore]:
-    return [RunStore(str(tmp_path / name)) for name in ("a", "b", "c")]
+@dataclass
+class Story:
+    """A stage over three runs, whose units have the same names."""
+
+    units: dict[str, Unit[str]]
+    failures: dict[tuple[str, str], str]
+    reporter: Reporter
 
 
-def test_a_broken_unit_is_named_by_its_run_a_diverged_one_by_its_own_and_all_others_are_done(stores):
-    """Every run of a table may have an adapter called `dataset`: the first used to be blamed for the second."""
-    first, broken, last = (unit_of(store, "dataset") for store in stores)
-    broken = unit_of(stores[1], "dataset", "broken on rank 1")
-    diverged, before = unit_of(stores[0], "diverged", "diverges"), unit_of(stores[2], "earlier")
-    before.store.write_json(before.marker, {})
-    units = [first, diverged, before, broken, last]
-    failures, reporter = run(stores[0], units)
-    assert failures == {diverged.key: "the loss became nan.", broken.key: "a photo is broken."}
-    assert done(*units) == [True, False, True, False, True]
-    # The run that the broken one ended took neither the one that was done nor the divergence along.
-    assert [starts(unit) for unit in units] == [1, 1, 0, 1, 1]
-    assert first.store.read_json(first.marker) == {"began": 0, "ranks": 2, "said": "done"}
-    assert (reporter.done, reporter.now.facts["failed"]) == (STEPS * len(units), 2)
-    assert not [path for path in Path(stores[0].root).iterdir() if path.name.startswith(".ray-train")]
+@pytest.fixture(scope="module")
+def story(local_ray, tmp_path_factory) -> Story:
+    a, b, c = (RunStore(str(tmp_path_factory.mktemp(name, numbered=False))) for name in "abc")
+    units = {
+        "first": unit_of(a, "dataset"),
+        "diverges": unit_of(a, "diverges", "diverges"),
+        "earlier": unit_of(c, "earlier"),
+        "unreadable": unit_of(c, "unreadable"),
+        "broken": unit_of(b, "dataset", "broken on rank 1"),
+        "dies": unit_of(b, "dies", "kills once"),
+        "last": unit_of(c, "dataset"),
+    }
+    c.write_json(units["earlier"].marker, {})
+
+    def datasets(left, n_workers):
+        rows = ray.data.from_items([{"name": unit.name} for unit in left])
+        broken = {unit.key: "its shard is broken." for unit in left if unit.name == "unreadable"}
+        return Datasets({"names": rows}, unreadable=broken), f"{n_workers} workers"
+
+    return Story(units, *run(a, list(units.values()), datasets=datasets))
 
 
-def test_a_unit_whose_worker_dies_goes_on_from_its_checkpoint(stores):
-    dies, last = unit_of(stores[0], "dies", "kills once"), unit_of(stores[0], "last")
-    assert run(stores[0], [dies, last])[0] == {}
-    assert (dies.store.read_json(dies.marker)["began"], starts(dies)) == (1, 2)
-    assert (last.store.read_json(last.marker)["began"], starts(last)) == (0, 1)
+def test_what_is_at_fault_is_named_and_all_others_are_done(story):
+    assert {name: story.failures.get(unit.key) for name, unit in story.units.items()} == {
+        "first": None,
+        "diverges": "the loss became nan.",
+        "earlier": None,
+        "unreadable": "its shard is broken.",
+        "broken": "a photo is broken.",
+        "dies": None,
+        "last": None,
+    }
+    for name, unit in story.units.items():
+        assert done(unit) == [unit.key not in story.failures], name
+    assert story.units["last"].store.read_json("dataset.json") == {"began": 0, "ranks": 2, "said": "2 workers"}
 
 
-def test_workers_that_cannot_load_say_why(stores):
+def test_of_units_with_one_name_the_broken_one_is_blamed_and_what_was_told_before_is_kept(story):
+    """Every run of a table may have an adapter called `dataset`: the first used to be blamed for the second, and a
+    divergence before it was forgotten."""
+    assert {name: starts(unit) for name, unit in story.units.items()} == {
+        "first": 1,
+        "diverges": 1,
+        "earlier": 0,
+        "unreadable": 0,
+        "broken": 1,
+        "dies": 2,
+        "last": 1,
+    }
+
+
+def test_a_unit_whose_worker_dies_goes_on_from_its_checkpoint(story):
+    assert story.units["dies"].store.read_json("dies.json")["began"] == 1
+
+
+def test_the_count_ends_at_all_units_and_nothing_is_left_behind(story):
+    assert (story.reporter.done, story.reporter.now.facts["failed"]) == (STEPS * len(story.units), 3)
+    folder = Path(story.units["first"].run_url)
+    assert not [path for path in folder.iterdir() if path.name.startswith(SCRATCH)]
+
+
+def test_workers_that_cannot_load_say_why(tmp_path):
+    store = RunStore(str(tmp_path))
     with pytest.raises(RuntimeError, match="^there is no such model.$"):
-        run(stores[0], [unit_of(stores[0], "any")], "no model")
+        run(store, [unit_of(store, "any")], "no model")
 
 
-def test_what_cannot_be_read_costs_the_units_that_need_it(stores):
-    needs, other = unit_of(stores[0], "needs"), unit_of(stores[0], "other")
-
-    def datasets(units, n_workers):
-        rows = ray.data.from_items([{"name": unit.name} for unit in units])
-        return Datasets({"names": rows}, unreadable={needs.key: "its shard is broken."}), f"{n_workers} workers"
-
-    failures, _ = run(stores[0], [needs, other], datasets=datasets)
-    assert failures == {needs.key: "its shard is broken."}
-    assert other.store.read_json(other.marker)["said"] == "2 workers"
-    assert [starts(unit) for unit in (needs, other)] == [0, 1]
-
-
-def test_without_anything_to_do_nothing_starts(stores):
-    unit = unit_of(stores[0], "any")
-    stores[0].write_json(unit.marker, {})
-    assert run(stores[0], [unit], "no model")[0] == {}
+def test_without_anything_to_do_nothing_starts(tmp_path):
+    store = RunStore(str(tmp_path))
+    unit = unit_of(store, "any")
+    store.write_json(unit.marker, {})
+    assert run(store, [unit], "no model")[0] == {}
 
 
 @pytest.mark.soak
-def test_a_unit_that_kills_its_worker_every_time_or_that_no_host_can_do_is_given_up_and_the_next_is_done(stores):
+def test_a_unit_that_kills_its_worker_every_time_or_that_no_host_can_do_is_given_up_and_the_next_is_done(tmp_path):
+    store = RunStore(str(tmp_path))
     killer, gone, last = (
-        unit_of(stores[0], *each) for each in (("killer", "kills"), ("gone", "gone on all"), ("last", ""))
+        unit_of(store, *each) for each in (("killer", "kills"), ("gone", "gone on all"), ("last", ""))
     )
-    failures, _ = run(stores[0], [killer, gone, last])
+    failures, _ = run(store, [killer, gone, last])
     assert failures.keys() == {killer.key, gone.key}
     assert failures[killer.key].startswith(f"given up after {GIVE_UP_AFTER} attempts: its workers were lost")
     assert failures[gone.key] == f"given up after {GIVE_UP_AFTER} attempts: FileNotFoundError: a photo is gone."
