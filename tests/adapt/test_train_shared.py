@@ -74,24 +74,26 @@ def assert_close(found: bytes, expected: bytes, tolerance: float = 1e-4) -> None
         assert (found[key] - expected[key]).norm() / expected[key].norm() < tolerance, key
 
 
-@pytest.mark.soak
+@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.soak)])
 @pytest.mark.usefixtures("local_ray")
-def test_on_ray_a_killed_worker_costs_the_steps_since_the_last_checkpoint(train, pipeline_folder, tmp_path):
+def test_on_ray_a_killed_worker_costs_the_steps_since_the_last_checkpoint(train, pipeline_folder, tmp_path, kill):
+    """Or none is killed, and it is the adapter that two ranks train without Ray."""
     store = RunStore(str(tmp_path / "run"))
-    folder = tmp_path / "photos"
+    folder, steps = tmp_path / "photos", 60 if kill else CONFIG.steps_per_class
     changes = {"data.source": str(folder), "diffusion.model": str(pipeline_folder), "cluster.checkpoint_steps": 20}
-    config = recipes.digits(**changes).model_copy(update={"adapt": CONFIG.model_copy(update={"steps_per_class": 60})})
+    adapt = CONFIG.model_copy(update={"steps_per_class": steps})
+    config = recipes.digits(**changes).model_copy(update={"adapt": adapt})
     for number, image in enumerate(images(6)):
         (folder / f"class {number % 2}").mkdir(parents=True, exist_ok=True)
         image.save(folder / f"class {number % 2}" / f"{number}.png")
     photos = tuple(TrainingPhoto(f"class {i % 2}/{i}.png", PROMPTS[i % 2]) for i in range(6))
     (unit,) = adapter_units(store.url, [dataclasses.replace(SPEC, photos=photos)], config.adapt)
     with ThreadPoolExecutor(1) as threads:
-        killed = threads.submit(kill_a_worker_after, store, adapter_checkpoint("dataset"))
+        killed = threads.submit(kill_a_worker_after, store, adapter_checkpoint("dataset")) if kill else None
         train_adapters(store, [unit], config, Workers(2, 1, False))
-    killed.result()
-    marker = store.read_json(unit.marker)
-    assert marker["steps"] == 120
+    if killed:
+        killed.result()
+    assert store.read_json(unit.marker)["steps"] == 2 * steps
     expected = train_by(train, 2, config.adapt)[0]
     assert_close(store.read_bytes(adapter_weights("dataset")), expected.weights)
     assert not store.exists(adapter_checkpoint("dataset"))

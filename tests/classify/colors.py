@@ -43,6 +43,20 @@ def publish(
     store.write_json("dataset/dataset.json", marker)
 
 
+def break_image(store: RunStore) -> str:
+    """Replace an image of a published Parquet dataset by what is none; returns what it is called."""
+    marker, name = store.read_json("dataset/dataset.json"), "red/007.png"
+    shard = f"dataset/{marker['shards'][1]}"
+    rows = pq.read_table(io.BytesIO(store.read_bytes(shard))).to_pylist()
+    rows[7]["image"] = {"bytes": b"no image", "path": name}
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    store.write_bytes(shard, buffer.getvalue())
+    marker["n_bytes"][1] = len(buffer.getvalue())
+    store.write_json("dataset/dataset.json", marker)
+    return name
+
+
 def parquet_shard(rows: list[tuple[str, int, Image.Image]]) -> bytes:
     table = pa.table(
         {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -10,8 +9,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load
@@ -30,7 +27,7 @@ from datadream.runtime.collectives import ALONE
 from datadream.runtime.map_units import quiet_data
 from datadream.runtime.workers import Workers
 from tests.classify import chaos
-from tests.classify.colors import publish
+from tests.classify.colors import break_image, publish
 
 ALL = ("zero-shot", "real", "synthetic", "real+synthetic")
 TRAINED = ALL[1:]
@@ -219,20 +216,22 @@ def test_a_setting_that_diverges_is_named_the_others_are_trained_and_the_next_ca
     assert not stores[0].exists(FAILED_CLASSIFIERS)
 
 
-def test_an_image_that_cannot_be_decoded_is_named(tmp_path, few_shot, config):
+@pytest.mark.parametrize("limit", [feed.MEMORY_LIMIT, pytest.param(0, marks=pytest.mark.soak)])
+def test_an_image_that_cannot_be_decoded_is_named_and_costs_what_needs_it(
+    tmp_path, few_shot, config, monkeypatch, limit
+):
+    """Decoded before the workers start, or while they read the stream."""
+    monkeypatch.setattr(feed, "MEMORY_LIMIT", limit)
     store = RunStore(str(tmp_path))
     publish(store)
-    marker = store.read_json("dataset/dataset.json")
-    shard = marker["shards"][1]
-    table = pq.read_table(io.BytesIO(store.read_bytes(f"dataset/{shard}"))).to_pylist()
-    table[7]["image"] = {"bytes": b"no image", "path": "red/007.png"}
-    pq.write_table(pa.Table.from_pylist(table), store.path(f"dataset/{shard}"))
-    marker["n_bytes"][1] = store.fs.size(store.path(f"dataset/{shard}"))
-    store.write_json("dataset/dataset.json", marker)
-    with pytest.raises(
-        RuntimeError, match=r"reading the dataset failed: image 'red/007.png' of the dataset cannot be"
-    ):
-        train(store, few_shot, with_settings(config, "synthetic"), workers(1))
+    name = break_image(store)
+    with pytest.raises(RuntimeError) as caught:
+        train(store, few_shot, with_settings(config, "synthetic", "real"), workers(1))
+    said = f"image '{name}' of the dataset cannot be decoded"
+    assert str(caught.value).startswith(f"training 1 of 2 classifiers failed:\n  synthetic: {said}")
+    assert "\n" not in str(caught.value).partition(said)[2]
+    assert store.exists("classifier/real/metrics.json")
+    assert not store.exists("classifier/synthetic")
 
 
 def test_without_a_dataset_synthetic_settings_are_refused(tmp_path, few_shot, config):

@@ -12,7 +12,7 @@ from datadream.classify.search.stage import choose_knobs
 from datadream.classify.stage import ClassifierJob, train_classifiers
 from datadream.run.store import RunStore
 from datadream.runtime.workers import Workers
-from tests.classify.colors import publish
+from tests.classify.colors import break_image, publish
 
 GRID = {"learning_rates": [1e-7, 1e-2, 1e30], "grace": 0.3}
 GOOD = {"learning_rate": 1e-2}
@@ -108,6 +108,12 @@ def test_a_trials_failure_is_the_drivers_and_is_not_repeated(tmp_path, few_shot,
     photo = tmp_path / "broken.png"
     photo.write_bytes(b"no image")
     broken = replace(few_shot, shots=((str(photo),), *few_shot.shots[1:]))
-    job = ClassifierJob(store, broken, searching.updated({"classify.settings": ["real"]}), store)
-    with pytest.raises(RuntimeError, match=r"trials of the search failed:\n  real, 10 steps with .*broken.png"):
+    publish(store)
+    image = break_image(store)
+    job = ClassifierJob(store, broken, searching.updated({"classify.settings": ["real", "synthetic"]}), store)
+    with pytest.raises(RuntimeError, match="6 of 6 trials of the search failed") as caught:
         choose_knobs(store, [job], Workers(2, threads=1, use_gpu=False))
+    reasons = str(caught.value).splitlines()[1:]
+    assert len(reasons) == 6
+    for reason in reasons:
+        assert (photo.name if reason.startswith("  real, 10 steps with ") else f"image '{image}'") in reason
