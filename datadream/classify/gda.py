@@ -22,8 +22,8 @@ WEIGHTS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 """Weights of the Gaussian logits that validation photos choose from (authors' code)."""
 WEIGHT_WITHOUT_VALIDATION = 1.0
 VIEWS = {"real": 10, "synthetic": 1}
-"""Augmented views of an image, by origin. One shot has no spread of its own (authors' code: 10 views); drawn images
-are many."""
+"""Augmented views of an image, by origin. One shot has no spread of its own (authors' code: 10 views); generated
+images are many."""
 
 
 @dataclass(frozen=True, slots=True)

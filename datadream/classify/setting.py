@@ -160,7 +160,7 @@ class SettingTrainer:
         *,
         before: int,
     ) -> Trained:
-        """One training of a setting, as `choice` asks for it; the model is left as it learnt."""
+        """One training of a setting, as `model_selection` asks for it; the model is left as it learnt."""
         restore(self.clip.model)
         config = self._config.classify
         seed = partial(self._seed, setting) if name == ALL_SHOTS else partial(self._seed, setting, name)
@@ -192,7 +192,7 @@ class SettingTrainer:
         return gaussian.blend(zero_shot, fitted, features, labels, self._collectives)
 
     def _moments(self, setting: Setting, zero_shot: LinearHead, synthetic: SyntheticImages | None) -> Moments:
-        """Of the images that the setting adapts to; real and drawn ones weigh what they do in the loss of training."""
+        """Of the images that the setting adapts to; real and generated ones weigh what they do in the loss."""
         origins, config = cast(Setting, setting.removeprefix("gda-")), self._config.classify
         rng = torch.Generator().manual_seed(self._seed(setting, "augment"))
         parts = self._parts(origins, self._few_shot, synthetic, partial(self._seed, setting))

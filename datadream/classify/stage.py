@@ -1,4 +1,4 @@
-"""The classify stage: every setting of every run is a unit that all workers train together, fed by Ray Data.
+"""The classify stage: every setting of every run is a data-parallel unit of all workers, fed by Ray Data.
 
 Synthetic images are decoded by Ray Data's tasks and reach the workers through `ingest`. Where they fit in memory, the
 result is the same for any number of workers and any history of kills.

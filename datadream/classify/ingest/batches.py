@@ -62,9 +62,9 @@ def read_photos(source: PhotoSource, photos: Sequence[Photo], size: int) -> Labe
 def shuffled_batches(
     pool: LabelledImages, batch_size: int, collectives: Collectives, seed: int, start: int = 0
 ) -> Iterator[LabelledImages]:
-    """Our share of endless batches of `batch_size` images over all ranks; every image is drawn once in each epoch.
+    """Our share of endless batches of `batch_size` images over all ranks; each epoch has every image once.
 
-    From batch `start` on they are the same as if all before had been drawn; of those only the epochs' orders are.
+    From batch `start` on they are those of an undisturbed run; of what came before only the epochs' orders are made.
     """
     rng = torch.Generator().manual_seed(seed)
     epochs, place = divmod(start * batch_size, len(pool))
@@ -92,7 +92,7 @@ def buffered_batches(
 ) -> Iterator[LabelledImages]:
     """Our share of batches from a stream of reads of `rows_per_read` images, shuffled through `buffer` images.
 
-    A batch is drawn from random places of the buffer, and the next read takes its place.
+    A batch is taken from random places of the buffer, and the next read takes its place.
     """
     share = collectives.share(batch_size)
     size = share.stop - share.start
