@@ -2,10 +2,10 @@
 
     python -m benchmarks.generate             # 10 classes of 50 images, three rounds; 20 minutes on 2 CPU cores
 
-All arms generate as many images from the same seeds and adapters, and write them to disk; all but the presets `fast` and
-`turbo` generate the same ones. `ours` is one process with as many threads as the others have; `pool` is as many processes
-of one thread, which is how the stream uses CPUs (they have imported torch before the time counts, as the other arms
-have). The last line is one JSON object: arms, median ratios with their 95 % intervals, counters.
+All arms generate as many images from the same seeds and adapters, and write them to disk; all but the presets `fast`
+and `turbo` generate the same ones. `ours` is one process with as many threads as the others have; `pool` is as many
+processes of one thread, which is how the stream uses CPUs (they have imported torch before the time counts, as the
+other arms have). The last line is one JSON object: arms, median ratios with their 95 % intervals, counters.
 """
 
 from __future__ import annotations

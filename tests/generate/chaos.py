@@ -78,9 +78,8 @@ def generate_and_publish(store: RunStore, pipeline: str, workers: Workers) -> No
 
 def cell_of(store: RunStore, pipeline: str, dataset_format: str) -> Cell:
     """A run holds one dataset: the first format is published in the run itself, others in sub-folders."""
-    return Cell(
-        config(pipeline, dataset_format), store if dataset_format == FORMATS[0] else store.child(dataset_format)
-    )
+    own = store if dataset_format == FORMATS[0] else store.child(dataset_format)
+    return Cell(config(pipeline, dataset_format), own)
 
 
 class Chaos:
