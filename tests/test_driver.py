@@ -224,7 +224,7 @@ def test_a_report_beside_a_driver_needs_no_lock_and_sweeps_nothing(tmp_path):
 
 def test_a_config_is_checked_once(tmp_path, monkeypatch):
     calls: list[ExperimentConfig] = []
-    monkeypatch.setattr("datadream.experiment.check_experiment", lambda config, *_: calls.append(config))
+    monkeypatch.setattr("datadream.experiment.check_inputs", lambda config, *_: calls.append(config))
     started = experiment(str(tmp_path))
     started.check()
     started.check()
