@@ -29,7 +29,7 @@ seed. A photo takes about 5 ms."""
 
 
 def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell]) -> None:
-    """Settings, folder, photos, trackers and workers: what is quick to look at."""
+    """Settings, folder, photos, trackers, workers and the generator's files: what is quick to look at."""
     _check_settings(config)
     store.check_config(config)
     store.check_writable()
@@ -41,12 +41,12 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
         check_selection(cell.few_shot, cell.config.classify)
         _check_filters(cell)
     check_workers(config.cluster)
-
-
-def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
-    """The generator and the CLIP can be loaded. It imports open_clip, which takes seconds."""
     if any(cell.plan.images for cell in cells):
         check_pipeline(config.diffusion.model, config.diffusion.revision)
+
+
+def check_models(config: ExperimentConfig) -> None:
+    """The CLIP can be loaded. It imports open_clip, which takes seconds."""
     from datadream.models.clip.load import check_clip
     from datadream.models.clip.trainable import check_trainable
 
