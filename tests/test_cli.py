@@ -215,7 +215,7 @@ def test_a_bug_in_the_checks_is_no_bad_input(tmp_path, capsys, monkeypatch):
     def fail(experiment: Experiment) -> None:
         raise AttributeError("no attribute")
 
-    monkeypatch.setattr(Experiment, "check", fail)
+    monkeypatch.setattr(Experiment, "check_inputs", fail)
     assert main(["adapt", str(tmp_path / "run"), *DIGITS]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("datadream: unexpected AttributeError: no attribute (--debug")
