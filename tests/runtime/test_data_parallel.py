@@ -25,7 +25,7 @@ from datadream.runtime.workers import Workers
 STEPS = 3
 TWO = Workers(2, threads=1, use_gpu=False)
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.soak]
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def unit_of(store: RunStore, name: str, behaviour: str = "") -> Unit[str]:
