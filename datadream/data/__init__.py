@@ -1,1 +1,1 @@
-"""Photos in, shards out: data sets, few-shot draws, prompts, augmentation and published shards."""
+"""Photos in, shards out: data sets, few-shot sets, prompts, augmentation and published shards."""

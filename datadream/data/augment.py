@@ -33,16 +33,13 @@ class Augment:
         self, config: AugmentConfig, flip: bool, size: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         self.config, self.flip, self.size = config, flip, size
+        # Random numbers of an image. What is off takes none, so that it does not move what is on.
+        has_blur = config.blur > 0 or config.solarize > 0
+        self.n_numbers = N_NUMBERS + has_blur * N_BLUR_NUMBERS + config.rand_augment * NUMBERS_PER_OPERATION
         self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
 
     def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
         return self.apply(images, self.draw(len(images), rng))
-
-    @property
-    def n_numbers(self) -> int:
-        """Random numbers of an image. What is off takes none, so that it does not move what is on."""
-        has_blur = self.config.blur > 0 or self.config.solarize > 0
-        return N_NUMBERS + has_blur * N_BLUR_NUMBERS + self.config.rand_augment * NUMBERS_PER_OPERATION
 
     def draw(self, n: int, rng: torch.Generator) -> Tensor:
         """Random numbers in [0, 1) for n images, [n, n_numbers], on the generator's device."""

@@ -1,4 +1,4 @@
-"""Draws are nested, seeded and recorded."""
+"""Few-shot sets are nested, seeded and recorded."""
 
 import itertools
 import shutil
@@ -17,9 +17,9 @@ def digits():
     return open_source("digits").dataset()
 
 
-def test_smaller_draws_are_inside_larger_ones(digits):
-    draws = [sample_shots(digits, n, 0, PROMPT) for n in (1, 2, 4, 8, 16)]
-    for small, large in itertools.pairwise(draws):
+def test_smaller_sets_are_inside_larger_ones(digits):
+    few_shots = [sample_shots(digits, n, 0, PROMPT) for n in (1, 2, 4, 8, 16)]
+    for small, large in itertools.pairwise(few_shots):
         assert all(
             large_keys[: small.n_shots] == keys for keys, large_keys in zip(small.shots, large.shots, strict=True)
         )

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: seeded, shared among ranks by their seed, and as much of each image as the labels say."""
+"""Mixup and CutMix: seeded, shared among workers by their seed, and as much of each image as the labels say."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def test_nothing_is_mixed_unless_asked_for():
 
 
 def test_a_share_of_the_batches_is_mixed_either_way():
-    drawn = mixes(mixup=1.0, cutmix=1.0, mix_probability=0.5)
-    mixed = [mix for mix in drawn if mix]
+    batches = mixes(mixup=1.0, cutmix=1.0, mix_probability=0.5)
+    mixed = [mix for mix in batches if mix]
     assert 160 < len(mixed) < 240
     assert 0.4 < sum(mix.box is None for mix in mixed) / len(mixed) < 0.6
-    assert drawn == mixes(mixup=1.0, cutmix=1.0, mix_probability=0.5)
+    assert batches == mixes(mixup=1.0, cutmix=1.0, mix_probability=0.5)
 
 
 @pytest.mark.parametrize(("alpha", "spread"), [(1.0, 1 / 12), (0.2, 0.25 / 1.4)])
-def test_shares_follow_the_beta_law(alpha, spread):
+def test_shares_follow_the_beta_distribution(alpha, spread):
     shares = torch.tensor([mix.share for mix in mixes(2000, mixup=alpha, mix_probability=1.0)])
     assert shares.mean() == pytest.approx(0.5, abs=0.03)
     assert shares.var() == pytest.approx(spread, abs=0.015)

@@ -95,12 +95,29 @@ def check_clip(model: str, pretrained: str | None) -> None:
 
     name = _open_clip_name(model)
     if name.startswith(LOCAL_DIR):
-        _check_folder(model, Path(name.removeprefix(LOCAL_DIR)))
-    elif not name.startswith(HF_HUB):
-        _check_architecture(model, pretrained)
+        folder = Path(name.removeprefix(LOCAL_DIR))
+        config = folder / CONFIG
+        if not config.is_file():
+            raise FileNotFoundError(
+                f"classify.model is {model!r}: {str(config)!r} does not exist. Use a folder that open_clip saved."
+            )
+        try:
+            usable = "model_cfg" in json.loads(config.read_text())
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError(
+                f"classify.model is {model!r}: {str(config)!r} is no open_clip config with a model_cfg. "
+                "Save the folder again."
+            )
+        if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
+            raise FileNotFoundError(
+                f"classify.model is {model!r}: folder {str(folder)!r} holds no weights. "
+                "Add open_clip_model.safetensors."
+            )
     elif name == HF_HUB:
         raise ValueError(f"classify.model is {model!r}: the Hub id is missing. Use hf-hub:<owner>/<model>.")
-    else:
+    elif name.startswith(HF_HUB):
         try:
             hf_hub_download(name.removeprefix(HF_HUB), CONFIG)
         except (OSError, ValueError) as error:
@@ -108,6 +125,8 @@ def check_clip(model: str, pretrained: str | None) -> None:
                 f"classify.model is {model!r}: no open_clip model that the Hub hands out here "
                 f"({type(error).__name__}). Check the id and the network, or use local-dir:<folder>."
             ) from None
+    else:
+        _check_architecture(model, pretrained)
 
 
 def input_size(model: str) -> int:
@@ -150,29 +169,9 @@ def _open_clip_name(model: str) -> str:
     return path if path == model else LOCAL_DIR + path
 
 
-def _check_folder(model: str, folder: Path) -> None:
-    config = folder / CONFIG
-    if not config.is_file():
-        raise FileNotFoundError(
-            f"classify.model is {model!r}: {str(config)!r} does not exist. Use a folder that open_clip saved."
-        )
-    try:
-        usable = "model_cfg" in json.loads(config.read_text())
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError(
-            f"classify.model is {model!r}: {str(config)!r} is no open_clip config with a model_cfg. "
-            "Save the folder again."
-        )
-    if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
-        raise FileNotFoundError(
-            f"classify.model is {model!r}: folder {str(folder)!r} holds no weights. Add open_clip_model.safetensors."
-        )
-
-
 def _check_architecture(model: str, pretrained: str | None) -> None:
     known = open_clip.list_models()
+    # open_clip knows ViT-B/16 by the name ViT-B-16.
     architecture = model.replace("/", "-")
     if architecture not in known:
         folder = f" For that folder use {LOCAL_DIR}{model}." if os.path.isdir(model) else ""

@@ -18,8 +18,8 @@ class LowRank(nn.Module):
     ) -> None:
         super().__init__()
         rows, columns = weight.shape[0] // n_blocks, weight.shape[1]
-        # Kaiming's uniform bound for a fan-in of `columns` and a slope of sqrt(5), as in loralib; drawn on the CPU so
-        # that every device starts from the same numbers.
+        # Kaiming's uniform bound for a fan-in of `columns` and a slope of sqrt(5), as in loralib; sampled on the CPU,
+        # so that every device starts from the same numbers.
         bound = 1 / math.sqrt(columns)
         down = torch.empty(len(chosen), rank, columns).uniform_(-bound, bound, generator=rng)
         self.n_blocks, self.blocks, self.scale = n_blocks, tuple(chosen), scale

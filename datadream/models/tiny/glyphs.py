@@ -1,6 +1,6 @@
 """Render digits and capital letters from fonts as 32x32 RGB images with captions.
 
-Masks are drawn once per face; geometry, colour and blur are then batched tensor operations, which keeps rendering
+Masks are rendered once per face; geometry, colour and blur are then batched tensor operations, which keeps rendering
 far cheaper than a training step. Every random choice comes from the generator passed in.
 """
 
@@ -79,7 +79,7 @@ def render_face(face: Face) -> Tensor | None:
 
 
 def render_faces(faces: Sequence[Face]) -> tuple[Tensor, list[Face]]:
-    """Masks [faces, 36, 64, 64] uint8 and the faces they belong to: those that draw every character distinctly."""
+    """Masks [faces, 36, 64, 64] uint8 and the faces they belong to: those that render every character distinctly."""
     rendered = [(face, masks) for face in faces if (masks := render_face(face)) is not None]
     if not rendered:
         raise ValueError(

@@ -154,20 +154,20 @@ def test_prompts_shared_out_give_the_features_and_gradients_of_one_worker(tmp_pa
     other = mp.spawn(_encode_on_second, args=(str(tmp_path),), nprocs=1, join=False)
     _encode_on(0, str(tmp_path))
     other.join()
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for expected, *shares in zip(_outcomes_of_a_share(clip(), ALONE), *ranks, strict=True):
+    workers = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for expected, *shares in zip(_outcomes_of_a_share(clip(), ALONE), *workers, strict=True):
         for features, _ in shares:
             torch.testing.assert_close(features, expected[0], atol=1e-5, rtol=0)
         summed = [sum(parts) for parts in zip(*(parts for _, parts in shares), strict=True)]
         torch.testing.assert_close(summed, expected[1], atol=1e-5, rtol=1e-5)
 
 
-def _outcomes_of_a_share(model: nn.Module, ranks: Collectives) -> list[tuple[Tensor, list[Tensor]]]:
-    """A loss over 6 photos, of which a rank has its share; without and with dropout."""
+def _outcomes_of_a_share(model: nn.Module, collectives: Collectives) -> list[tuple[Tensor, list[Tensor]]]:
+    """A loss over 6 photos, of which a worker has its share; without and with dropout."""
     found = []
     for dropout in (None, LoraDropout(0.3, seed=4)):
-        features = TextTower(model).encode(prompts([8, 5, 12, 6, 7]), ranks, dropout)
-        photos = torch.randn(6, features.shape[1], generator=torch.Generator().manual_seed(3))[ranks.share(6)]
+        features = TextTower(model).encode(prompts([8, 5, 12, 6, 7]), collectives, dropout)
+        photos = torch.randn(6, features.shape[1], generator=torch.Generator().manual_seed(3))[collectives.share(6)]
         loss = (photos @ features.T).logsumexp(dim=1).sum()
         found.append((features.detach(), gradients(model, loss)))
     return found
