@@ -14,6 +14,7 @@ from datadream.data.datasets import open_source
 from datadream.data.few_shot import check_photos
 from datadream.models.source import check_pipeline
 from datadream.run.cell import Cell
+from datadream.run.config_record import check_config
 from datadream.run.layout import FEW_SHOT
 from datadream.run.store import RunStore
 from datadream.tracking import check_trackers
@@ -31,7 +32,7 @@ seed. A photo takes about 5 ms."""
 def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell]) -> None:
     """Settings, folder, photos, trackers, workers and the generator's files: what is quick to look at."""
     _check_settings(config)
-    store.check_config(config)
+    check_config(store, config)
     store.check_writable()
     check_trackers(config, store)
     _check_photos([cell for cell in cells if not cell.store.exists(FEW_SHOT)])

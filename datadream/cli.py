@@ -20,6 +20,7 @@ import yaml
 
 from datadream import recipes
 from datadream.config import ExperimentConfig, flatten, knobs, nearest, takes_text
+from datadream.run.config_record import recorded_config
 from datadream.run.layout import PAGE
 from datadream.run.store import RunStore
 
@@ -159,7 +160,7 @@ def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> Experime
     changes |= _dotted(overrides, arguments.run)
     if arguments.recipe:
         return recipes.by_name(arguments.recipe).updated(changes)
-    saved = RunStore(arguments.run).saved_config()
+    saved = recorded_config(RunStore(arguments.run))
     if saved is not None:
         return saved.updated(changes)
     if arguments.command == "status":

@@ -16,6 +16,7 @@ from datadream.config import ExperimentConfig
 from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
 from datadream.methods.chunks import Chunk, first_chunks
 from datadream.run.cell import Cell
+from datadream.run.config_record import record_config
 from datadream.run.layout import (
     ADAPTER_INDEX,
     FEW_SHOT,
@@ -183,9 +184,9 @@ def driving(
                 check_plan(cell.store, cell.plan_hash)
         except (ValueError, FileNotFoundError) as error:
             raise RefusedError(str(error)) from error
-        store.save_config(config)
+        record_config(store, config)
         for cell in cells:
-            cell.store.save_config(cell.config)
+            record_config(cell.store, cell.config)
             if not cell.store.exists(FEW_SHOT):
                 cell.store.write_json(FEW_SHOT, cell.few_shot.to_json())
         tracking = stack.enter_context(tracked(config, store))

@@ -14,6 +14,7 @@ from datadream.cli import main
 from datadream.config import ExperimentConfig
 from datadream.driver import Driver, driving
 from datadream.experiment import Experiment
+from datadream.run.config_record import recorded_config
 from datadream.run.layout import ADAPTER_INDEX, CONFIG, DATASET, FEW_SHOT, LOCK, SCRATCH, adapter_marker
 from datadream.run.lock import RunLock
 from datadream.run.store import RunStore
@@ -206,7 +207,7 @@ def test_a_driver_records_config_and_shots_holds_the_lock_and_sweeps(local_ray, 
     (tmp_path / "chunks" / ".0.json.1.tmp").write_bytes(b"half")
     with start(started):
         assert started.store.files("") == {CONFIG, FEW_SHOT, LOCK}
-        assert started.store.saved_config() == started.config
+        assert recorded_config(started.store) == started.config
     assert started.store.files("") == {CONFIG, FEW_SHOT}
 
 

@@ -87,6 +87,7 @@ def test_a_second_call_does_nothing_again(undisturbed):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+@pytest.mark.soak
 def test_a_finished_run_of_which_an_adapter_was_damaged_trains_it_again_and_nothing_else(undisturbed, tmp_path):
     """Markers alone would take it for finished, and whoever generates next would meet what is not there."""
     run = tmp_path / "run"

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from datadream.config import ExperimentConfig
 from datadream.hashing import sha256, spec_hash
 from datadream.methods import AdapterSpec
+from datadream.run.config_record import library_versions
 from datadream.run.layout import ADAPTER_INDEX, AdapterEntry, AdapterMarker, adapter_marker, adapter_weights
-from datadream.run.store import RunStore, library_versions
+from datadream.run.store import RunStore
 from datadream.runtime.unit import Committed, Unit
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A run's folder at any fsspec URL: atomic writes, commit markers, and the config that the folder belongs to.
+"""A run's folder at any fsspec URL: atomic writes and commit markers.
 
 Everything is written under a temporary name and renamed, or put in one object-store request, and only then announced
 by its JSON marker. Readers trust markers, never a listing, so nothing half-written is ever read. Temporaries of killed
@@ -14,17 +14,13 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import version
 from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from datadream.config import ExperimentConfig, flatten, parse_config
 from datadream.hashing import sha256
-from datadream.run.layout import CONFIG, adapter_marker, adapter_weights
-
-LIBRARIES = ("datadream", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
+from datadream.run.layout import adapter_marker, adapter_weights
 
 TEMPORARY = ".tmp"
 """How the hidden files end that writers rename when they are whole."""
@@ -209,49 +205,6 @@ class RunStore:
                 "Choose a folder you may write to with --run."
             ) from None
 
-    def saved_config(self) -> ExperimentConfig | None:
-        """The config that this folder was made with, if it is a run.
-
-        Raises ValueError when the saved config does not fit this version, or the URL cannot be reached.
-        """
-        try:
-            there = self.exists(CONFIG)
-        except Exception as error:  # every file system has its own
-            raise ValueError(
-                f"run URL {self.url!r} cannot be read: {str(error) or type(error).__name__}. Check it, and the "
-                "endpoint and credentials of its file system."
-            ) from None
-        if not there:
-            return None
-        config = self.read_json(CONFIG)["config"]
-        # Runs that do not say were trained without.
-        config.setdefault("classify", {}).setdefault("lora_dropout", 0.0)
-        try:
-            return parse_config(config)
-        except ValueError as error:
-            raise ValueError(
-                f"{CONFIG} of run {self.url!r} was written by another version: {error} Go on with that version, or "
-                "start anew with another --run."
-            ) from None
-
-    def check_config(self, config: ExperimentConfig) -> None:
-        """Raises ValueError naming the keys in which this folder's config differs from `config`."""
-        saved = self.saved_config()
-        if saved is None:
-            return
-        old, new = (flatten(c.model_dump(mode="json", exclude={"cluster", "tracking"})) for c in (saved, config))
-        different = [f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in new if old.get(key) != new[key]]
-        if different:
-            raise ValueError(
-                f"run {self.url!r} was made with another config: {'; '.join(different)}. Use another --run, "
-                "or those values."
-            )
-
-    def save_config(self, config: ExperimentConfig) -> None:
-        """Record the config and the library versions, once."""
-        if not self.exists(CONFIG):
-            self.write_json(CONFIG, {"config": config.model_dump(mode="json"), "versions": library_versions()})
-
 
 def read_adapter(store: RunStore, adapter_id: str) -> bytes:
     """The weights of a trained adapter; raises ValueError when it is not trained, or not what was written."""
@@ -290,8 +243,3 @@ def _sync_folder(folder: str) -> None:
 
 def _encode_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that shape the results."""
-    return {name: version(name) for name in LIBRARIES}

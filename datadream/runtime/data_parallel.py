@@ -200,12 +200,27 @@ class _Attempt:
             self.units = [unit for unit in self.units if unit.key not in datasets.unreadable]
             if self.units:
                 with scratch(self._store) as folder, polled(self._look):
-                    self._trainer(datasets, load_from, workers, folder, without).fit()
+                    self._fit(self._trainer(datasets, load_from, workers, folder, without))
         except RayTaskError as error:  # of a stream's tasks, beside the workers
             raise RuntimeError(f"reading the dataset failed: {failure_of(error).reason}") from error
         except (TrainingFailedError, RayError) as error:
             return error
         return None
+
+    def _fit(self, trainer: TorchTrainer) -> None:
+        """Leave Ctrl-C to the driver.
+
+        In the main thread Ray Train 2.60 takes the signal for itself, for the rest of the process, and on it exits
+        with 0 as if all were done.
+        """
+        controllers: list[ActorHandle] = []
+        trainer._register_sigint_handler = controllers.append
+        try:
+            trainer.fit()
+        except KeyboardInterrupt:
+            for controller in controllers:
+                ray.kill(controller)  # its workers die with it
+            raise
 
     def culprit(self, error: Exception) -> Unit | None:
         """The unit that was in training when the run ended; None when none had begun.

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Generic
 
 from datadream.runtime.failures import Failure, Kind, Ledger
-from datadream.runtime.unit import P, Unit, titles
+from datadream.runtime.unit import P, Unit
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -169,11 +169,6 @@ class WorkQueue(Generic[P]):
     def failures(self) -> dict[tuple[str, str], str]:
         """Why units were given up, by their keys, in the order of the queue."""
         return {self._units[position].key: reason for position, reason in sorted(self._ledger.given_up.items())}
-
-    def named_failures(self) -> list[str]:
-        """The same in words."""
-        names = titles(self._units)
-        return [f"{names[key]}: {reason}" for key, reason in self.failures().items()]
 
     def n_open(self) -> int:
         """Units that are not done."""

@@ -7,6 +7,8 @@ in its payload; what it did is counted in files, because each start has new proc
 from __future__ import annotations
 
 import os
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +23,10 @@ from datadream.runtime.map_units import quiet_data
 from datadream.runtime.progress import Reporter
 from datadream.runtime.unit import Unit
 from datadream.runtime.workers import Workers
+from tests.processes import train_workers
 
 STEPS = 3
+SECONDS_TO_END = 60.0
 TWO = Workers(2, threads=1, use_gpu=False)
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -60,6 +64,10 @@ def load(greeting, device, collectives):
                 raise FloatingPointError("the loss became nan.")
             if behaviour == "broken on rank 1" and collectives.rank == 1:
                 raise ValueError("a photo is broken.")
+            if behaviour == "interrupts its driver" and collectives.rank == 0:
+                os.kill(int(greeting), signal.SIGINT)
+            if behaviour == "interrupts its driver":
+                time.sleep(SECONDS_TO_END)
             if behaviour == "gone on all":
                 raise FileNotFoundError("a photo is gone.")
             report(step, {"loss": 1 / step})
@@ -158,6 +166,7 @@ def test_the_count_ends_at_all_units_and_nothing_is_left_behind(story):
     assert not [path for path in folder.iterdir() if path.name.startswith(SCRATCH)]
 
 
+@pytest.mark.soak
 def test_workers_that_cannot_load_say_why(tmp_path):
     store = RunStore(str(tmp_path))
     with pytest.raises(RuntimeError, match="^there is no such model.$"):
@@ -183,3 +192,18 @@ def test_a_unit_that_kills_its_worker_every_time_or_that_no_host_can_do_is_given
     assert failures[gone.key] == f"given up after {GIVE_UP_AFTER} attempts: FileNotFoundError: a photo is gone."
     assert [starts(unit) for unit in (killer, gone, last)] == [GIVE_UP_AFTER, GIVE_UP_AFTER, 1]
     assert done(killer, gone, last) == [False, False, True]
+
+
+@pytest.mark.soak
+def test_ctrl_c_ends_the_workers_and_stays_the_drivers(tmp_path):
+    """Ray Train takes the signal for itself until the process ends, and exits with 0 on it."""
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            RunStore(str(tmp_path)), [unit_of(RunStore(str(tmp_path)), "a", "interrupts its driver")], str(os.getpid())
+        )
+    deadline = time.monotonic() + SECONDS_TO_END / 2
+    while train_workers():
+        assert time.monotonic() < deadline, "workers outlive their run"
+        time.sleep(0.1)
+    assert signal.getsignal(signal.SIGINT) is handler

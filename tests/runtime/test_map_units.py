@@ -110,6 +110,7 @@ def test_a_units_own_fault_is_named_at_once_and_a_hosts_goes_back_to_others(stor
     assert [attempts(unit) for unit in units] == [1, 1, 3, GIVE_UP_AFTER, 1]
 
 
+@pytest.mark.soak
 def test_faults_of_the_second_step_are_told_apart_as_well(store):
     units = units_of(store, "one", "commit:unit", "commit:twice", "work:unit")
     how = Mapped(load=load, load_from="hello", what="greeting", commit=commit)
@@ -120,6 +121,7 @@ def test_faults_of_the_second_step_are_told_apart_as_well(store):
     assert [attempts(unit, "commit") for unit in units] == [1, 1, 3, 0]
 
 
+@pytest.mark.soak
 def test_a_worker_that_cannot_load_costs_no_unit(store):
     """Its units are done by others: here by whoever is started next, for there is one node."""
     units = units_of(store, "one", "two", "three", "four")

@@ -90,7 +90,7 @@ def test_steps_count_those_committed_before_in_training_and_done(clock):
     assert waiting.progress() == QueueProgress(done=5 + 2 * 2, units=1, failed=0, loss=0.25, workers=1)
     waiting.finish("x", "0", group, {2: own("its photo is gone")})
     assert waiting.progress() == QueueProgress(done=15, units=2, failed=1, loss=None, workers=1)
-    assert waiting.named_failures() == ["a2: its photo is gone"]
+    assert list(waiting.failures().values()) == ["its photo is gone"]
 
 
 def test_a_unit_that_costs_three_workers_is_given_up(clock):
@@ -98,7 +98,7 @@ def test_a_unit_that_costs_three_workers_is_given_up(clock):
     for worker in ("first", "second", "third"):
         assert names(waiting.lease("0", worker, 1)) == ["a0"]
     assert names(waiting.lease("0", "fourth", 1)) == ["a1"]
-    assert waiting.named_failures() == ["a0: given up after 3 attempts: its workers died or fell silent."]
+    assert list(waiting.failures().values()) == ["given up after 3 attempts: its workers died or fell silent."]
 
 
 def test_a_host_that_fails_unit_after_unit_gets_no_more_and_the_others_do_them_all(clock):
@@ -131,7 +131,7 @@ def test_a_unit_that_meets_a_hosts_fault_goes_to_another_place_first_and_is_give
     assert names(waiting.lease("0", "x", 1)) == names(first)
     waiting.finish("x", "0", first, {0: hosts("CUDA error")})
     assert waiting.is_over()
-    assert waiting.named_failures() == ["a0: given up after 3 attempts: CUDA error"]
+    assert list(waiting.failures().values()) == ["given up after 3 attempts: CUDA error"]
     assert waiting.left_out() == {}
 
 
@@ -185,11 +185,11 @@ def test_a_committed_neighbour_cannot_fail(clock):
     assert waiting.failures() == {}
 
 
-def test_failures_name_the_run_where_there_are_several(clock):
+def test_units_of_several_runs_with_one_name_fail_apart(clock):
     made = [unit("class-00000", 5, f"table/cells/seed{i}") for i in range(2)]
     waiting = WorkQueue(made, [False, False], LEASE_SECONDS, clock)
     waiting.finish("x", "0", waiting.lease("0", "x", 2), {0: own("no"), 1: own("no")})
-    assert waiting.named_failures() == ["seed0/class-00000: no", "seed1/class-00000: no"]
+    assert waiting.failures() == {each.key: "no" for each in made}
 
 
 def test_usage_counts_what_is_lost_between_groups_and_at_the_end(clock):
