@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 
 import psutil
 
 from datadream.run.store import RunStore
+
+RAYS_AGENTS = ("ray::RuntimeEnvAgent", "ray::DashboardAgent")
+"""They write no run, and notice only after a minute that their raylet was killed."""
 
 
 def ray_workers(kind: str) -> list[psutil.Process]:
@@ -37,3 +41,14 @@ def kill_a_worker_after(store: RunStore, *names: str) -> float:
         workers = workers or train_workers()
     workers[0].kill()
     return time.time()
+
+
+def wait_until_gone(processes: Iterable[psutil.Process], seconds: float) -> None:
+    """Wait for processes whose driver was killed, which may write until they are gone."""
+    processes = list(processes)
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if any(agent in " ".join(process.cmdline()) for agent in RAYS_AGENTS):
+                process.kill()
+    alive = psutil.wait_procs(processes, timeout=seconds)[1]
+    assert not alive, [process.name() for process in alive]

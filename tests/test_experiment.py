@@ -19,6 +19,7 @@ from datadream.driver import driving
 from datadream.experiment import Experiment
 from datadream.generate.stage import generate_chunks
 from datadream.run.layout import DATASET, LOCK, SELECTION, adapter_weights
+from tests.processes import wait_until_gone
 from tests.tiny_clip import save_tiny_clip
 
 
@@ -158,8 +159,7 @@ def _kill(driver: psutil.Popen) -> None:
     workers = driver.children(recursive=True)
     driver.kill()
     driver.wait()
-    alive = psutil.wait_procs(workers, timeout=60)[1]
-    assert not alive, [process.cmdline() for process in alive]
+    wait_until_gone(workers, SECONDS_TO_START)
 
 
 def _wait_for(reached, driver: psutil.Popen) -> None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from datadream import recipes
+from tests.processes import wait_until_gone
 from tests.tiny_clip import save_tiny_clip
 
 SEED = 0
@@ -26,7 +27,7 @@ PROCESSES = {
     "worker": "ray::RayTrainWorker",
     "sampler": "ray::MapWorker",
     "raylet": "raylet/raylet",
-    "agent": "runtime_env/agent/main.py",
+    "agent": "ray::RuntimeEnvAgent",
 }
 """A part of the command line, by kind."""
 PHASES = (
@@ -105,8 +106,7 @@ class Driver:
     def bury(self) -> None:
         """Wait until all processes of a driver that ended are gone: they may write until then."""
         self._process.wait(SECONDS_TO_GET_ON)
-        alive = psutil.wait_procs(list(self._ours), timeout=SECONDS_TO_GET_ON)[1]
-        assert not alive, [process.name() for process in alive]
+        wait_until_gone(self._ours, SECONDS_TO_GET_ON)
 
     def end(self) -> None:
         """Leave nothing behind, whatever state the test is in."""
