@@ -8,9 +8,14 @@ from __future__ import annotations
 import importlib.resources
 import json
 from pathlib import Path
+from typing import Any
 
 PACKAGE_SCHEME = "package://"
 PIPELINE_CLASSES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+PARTS_WITH_WEIGHTS = ("unet", "vae", "text_encoder")
+INDEX = "model_index.json"
+HALF = "fp16"
+"""The one variant that publishers of Stable Diffusion use."""
 
 
 def resolve(model: str) -> str:
@@ -31,30 +36,60 @@ def resolve(model: str) -> str:
     return str(path)
 
 
-def check_pipeline(model: str, revision: str | None) -> None:
-    """Raises ValueError when `model` is no Stable Diffusion pipeline, without loading its weights."""
+def check_pipeline(model: str, revision: str | None) -> str | None:
+    """The `variant` with which diffusers finds a pipeline's weights: None, or fp16 where there are no others.
+
+    Reads names alone. Raises ValueError when `model` is no Stable Diffusion pipeline, or a part has no weights.
+    """
     folder = Path(resolve(model))
     # An absolute path is never a Hub id: where it does not exist it is a mistyped folder.
     if folder.exists() or folder.is_absolute():
-        if not (folder / "model_index.json").is_file():
+        if not (folder / INDEX).is_file():
             raise ValueError(
-                f"diffusion.model {model!r} is no diffusers pipeline: it has no model_index.json. "
+                f"diffusion.model {model!r} is no diffusers pipeline: it has no {INDEX}. "
                 "Give a folder saved by diffusers, or a Hub id."
             )
-        index = json.loads((folder / "model_index.json").read_text())
+        index, files = json.loads((folder / INDEX).read_text()), _files_below(folder)
     else:
-        from huggingface_hub import hf_hub_download
-
-        try:
-            index = json.loads(Path(hf_hub_download(model, "model_index.json", revision=revision)).read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"diffusion.model {model!r} is neither a folder nor a pipeline that the Hub hands out here "
-                f"({type(error).__name__}). Check the id and the network, or give a local folder."
-            ) from None
+        index, files = _on_hub(model, revision)
     found = index.get("_class_name")
     if found not in PIPELINE_CLASSES:
         raise ValueError(
             f"diffusion.model {model!r} is a {found}: "
-            f"need a Stable Diffusion pipeline (model_index.json of {PIPELINE_CLASSES[0]})."
+            f"need a Stable Diffusion 1.x or 2.x pipeline ({INDEX} of a {PIPELINE_CLASSES[0]})."
         )
+    variants = set()
+    for part in PARTS_WITH_WEIGHTS:
+        weights = [name for name in files if name.startswith(f"{part}/") and name.endswith((".safetensors", ".bin"))]
+        plain = [name for name in weights if name.count(".") == 1]
+        half = [name for name in weights if f".{HALF}" in name]
+        if not plain and not half:
+            there = ", ".join(sorted(name for name in files if name.startswith(f"{part}/"))) or "no such folder"
+            raise ValueError(
+                f"diffusion.model {model!r} has no weights for its {part} (there is: {there}). Expected "
+                f"{part}/*.safetensors or .bin, or their {HALF} variant: complete the download, or save it again."
+            )
+        variants.add(None if plain else HALF)
+    return HALF if HALF in variants else None
+
+
+def _files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.glob("*/*")}
+
+
+def _on_hub(model: str, revision: str | None) -> tuple[dict[str, Any], set[str]]:
+    """A pipeline's index and the names of its files; those in the cache where the Hub cannot be asked."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        index = Path(hf_hub_download(model, INDEX, revision=revision))
+        content = json.loads(index.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"diffusion.model {model!r} is neither a folder nor a pipeline that the Hub hands out here "
+            f"({type(error).__name__}). Check the id and the network, or give a local folder."
+        ) from None
+    try:
+        return content, set(HfApi().list_repo_files(model, revision=revision))
+    except (OSError, ValueError):
+        return content, _files_below(index.parent)

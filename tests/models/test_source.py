@@ -1,6 +1,7 @@
 """Model ids resolve, and wrong ones are told without loading anything."""
 
 import json
+import shutil
 
 import pytest
 
@@ -20,6 +21,16 @@ def test_pipelines_are_recognised(pipeline_folder, tmp_path):
     check_pipeline(str(pipeline_folder), None)
     with pytest.raises(ValueError, match="no diffusers pipeline: it has no model_index.json"):
         check_pipeline(str(tmp_path), None)
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(ValueError, match="is a FluxPipeline"):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    with pytest.raises(ValueError, match="is a StableDiffusionXLPipeline: need a Stable Diffusion 1.x or 2.x"):
         check_pipeline(str(tmp_path), None)
+
+
+def test_missing_weights_are_named_with_what_is_there(pipeline_folder, tmp_path):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "model")
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "weights.safetensors.part")
+    with pytest.raises(ValueError, match=r"no weights for its vae \(there is: vae/config.json, vae/weights"):
+        check_pipeline(str(folder), None)
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(ValueError, match="no weights for its vae .there is: no such folder"):
+        check_pipeline(str(folder), None)
