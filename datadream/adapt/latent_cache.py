@@ -17,7 +17,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 MOMENTS_BYTES = 4 * 2**30
-"""Encoded crops that are kept on the device; those beyond are encoded again when they come again."""
+"""Encoded crops that a device keeps, of all adapters that it trains side by side; those beyond are encoded again when
+they come again."""
+CUDA_ENCODE_BATCH = 4
+"""Crops that a GPU encodes at once. Always so many, filled up with the last one: kernels depend on the batch's size,
+and an adapter may not depend on which crops an interrupted start had left to encode. A CPU gains nothing by it."""
 PHOTOS_BYTES = 2**30
 """Resized photos that are kept; those beyond are read again."""
 
@@ -33,16 +37,25 @@ class Crop(NamedTuple):
 class LatentCache:
     """Samples latents of random square crops of some photos."""
 
-    def __init__(self, vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int, grid: int) -> None:
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        images: Sequence[Image.Image],
+        resolution: int,
+        grid: int,
+        moments_bytes: int = MOMENTS_BYTES,
+    ) -> None:
         """`images` are resized so that their shorter side is `resolution` pixels; offsets are multiples of `grid`.
 
         They are asked for one by one when they are needed, so a sequence that reads files on demand will do.
+        Encoded crops are kept while they fit into `moments_bytes`.
         """
         self._vae, self._photos, self._resolution, self._grid = vae, images, resolution, grid
         self._sizes: dict[int, tuple[int, int]] = {}
         self._resized: dict[int, Image.Image] = {}
         self._moments: dict[Crop, tuple[Tensor, Tensor]] = {}
-        self._photo_room, self._moment_room = PHOTOS_BYTES, MOMENTS_BYTES
+        self._photo_room, self._moment_room = PHOTOS_BYTES, moments_bytes
+        self._encode_batch = 1 if vae.device.type == "cpu" else CUDA_ENCODE_BATCH
         self.encodes = 0
         """Crops encoded so far."""
 
@@ -65,8 +78,11 @@ class LatentCache:
 
     def latents(self, crops: Sequence[Crop], noise: Tensor) -> Tensor:
         """Latents [len(crops), 4, h, w], times the VAE's scaling factor."""
-        means, deviations = zip(*map(self._moments_of, crops), strict=True)
-        mean, deviation = torch.stack(means), torch.stack(deviations)
+        found = {crop: self._moments[crop] for crop in crops if crop in self._moments}
+        missing = list(dict.fromkeys(crop for crop in crops if crop not in found))
+        for start in range(0, len(missing), self._encode_batch):
+            found |= self._encode(missing[start : start + self._encode_batch])
+        mean, deviation = (torch.stack([found[crop][part] for crop in crops]) for part in range(2))
         return (mean + deviation * noise.to(mean)) * self._vae.config.scaling_factor
 
     def _image(self, index: int) -> Image.Image:
@@ -79,19 +95,24 @@ class LatentCache:
         return image
 
     @torch.no_grad()
-    def _moments_of(self, crop: Crop) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [4, h, w] of a crop's latent, fp32, on the VAE's device."""
-        if crop in self._moments:
-            return self._moments[crop]
-        self.encodes += 1
-        square = (crop.left, crop.top, crop.left + self._resolution, crop.top + self._resolution)
-        pixels = tv.pil_to_tensor(self._image(crop.photo).crop(square)).float() / 127.5 - 1
-        distribution = self._vae.encode(pixels[None].to(self._vae.device, self._vae.dtype)).latent_dist
-        moments = distribution.mean[0].float(), distribution.std[0].float()
-        self._moment_room -= sum(moment.nbytes for moment in moments)
-        if self._moment_room >= 0:
-            self._moments[crop] = moments
-        return moments
+    def _encode(self, crops: Sequence[Crop]) -> dict[Crop, tuple[Tensor, Tensor]]:
+        """Mean and deviation [4, h, w] of the latents of up to a batch of crops, fp32, on the VAE's device."""
+        self.encodes += len(crops)
+        pixels = []
+        for photo, top, left in crops:
+            square = self._image(photo).crop((left, top, left + self._resolution, top + self._resolution))
+            pixels.append(tv.pil_to_tensor(square).float() / 127.5 - 1)
+        pixels += pixels[-1:] * (self._encode_batch - len(pixels))
+        law = self._vae.encode(torch.stack(pixels).to(self._vae.device, self._vae.dtype)).latent_dist
+        # Each on its own: a slice would keep its whole batch in memory for as long as one of it is kept.
+        parts = zip(law.mean.float(), law.std.float(), strict=True)
+        moments = [(mean.clone(), deviation.clone()) for mean, deviation in parts]
+        encoded = dict(zip(crops, moments, strict=False))
+        for crop, both in encoded.items():
+            self._moment_room -= sum(moment.nbytes for moment in both)
+            if self._moment_room >= 0:
+                self._moments[crop] = both
+        return encoded
 
 
 def resize_shorter_side(image: Image.Image, pixels: int) -> Image.Image:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from datadream.adapt.batches import Batches
-from datadream.adapt.latent_cache import LatentCache
+from datadream.adapt.latent_cache import MOMENTS_BYTES, LatentCache
 from datadream.adapt.prior_preservation import Prior, sample_priors
 from datadream.adapt.train_state import Training, target_of
 from datadream.config import AdaptConfig
@@ -27,6 +27,7 @@ from datadream.models.diffusion.attention import SharedPromptAttention
 from datadream.models.diffusion.kohya import to_kohya
 from datadream.models.diffusion.lora import StackedLora
 from datadream.runtime.collectives import ALONE, Collectives
+from datadream.runtime.device import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,9 @@ class AdapterTrainer:
         (steps,) = {n_steps(spec, self._config) for spec in specs}
         try:
             return self._train(specs, photos, steps, on_step, alive)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if len(specs) == 1:
                 return [MemoryError(OUT_OF_MEMORY)]
         # Outside of the except block: the error's traceback would keep the tensors of the failed attempt alive.
@@ -145,7 +148,9 @@ class AdapterTrainer:
                     _check_finite(training.curves()[0])
                     if save is not None:
                         save(training.checkpoint())
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise MemoryError(OUT_OF_MEMORY) from None
         (outcome,) = self._finish([spec], training)
         if isinstance(outcome, Exception):
@@ -171,16 +176,21 @@ class AdapterTrainer:
                 for _ in range(MEASURED_STEPS):
                     training.step().sum().item()  # waits for the device
                     ends.append(time.monotonic())
-            except torch.OutOfMemoryError:
-                if size == 1:
+            except RuntimeError as error:
+                if size == 1 or not is_out_of_memory(error):
                     raise
                 break
-            del training  # its optimiser's state would take memory from the next size
+            # Its optimiser's state would take memory from the next size, and so would freed blocks of unlike sizes.
+            del training
+            torch.cuda.empty_cache()
             # From the first step's end on: it encodes crops and allocates memory, once.
             seconds = (ends[-1] - ends[0]) / (MEASURED_STEPS - 1) / size
             if seconds > 0.95 * best_seconds:
                 break
             best, best_seconds, size = size, seconds, 2 * size
+        self._lora.remove()  # the largest that was tried is often more than will be trained
+        self._lora = StackedLora(self._pipeline, best, self._config.rank, self._config.text_encoder)
+        torch.cuda.empty_cache()
         return best
 
     def _start(
@@ -203,7 +213,7 @@ class AdapterTrainer:
         priors = priors or sample_priors(pipeline, specs, config, resolution, collectives, alive)
         streams = []
         for spec, images, prior in zip(specs, photos, priors, strict=True):
-            latents = LatentCache(pipeline.vae, images, resolution, config.crop_grid)
+            latents = LatentCache(pipeline.vae, images, resolution, config.crop_grid, MOMENTS_BYTES // len(specs))
             n_times = pipeline.scheduler.config.num_train_timesteps
             streams.append(Batches(spec, latents, n_times, config.batch_size, prior, collectives))
         return Training(pipeline, self._lora, streams, config, steps, collectives)

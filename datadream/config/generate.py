@@ -90,6 +90,9 @@ class GenerateConfig(Section):
     """Images per published shard."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Numbers of the generator. auto: fp16 on CUDA (paper), fp32 elsewhere."""
+    decode_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """Numbers of the VAE that turns latents into pixels. auto: as precision says, and fp32 for images that overflow
+    it."""
     select: SelectConfig = SelectConfig()
     """Which generated images are published."""
 

@@ -10,11 +10,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 import diffusers
 import numpy as np
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from datadream.config import GenerateConfig, nearest
 from datadream.generate.denoise import Denoiser
 from datadream.methods.base import ImageRequest
 from datadream.models.diffusion.merge import InPlaceMerger
+from datadream.runtime.device import DTYPES, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,11 @@ class Sampler:
             # The layout that cuDNN's convolutions on tensor cores want.
             for module in (pipeline.unet, pipeline.vae):
                 module.to(memory_format=torch.channels_last)
+        self._vae: AutoencoderKL = pipeline.vae
+        if config.decode_precision != "auto":
+            # A copy, for its encoder reads photos in the pipeline's own precision.
+            self._vae = deepcopy(pipeline.vae).to(DTYPES[config.decode_precision])
+        self._wide_vae: AutoencoderKL | None = None
         self._denoiser = Denoiser(pipeline.unet, pipeline.scheduler, config)
         if config.compile:
             pipeline.unet.compile_repeated_blocks()
@@ -76,7 +83,8 @@ class Sampler:
         strength.
 
         `run` says whose adapters are meant: another run's may have the same ids.
-        Raises MemoryError when the device's memory does not suffice for one image.
+        Raises MemoryError when the device's memory does not suffice for one image, FloatingPointError when an image
+        has values that are no numbers.
         """
         adapters = requests[0].adapters
         wanted = (run, adapters) if adapters else None
@@ -89,30 +97,43 @@ class Sampler:
         while len(images) < len(requests):
             try:
                 images.extend(self._generate(requests[len(images) :][: self.batch_size], prompts, read_photo))
-            except torch.OutOfMemoryError:
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.batch_size == 1:
                     raise MemoryError(
                         "the GPU's memory does not suffice for one image. Lower diffusion.resolution."
                     ) from None
-                # For good: what did not fit once will not fit the next time.
-                self.batch_size = (self.batch_size + 1) // 2
-                log.warning("out of memory: going on with %d images at once", self.batch_size)
-                torch.cuda.empty_cache()
+            # Outside of the except block: the error's traceback would keep the failed batch's tensors alive.
+            # For good: what did not fit once will not fit the next time.
+            self.batch_size = (self.batch_size + 1) // 2
+            log.warning("out of memory: going on with %d images at once", self.batch_size)
+            torch.cuda.empty_cache()
         return np.stack(images)
 
     def fastest_batch(self) -> int:
-        """The part of a chunk that this device denoises fastest per image, of those that its memory holds."""
+        """The part of a chunk that this device denoises fastest per image, of those that its memory holds.
+
+        On a GPU another batch than 50 may be faster, and a large one may fit the UNet and not the VAE after it.
+        """
         seconds: dict[int, float] = {}
         for size in sorted({math.ceil(self._config.chunk_size / parts) for parts in MEASURED_PARTS}):
+            torch.cuda.empty_cache()  # blocks of the last size would not fit this one
             try:
                 seconds[size] = self._seconds_per_image(size)
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 break
+        torch.cuda.empty_cache()
         return min(seconds, key=seconds.__getitem__, default=1)
 
     def _seconds_per_image(self, batch: int) -> float:
-        """Time a few steps on noise, after one that does not count."""
+        """Time a few denoising steps on noise, after one that does not count; the VAE decodes, and is not timed.
+
+        It takes the same time per image at any size, and the room that it needs beside the UNet.
+        """
         generators = [torch.Generator().manual_seed(number) for number in range(batch)]
         scheduler, prompts = self._from_noise.scheduler, self._prompts("")
         scheduler.set_timesteps(self._config.steps, device=self._from_noise.device)
@@ -120,8 +141,11 @@ class Sampler:
         for n_steps in (1, MEASURED_STEPS):
             started = time.perf_counter()
             steps = scheduler.timesteps[:n_steps]
-            self._denoiser.denoise(self._noise(generators), steps, prompts, generators).sum().item()
+            latents = self._denoiser.denoise(self._noise(generators), steps, prompts, generators)
+            latents.sum().item()  # waits for the device
             seconds = time.perf_counter() - started
+            for part in latents.split(DECODE_BATCH):
+                self._decode(part, self._vae)
             # A scheduler counts its steps, and some remember what they predicted.
             scheduler.set_timesteps(self._config.steps, device=self._from_noise.device)
         return seconds / batch
@@ -143,6 +167,11 @@ class Sampler:
             pixels, first = pipeline.image_processor.preprocess(photos), timesteps[:1].repeat(n)
             latents = pipeline.prepare_latents(pixels, first, n, 1, pipeline.unet.dtype, pipeline.device, generators)
         latents = self._denoiser.denoise(latents, timesteps, prompts, generators)
+        if not latents.isfinite().all():
+            raise FloatingPointError(
+                f"the UNet gave latents that are no numbers in {pipeline.unet.dtype}. Use generate.precision=fp32 or "
+                "bf16, or another adapter."
+            )
         return np.concatenate([self._pixels(part) for part in latents.split(DECODE_BATCH)])
 
     def _prompts(self, prompt: str) -> Tensor:
@@ -159,10 +188,23 @@ class Sampler:
         return self._from_noise.prepare_latents(n, channels, side, side, unet.dtype, device, generators)
 
     def _pixels(self, latents: Tensor) -> np.ndarray:
-        vae = self._from_noise.vae
-        images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        images = ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        """Images [n, height, width, 3], uint8. The VAE's activations are larger than its input: it overflows first."""
+        images = self._decode(latents, self._vae)
+        if not images.isfinite().all() and self._config.decode_precision == "auto":
+            if self._wide_vae is None:
+                log.info("images that overflow %s are decoded in fp32", self._vae.dtype)
+                self._wide_vae = deepcopy(self._vae).to(torch.float32)
+            images = self._decode(latents, self._wide_vae)
+        if not images.isfinite().all():
+            raise FloatingPointError(
+                f"the VAE gave pixels that are no numbers (in {self._vae.dtype}). Use generate.decode_precision=fp32."
+            )
+        images = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return images.permute(0, 2, 3, 1).cpu().numpy()
+
+    def _decode(self, latents: Tensor, vae: AutoencoderKL) -> Tensor:
+        """Pixels [n, 3, height, width], fp32, about -1 to 1."""
+        return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0].float()
 
 
 def centre_square(image: Image.Image, pixels: int) -> Image.Image:

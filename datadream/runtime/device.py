@@ -7,6 +7,10 @@ import torch
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+_ALLOCATION_WORDS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+"""What full memory is called by the libraries that allocate beside torch: a bare RuntimeError."""
+
+
 def use_threads(threads: int) -> None:
     """CPU threads of this process; the same number gives the same bits."""
     torch.set_num_threads(threads)
@@ -29,6 +33,11 @@ def shared_worker_device(use_gpu: bool) -> torch.device:
     device = ray.train.torch.get_device()
     torch.cuda.set_device(device)
     return device
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether less work at once could succeed where this error ended it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _ALLOCATION_WORDS)
 
 
 def dtype_of(precision: str, device: torch.device, on_cuda: torch.dtype) -> torch.dtype:

@@ -1,5 +1,7 @@
 """Our images are the ones that plain diffusers generates with the same seed."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -86,14 +88,15 @@ def test_an_image_does_not_depend_on_its_batch_or_on_the_adapters_before(sampler
     assert np.array_equal(sampler.generate(requests(7, "class-1"), adapters.__getitem__, read_photo), batch)
 
 
-def test_out_of_memory_halves_the_batch(sampler, adapters, caplog):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")])
+def test_out_of_memory_halves_the_batch(sampler, adapters, caplog, error):
     expected = sampler.generate(requests(7, "class-1"), adapters.__getitem__, read_photo)
     denoise, sizes = sampler._denoiser.denoise, []
 
     def with_little_memory(latents, *others):
         sizes.append(len(latents))
         if len(latents) > 3:
-            raise torch.OutOfMemoryError
+            raise error
         return denoise(latents, *others)
 
     sampler._denoiser.denoise = with_little_memory
@@ -143,6 +146,30 @@ def test_out_of_memory_with_one_image_says_what_to_lower(sampler):
 
     sampler._denoiser.denoise = without_memory
     with pytest.raises(MemoryError, match=r"Lower diffusion\.resolution"):
+        sampler.generate(requests(2), None, read_photo)
+
+
+def test_what_the_decoder_cannot_hold_is_decoded_in_fp32(sampler, adapters):
+    """Weights that overflow fp16 inside the decoder, whose norms make small numbers of them again."""
+    vae = sampler._from_noise.vae
+    with torch.no_grad():
+        vae.decoder.conv_in.weight.mul_(1e5)
+    expected = sampler.generate(requests(2, "class-1"), adapters.__getitem__, read_photo)
+    sampler._vae = deepcopy(vae).half()
+    found = sampler.generate(requests(2, "class-1"), adapters.__getitem__, read_photo)
+    assert found.std() > 0
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_values_that_are_no_numbers_are_an_error_and_no_black_image(sampler, pipeline_folder):
+    held = Sampler(sampler._from_noise, CONFIG.model_copy(update={"decode_precision": "fp16"}), 32)
+    with torch.no_grad():
+        held._vae.decoder.conv_out.bias.fill_(torch.inf)
+    with pytest.raises(FloatingPointError, match=r"pixels that are no numbers .*decode_precision=fp32"):
+        held.generate(requests(2), None, read_photo)
+    with torch.no_grad():
+        sampler._from_noise.unet.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"latents that are no numbers .*generate.precision"):
         sampler.generate(requests(2), None, read_photo)
 
 
