@@ -24,6 +24,7 @@ from datadream.config import AdaptConfig
 from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.methods.n_steps import n_steps
 from datadream.models.diffusion.attention import SharedPromptAttention
+from datadream.models.diffusion.compile import compile_blocks
 from datadream.models.diffusion.kohya import to_kohya
 from datadream.models.diffusion.lora import StackedLora
 from datadream.runtime.collectives import ALONE, Collectives
@@ -73,7 +74,7 @@ class AdapterTrainer:
             for module in (pipeline.unet, pipeline.vae):
                 module.to(memory_format=torch.channels_last)
         if config.compile:
-            pipeline.unet.compile_repeated_blocks()
+            compile_blocks(pipeline.unet)
         self._lora = StackedLora(pipeline, 1, config.rank, config.text_encoder)
 
     def train(

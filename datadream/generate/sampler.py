@@ -22,6 +22,7 @@ from torch import Tensor
 from datadream.config import GenerateConfig, nearest
 from datadream.generate.denoise import Denoiser
 from datadream.methods.base import ImageRequest
+from datadream.models.diffusion.compile import compile_blocks
 from datadream.models.diffusion.merge import InPlaceMerger
 from datadream.runtime.device import DTYPES, is_out_of_memory
 
@@ -67,7 +68,7 @@ class Sampler:
         self._wide_vae: AutoencoderKL | None = None
         self._denoiser = Denoiser(pipeline.unet, pipeline.scheduler, config)
         if config.compile:
-            pipeline.unet.compile_repeated_blocks()
+            compile_blocks(pipeline.unet)
         self._merger = InPlaceMerger(pipeline)
         self._merged: tuple[str, tuple[tuple[str, float], ...]] | None = None
 
