@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Generated = tuple[np.ndarray, str]
-"""Pixels [n, height, width, 3], uint8, and the name of the scheduler that they were made with."""
+Generated = tuple[np.ndarray, dict[str, str]]
+"""Pixels [n, height, width, 3], uint8, and what of their provenance the worker alone knows."""
 
 
 def chunk_units(chunks: Sequence[Chunk]) -> list[Unit[Chunk]]:
@@ -129,7 +129,7 @@ def _load_sampler(
 
     from datadream.generate.sampler import Sampler
     from datadream.models.diffusion.pipeline import load_pipeline
-    from datadream.runtime.device import dtype_of
+    from datadream.runtime.device import DTYPES, dtype_of
 
     config, run_url = load_from
     assert device is not None
@@ -137,8 +137,11 @@ def _load_sampler(
     model = config.diffusion
     pipeline = retried(lambda: load_pipeline(model.model, model.revision, device, dtype), "loading the model")
     sampler = Sampler(pipeline, config.generate, model.resolution)
-    # As the sampler has set it: an image's provenance names what made it, also where the config names nothing.
-    scheduler = type(pipeline.scheduler).__name__
+    # As the sampler has set them: an image's provenance names what made it, also where the config names nothing.
+    made_with = {
+        "scheduler": type(pipeline.scheduler).__name__,
+        "precision": next(name for name, known in DTYPES.items() if known is dtype),
+    }
     # On CPUs the best batch is known (see CPU_BATCH).
     if device.type == "cuda" and config.generate.batch_size is None:
         # Other batches would change an image's last bits, so the first measurement of a run holds for all workers.
@@ -157,14 +160,14 @@ def _load_sampler(
             lambda key: retried(lambda: source.read(key), f"reading photo {key!r}"),
             run=unit.run_url,
         )
-        return pixels, scheduler
+        return pixels, made_with
 
     return generate
 
 
 def _commit_chunk(unit: Unit[Chunk], generated: Generated, config: ExperimentConfig) -> None:
     """Encode a chunk's images and commit them; runs on CPUs beside the samplers."""
-    (images, scheduler), chunk, store, settings = generated, unit.payload, unit.store, config.generate
+    (images, made_with), chunk, store, settings = generated, unit.payload, unit.store, config.generate
     adapter_ids = chunk.adapter_ids
     hashes = retried(lambda: {name: adapter_sha256(store, name) for name in adapter_ids}, f"{unit.name}: reading")
     records = [
@@ -172,7 +175,7 @@ def _commit_chunk(unit: Unit[Chunk], generated: Generated, config: ExperimentCon
             key=f"{request.label:05d}_{request.index:06d}",
             image=encode_image(pixels, settings.image_format),
             label=request.label,
-            provenance=_provenance(request, hashes, scheduler, config),
+            provenance=_provenance(request, hashes, made_with, config),
         )
         for request, pixels in zip(chunk.requests, images, strict=True)
     ]
@@ -185,7 +188,7 @@ def _commit_chunk(unit: Unit[Chunk], generated: Generated, config: ExperimentCon
 
 
 def _provenance(
-    request: ImageRequest, adapter_hashes: dict[str, str], scheduler: str, config: ExperimentConfig
+    request: ImageRequest, adapter_hashes: dict[str, str], made_with: dict[str, str], config: ExperimentConfig
 ) -> dict[str, Any]:
     """How an image was made. Lists hold values of one type, or `datasets` cannot read them from a WebDataset."""
     settings = config.generate
@@ -199,8 +202,10 @@ def _provenance(
         "strength": request.strength,
         "model": public_model(config.diffusion.model),
         "revision": config.diffusion.revision,
-        "scheduler": scheduler,
+        "resolution": config.diffusion.resolution,
+        **made_with,
         "steps": settings.steps,
+        "decode_precision": None if settings.decode_precision == "auto" else settings.decode_precision,
         "guidance_scale": settings.guidance_scale,
         "guidance_interval": settings.guidance_interval,
         "cache_interval": settings.cache_interval,

@@ -51,6 +51,7 @@ def test_chunks_whose_adapters_are_broken_are_named_at_once_and_stop_no_others(
     assert store.markers("chunks") == {"00000-000000"}
     told = from_parquet(store.read_bytes(chunks[0].file))[0].provenance
     assert told["adapters"] == [{"name": "class-00000", "weight": 1.0, "sha256": sha256(adapter)}]
+    assert (told["resolution"], told["precision"], told["scheduler"]) == (32, "fp32", "DPMSolverMultistepScheduler")
 
     assert "waiting for 1 samplers to start" in heard[0].text
     last = heard[-1]

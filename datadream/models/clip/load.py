@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from datadream.models.source import resolve
 from datadream.runtime.collectives import ALONE, Collectives
 
 LOCAL_DIR, HF_HUB = FOLDERS = ("local-dir:", "hf-hub:")
+QUICK_GELU = "-quickgelu"
+"""How open_clip's names of architectures end that have OpenAI's activation."""
 CONFIG = "open_clip_config.json"
 """The file that makes a folder or a Hub repository an open_clip model."""
 WEIGHTS = (".safetensors", ".bin", ".pth")
@@ -186,8 +189,36 @@ def _check_architecture(model: str, pretrained: str | None) -> None:
             f"classify.pretrained is unset, and {model!r} is only an architecture. "
             f"Use a file of weights, or a tag: {', '.join(tags)}."
         )
-    if not open_clip.get_pretrained_cfg(architecture, pretrained) and not os.path.isfile(pretrained):
+    has_quick_gelu = bool(open_clip.get_model_config(architecture).get("quick_gelu"))
+    if tag := open_clip.get_pretrained_cfg(architecture, pretrained):
+        needs_quick_gelu = bool(tag.get("quick_gelu"))
+    elif os.path.isfile(pretrained):
+        # Other files do not tell.
+        needs_quick_gelu = has_quick_gelu or _is_openais(Path(pretrained))
+    else:
         hint = nearest(pretrained, tags)
         raise ValueError(
             f"classify.pretrained is {pretrained!r}: neither a file nor weights of {model!r}. {hint}".rstrip()
         )
+    if needs_quick_gelu != has_quick_gelu:
+        # It would load, and be some points worse without a word.
+        right = architecture + QUICK_GELU if needs_quick_gelu else architecture.removesuffix(QUICK_GELU)
+        raise ValueError(
+            f"classify.pretrained {pretrained!r} was trained {'with' if needs_quick_gelu else 'without'} QuickGELU, "
+            f"and classify.model {model!r} has another activation. Use classify.model={right}."
+        )
+
+
+def _is_openais(weights: Path) -> bool:
+    """Whether OpenAI saved these weights, all of which need QuickGELU: TorchScript, or a state that knows its size."""
+    known = b"input_resolution"
+    if weights.suffix == ".safetensors":
+        with weights.open("rb") as file:
+            return known in file.read(int.from_bytes(file.read(8), "little"))
+    if not zipfile.is_zipfile(weights):
+        return False
+    with zipfile.ZipFile(weights) as archive:
+        names = archive.namelist()
+        if any("/code/" in name for name in names):
+            return True
+        return any(name.endswith("/data.pkl") and known in archive.read(name) for name in names)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from datadream.models.clip.load import check_clip, input_size, load_clip
 from tests.models.plain_clip import features, plain
@@ -32,6 +33,7 @@ def test_a_loaded_clip_is_open_clips_own(folder, images):
         ("local-dir:/nowhere", None, FileNotFoundError, r"/nowhere/open_clip_config.json"),
         ("package://datadream/nothing", None, FileNotFoundError, r"has no folder 'nothing'"),
         ("hf-hub:", None, ValueError, r"Hub id is missing"),
+        ("ViT-B/16", "openai", ValueError, r"with QuickGELU, .*Use classify.model=ViT-B-16-quickgelu"),
     ],
 )
 def test_unknown_ids_are_explained(model, pretrained, error, message):
@@ -39,6 +41,29 @@ def test_unknown_ids_are_explained(model, pretrained, error, message):
         check_clip(model, pretrained)
     with pytest.raises(error, match=message):
         load_clip(model, pretrained, "cpu")
+
+
+@pytest.mark.parametrize("form", ["script", "state", "safetensors"])
+def test_openais_files_need_its_activation(tmp_path, form):
+    """Without it they would load, and be some points worse."""
+    path, size = tmp_path / f"weights.{form}", torch.tensor(224)
+    if form == "script":
+        torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path)
+    elif form == "state":
+        torch.save({"input_resolution": size}, path)
+    else:
+        save_file({"input_resolution": size}, path)
+    with pytest.raises(ValueError, match="trained with QuickGELU.*Use classify.model=ViT-B-16-quickgelu"):
+        check_clip("ViT-B-16", str(path))
+    check_clip("ViT-B-16-quickgelu", str(path))
+
+
+def test_files_that_do_not_tell_their_activation_fit_either(tmp_path):
+    torch.save({"visual.proj": torch.ones(1)}, tmp_path / "weights.pt")
+    save_file({"visual.proj": torch.ones(1)}, tmp_path / "weights.safetensors")
+    for model in ("ViT-B-16", "ViT-B-16-quickgelu"):
+        for file in tmp_path.iterdir():
+            check_clip(model, str(file))
 
 
 def test_a_folder_without_its_scheme_is_pointed_out(folder):
@@ -60,8 +85,8 @@ def test_a_folder_without_weights_or_config_is_refused(tmp_path: Path):
 def test_known_ids_pass(folder):
     check_clip("ViT-B-16-quickgelu", "openai")
     check_clip("ViT-B/32", "laion2b_s34b_b79k")
-    check_clip("ViT-L-14", "openai")
-    check_clip("RN50", "openai")
+    check_clip("ViT-L-14-quickgelu", "openai")
+    check_clip("RN50-quickgelu", "openai")
     check_clip(folder, None)
 
 
