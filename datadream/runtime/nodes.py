@@ -151,14 +151,12 @@ def check_shared(store: RunStore) -> None:
         return
     with scratch(store) as folder:
         look = ray.remote(num_cpus=0, max_retries=0)(check_sees_run)
-        looks = {
-            node["NodeManagerAddress"]: look.options(label_selector={NODE_LABEL: node["NodeID"]}).remote(
-                store.url, folder
-            )
-            for node in nodes
-        }
-        ray.wait(list(looks.values()), num_returns=len(looks), timeout=SECONDS_TO_PROBE)
-        blind = [address for address, answer in looks.items() if _is_blind(answer)]
+        # By place in the list: several nodes may share an address.
+        selectors = [{NODE_LABEL: node["NodeID"]} for node in nodes]
+        looks = [look.options(label_selector=selector).remote(store.url, folder) for selector in selectors]
+        ray.wait(looks, num_returns=len(looks), timeout=SECONDS_TO_PROBE)
+        answered = zip(nodes, looks, strict=True)
+        blind = [node["NodeManagerAddress"] for node, answer in answered if _is_blind(answer)]
     if blind:
         raise ValueError(
             f"run {store.url!r} is another folder on {len(blind)} of {len(nodes)} nodes ({', '.join(blind[:5])}). "
