@@ -1,0 +1,140 @@
+"""Models in the shapes that users load go through every stage, and what comes out opens in the plain libraries."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import psutil
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from datadream.config import GenerateConfig
+from datadream.generate.sampler import Sampler
+from datadream.methods import ImageRequest
+from datadream.models.diffusion.pipeline import load_pipeline
+from datadream.run.layout import ADAPTER_WEIGHTS
+from tests.real_models import save_clip, save_stable_diffusion
+
+PROMPT = "a photo of a cat"
+MOST_BYTES = 8 * 2**30
+SMALL = [
+    "diffusion.resolution=64",
+    "data.n_shots=1",
+    "adapt.steps_per_class=1",
+    "adapt.warmup_steps=0",
+    "adapt.precision=bf16",
+    "generate.images_per_class=1",
+    "generate.steps=1",
+    "generate.precision=bf16",
+    "classify.steps=1",
+    "classify.batch_size=2",
+    "classify.folds=0",
+    "classify.precision=bf16",
+    "cluster.workers=1",
+    "cluster.device=cpu",
+]
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Two classes of camera-sized photos."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for part, name in ((part, name) for part in ("train", "test") for name in ("cat", "dog")):
+        (root / part / name).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (375, 500, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / part / name / "0.jpg")
+    return root
+
+
+def datadream(*arguments: str) -> tuple[str, int]:
+    """Output of a command and the most memory that its processes had of their own, in bytes."""
+    command = [sys.executable, "-m", "datadream.cli", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    most, ended = 0, threading.Event()
+    process = psutil.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(1):
+            now = 0
+            for each in [process, *process.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    now += each.memory_full_info().uss
+            most = max(most, now)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        said = process.communicate()[0]
+    finally:
+        ended.set()
+        watcher.join()
+    assert process.returncode == 0, said
+    return said, most
+
+
+def knobs(photos: Path, clip: Path, architecture: str, more: Sequence[str]) -> list[str]:
+    return [f"data.source={photos}", f"classify.model={architecture}", f"classify.pretrained={clip}", *SMALL, *more]
+
+
+def our_image(model: Path, adapter: Path) -> np.ndarray:
+    pipeline = load_pipeline(str(model), None, torch.device("cpu"), torch.float32)
+    sampler = Sampler(pipeline, GenerateConfig(steps=2), 64)
+    request = ImageRequest(0, 0, PROMPT, 7, (("an adapter", 1.0),))
+    return sampler.generate([request], lambda _: adapter.read_bytes(), Image.open)[0]
+
+
+def plain_image(model: Path, adapter: Path) -> np.ndarray:
+    pipeline = StableDiffusionPipeline.from_pretrained(model, variant="fp16", dtype=torch.float32, safety_checker=None)
+    pipeline.load_lora_weights(adapter.parent)
+    layers = [
+        sum(name.endswith("lora_A.default_0.weight") for name in part.state_dict())
+        for part in (pipeline.unet, pipeline.text_encoder)
+    ]
+    assert layers == [128, 92]
+    rng, sizes = torch.Generator().manual_seed(7), {"height": 64, "width": 64}
+    return np.asarray(pipeline(PROMPT, num_inference_steps=2, guidance_scale=2.0, generator=rng, **sizes).images[0])
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "method"), [("epsilon", "datadream-cls"), ("v_prediction", "datadream-dset")]
+)
+def test_stable_diffusion_and_vit_b_16_through_every_stage(photos, tmp_path, prediction_type, method):
+    model, run = save_stable_diffusion(tmp_path / "sd", prediction_type), str(tmp_path / "run")
+    clip = save_clip("ViT-B-16-quickgelu", tmp_path / "clip.safetensors")
+    more = [f"diffusion.model={model}", f"method={method}", "classify.settings=[zero-shot, real+synthetic]"]
+    made = ["--recipe", "paper", *knobs(photos, clip, "ViT-B-16-quickgelu", more)]
+    _, most = datadream("run", "--run", run, *made)
+    assert most < MOST_BYTES
+    said, _ = datadream("predict", run, str(photos / "test" / "cat" / "0.jpg"))
+    assert "cat" in said
+    datadream("export", "--run", run, "--to", str(tmp_path / "exported"))
+    exported = open_clip.create_model(f"local-dir:{tmp_path / 'exported'}")
+    assert sum(parameter.numel() for parameter in exported.parameters()) == 149_620_737
+    adapter = next(Path(run).glob(f"adapters/*/{ADAPTER_WEIGHTS}"))
+    ours, plain = our_image(model, adapter), plain_image(model, adapter)
+    assert ours.std() > 10
+    assert np.abs(ours.astype(int) - plain.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("architecture", ["ViT-L-14-quickgelu", "RN50-quickgelu"])
+def test_other_classifiers_of_the_paper(photos, tmp_path, architecture):
+    clip = save_clip(architecture, tmp_path / "clip.safetensors")
+    more = ["method=none", "classify.settings=[real]"]
+    _, most = datadream(
+        "run", "--run", str(tmp_path / "run"), "--recipe", "paper", *knobs(photos, clip, architecture, more)
+    )
+    assert most < MOST_BYTES
+    assert (tmp_path / "run" / "metrics.json").is_file()
