@@ -14,6 +14,7 @@ from datadream.classify.ingest.batches import DECODE_THREADS
 from datadream.data.datasets import Photo, PhotoSource
 from datadream.models.clip.load import ClipModel
 
+# Nothing is kept for gradients here, so that batches are larger than in training.
 EVAL_BATCH = 256
 KEEP_BYTES = 2**30
 """Preprocessed photos of one set that a worker keeps between readings; larger sets are decoded anew each time."""
@@ -26,7 +27,7 @@ class PhotoBatches:
         self, source: PhotoSource, photos: Sequence[Photo], clip: ClipModel, keep_bytes: int = KEEP_BYTES
     ) -> None:
         self._source, self._photos, self._preprocess = source, photos, clip.preprocess
-        self._keep = len(photos) * 3 * clip.size**2 * 4 <= keep_bytes
+        self._keep = len(photos) * 3 * clip.size**2 * 4 <= keep_bytes  # float32
         self._kept: list[tuple[Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -34,24 +35,18 @@ class PhotoBatches:
         return len(self._photos)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self._kept is not None:
-            return iter(self._kept)
-        if self._keep:
-            self._kept = list(self._read())
-            return iter(self._kept)
-        return self._read()
+        if not self._keep:
+            return self._read()
+        # Not kept while it is read: an iteration that was given up would leave a part of the photos for the next.
+        self._kept = list(self._read()) if self._kept is None else self._kept
+        return iter(self._kept)
 
     def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
         with ThreadPoolExecutor(DECODE_THREADS) as threads:
             for start in range(0, len(self._photos), EVAL_BATCH):
                 photos = self._photos[start : start + EVAL_BATCH]
-                yield (
-                    torch.stack(list(threads.map(self._load, photos))),
-                    torch.tensor([photo.label for photo in photos]),
-                )
-
-    def _load(self, photo: Photo) -> Tensor:
-        return self._preprocess(self._source.read(photo.key))
+                images = threads.map(lambda photo: self._preprocess(self._source.read(photo.key)), photos)
+                yield torch.stack(list(images)), torch.tensor([photo.label for photo in photos])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +62,28 @@ def score(
     clip: ClipModel, tokens: Tensor, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast
 ) -> Scores:
     """CLIP's logits of all photos, on the device of `tokens`, the class prompts' ids [n_classes, context]."""
-    features: list[Tensor] = []
-    labels = [torch.empty(0, dtype=torch.int64, device=tokens.device)]
     # Cached: LoRA is added to the weights once for all batches.
-    with autocast, parametrize.cached():
-        classes = clip.encode_text(tokens)
+    with parametrize.cached():
+        with autocast:
+            classes = clip.encode_text(tokens)
+        features, labels = features_of(clip, batches, autocast, classes)
+    # Not under autocast: logits reach the scale of 100, bf16 steps by an eighth from 16 on, and classes would tie.
+    return Scores(clip.model.logit_scale.exp() * features @ classes.T, labels)
+
+
+@torch.inference_mode()
+def features_of(
+    clip: ClipModel, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast, classes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Unit features float32 [n, D] and labels int64 [n] of batches of preprocessed photos, on the device of `classes`
+    [n_classes, D]."""
+    # Without photos the classes say what width and device the empty tensors have.
+    features, labels = [classes[:0]], [classes.new_empty(0, dtype=torch.int64)]
+    with autocast:
         for images, own in batches:
-            features.append(clip.encode_image(images.to(tokens.device, non_blocking=True)))
-            labels.append(own.to(tokens.device, non_blocking=True))
-    # Not under autocast: with a scale of 100, bf16 logits would tie.
-    features = torch.cat([classes[:0], *features])
-    return Scores(clip.model.logit_scale.exp() * features @ classes.T, torch.cat(labels))
+            features.append(clip.encode_image(images.to(classes.device, non_blocking=True)))
+            labels.append(own.to(classes.device, non_blocking=True))
+    return torch.cat(features), torch.cat(labels)
 
 
 def count_correct(

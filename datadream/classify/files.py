@@ -55,6 +55,7 @@ class SavedClassifier:
             HEAD: save({name: getattr(self, name) for name in HEAD_TENSORS}),
             LABELS: (json.dumps(labels, indent=1, ensure_ascii=False) + "\n").encode(),
         }
+        # A file without tensors is not written; safetensors refuses tensors that are views with gaps.
         for name, lora in ((LORA, True), (IMAGE_TOWER, False)):
             weights = {key: tensor.contiguous() for key, tensor in self.state.items() if is_lora(key) == lora}
             files |= {name: save(weights)} if weights else {}

@@ -7,7 +7,6 @@ photos choose (Wang et al., "A hard-to-beat baseline for training-free CLIP-base
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,7 @@ from datadream.runtime.collectives import Collectives
 WEIGHTS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 """Weights of the Gaussian logits that validation photos choose from (authors' code)."""
 WEIGHT_WITHOUT_VALIDATION = 1.0
+"""One of WEIGHTS."""
 VIEWS = {"real": 10, "synthetic": 1}
 """Augmented views of an image, by origin. One shot has no spread of its own (authors' code: 10 views); generated
 images are many."""
@@ -35,17 +35,8 @@ class LinearHead:
     bias: Tensor
     """[n_classes]."""
 
-    @classmethod
-    def of_prompts(cls, text_features: Tensor, logit_scale: Tensor) -> LinearHead:
-        """CLIP's zero-shot head."""
-        return cls(logit_scale * text_features, torch.zeros(len(text_features), device=text_features.device))
-
     def __call__(self, features: Tensor) -> Tensor:
         return features @ self.weight.T + self.bias
-
-    def plus(self, other: LinearHead, weight: float) -> LinearHead:
-        """The sum of this head's logits and `weight` times those of another."""
-        return LinearHead(self.weight + weight * other.weight, self.bias + weight * other.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +48,6 @@ class Adapted:
     """Of the Gaussian logits beside the zero-shot ones."""
     val_top1: float | None
     """Accuracy on validation photos in percent; None without any."""
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """As `SavedClassifier` takes it."""
-        scale = torch.ones(())
-        return {"text_features": self.head.weight.cpu(), "logit_scale": scale, "bias": self.head.bias.cpu()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +66,7 @@ class Moments:
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, weight: float, n_classes: int) -> Moments:
         """Sums over features [n, D] with labels [n] of `weight` each."""
+        # In float64: a covariance is a small difference of large sums.
         features = features.double()
         members = torch.nn.functional.one_hot(labels, n_classes).double().T
         squares = torch.tensor(len(labels) * weight**2, dtype=torch.float64, device=features.device)
@@ -93,12 +80,6 @@ class Moments:
             self.squares + other.squares,
         )
 
-    def over(self, collectives: Collectives) -> Moments:
-        """The sums over all workers; every rank must call this."""
-        for tensor in (self.mass, self.first, self.second, self.squares):
-            collectives.sum(tensor)
-        return self
-
 
 @torch.inference_mode()
 def measure(
@@ -111,12 +92,16 @@ def measure(
     collectives: Collectives,
     rng: torch.Generator,
 ) -> Moments:
-    """This rank's moments of the first `n_images` images of a part, augmented, which weigh `part.weight` together."""
+    """This rank's moments of the first `n_images` images of a part, augmented, which weigh `part.weight` together.
+
+    More than the part has go around it again, augmented anew; `rng` must have the same state on all ranks.
+    """
     share, device = collectives.share(part.batch_size), zero_shot.weight.device
     n_classes, weight = len(zero_shot.bias), part.weight / n_images
-    found = Moments.of(*_nothing(zero_shot), weight, n_classes)
+    found = Moments.of(zero_shot.weight[:0], zero_shot.bias[:0].long(), weight, n_classes)
     for start, batch in zip(range(0, n_images, part.batch_size), part.batches(0), strict=False):
         batch = batch.to(device)
+        # Drawn for the batch of all ranks, even where our share is past the end: all generators stay in step.
         numbers = augment.draw(part.batch_size, rng)[share]
         left = max(0, min(len(batch), n_images - start - share.start))
         if left:
@@ -143,21 +128,9 @@ def fit(moments: Moments) -> LinearHead:
     n, trace, size = total**2 / moments.squares, covariance.trace(), len(covariance)
     identity = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
     spread = (n - 1) * covariance + trace * identity
+    # Of single or equal images the trace is rounding alone: features have length one, and what spreads exceeds 1e-9.
     precision_means = torch.linalg.solve(spread if trace > 1e-9 else identity, size * means.T).T
     return LinearHead(precision_means.float(), -0.5 * (precision_means * means).sum(dim=1).float())
-
-
-@torch.inference_mode()
-def features_of(
-    clip: ClipModel, batches: Iterable[tuple[Tensor, Tensor]], autocast: torch.autocast, zero_shot: LinearHead
-) -> tuple[Tensor, Tensor]:
-    """Unit features [n, D] and labels [n] of batches of preprocessed photos."""
-    pairs, device = [_nothing(zero_shot)], zero_shot.weight.device
-    with autocast:
-        for images, labels in batches:
-            features = clip.encode_image(images.to(device, non_blocking=True))
-            pairs.append((features.float(), labels.to(device)))
-    return torch.cat([features for features, _ in pairs]), torch.cat([labels for _, labels in pairs])
 
 
 def blend(
@@ -167,20 +140,14 @@ def blend(
 
     Every rank must call this with its own photos, and gets the same; without any the weight is 1.
     """
-    hits = torch.stack([_hits(zero_shot.plus(gaussian, weight), features, labels) for weight in WEIGHTS])
+    heads = [
+        LinearHead(zero_shot.weight + weight * gaussian.weight, zero_shot.bias + weight * gaussian.bias)
+        for weight in WEIGHTS
+    ]
+    hits = torch.stack([(head(features).argmax(dim=1) == labels).sum() for head in heads])
     n = torch.tensor(len(labels), device=hits.device)
     for tensor in (hits, n):
         collectives.sum(tensor)
-    if not n:
-        return Adapted(zero_shot.plus(gaussian, WEIGHT_WITHOUT_VALIDATION), WEIGHT_WITHOUT_VALIDATION, None)
-    weight = WEIGHTS[hits.tolist().index(hits.max())]
-    return Adapted(zero_shot.plus(gaussian, weight), weight, 100 * int(hits.max()) / int(n))
-
-
-def _hits(head: LinearHead, features: Tensor, labels: Tensor) -> Tensor:
-    return (head(features).argmax(dim=1) == labels).sum()
-
-
-def _nothing(head: LinearHead) -> tuple[Tensor, Tensor]:
-    """No features and no labels, as a head takes them."""
-    return head.weight[:0], head.bias[:0].long()
+    # WEIGHTS ascend, and the first of equals is the smallest: closest to what CLIP knew without the images.
+    best = hits.tolist().index(hits.max()) if n else WEIGHTS.index(WEIGHT_WITHOUT_VALIDATION)
+    return Adapted(heads[best], WEIGHTS[best], 100 * int(hits[best]) / int(n) if n else None)

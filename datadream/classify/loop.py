@@ -47,6 +47,7 @@ class Checkpoints:
     """Where a training that is interrupted goes on from."""
 
     read: Callable[[], bytes | None]
+    """The last one; None where nothing was saved."""
     write: Callable[[bytes], None] | None
     """None on all ranks but one."""
     every: int
@@ -70,14 +71,22 @@ def train(
     best = Trained({}, 0, ())
     saved = checkpoints.read() if checkpoints else None
     if saved is not None:
-        best = _resume(training, saved)
+        import torch  # not above: the driver, which only checks, would start two seconds later
+
+        state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+        training.resume(state["training"])
+        (weights, step), curve = state["best"], tuple(Reading(*reading) for reading in state["curve"])
+        best = Trained(weights, step, curve, (*state["starts"], training.steps))
+    # A rank that began at a later step would end earlier, and the others would wait for it in a sum.
     training.check_ranks_agree()
     while training.steps < steps:
         training.step()
         step, reading = training.steps, None
         if step % eval_every == 0 or step == steps:
             reading = Reading(step, training.mean_loss(), evaluate())
-            if not best.curve or _at_least(reading.val_top1, best.val_top1):
+            top1, best_top1 = reading.val_top1, best.val_top1 if best.curve else None
+            # Of equal readings, and of those without validation photos, the later one is kept.
+            if top1 is None or best_top1 is None or top1 >= best_top1:
                 best = replace(best, state=training.weights(), step=step)
             best = replace(best, curve=(*best.curve, reading))
         report(step, reading)
@@ -99,27 +108,13 @@ def mean_curve(curves: Sequence[Sequence[Reading]]) -> tuple[Reading, ...]:
 
 
 def _save(training: Training, best: Trained, checkpoints: Checkpoints) -> None:
+    # Tuples and not our classes, so that torch.load needs no pickled code (`weights_only`).
     curve = [astuple(reading) for reading in best.curve]
+    # On every rank, though one alone writes: the state's loss is a sum over all.
     state = {"training": training.state(), "best": (best.state, best.step), "starts": best.starts, "curve": curve}
     if checkpoints.write is not None:
-        import torch  # not above: the driver, which only checks, would start two seconds later
+        import torch
 
         buffer = io.BytesIO()
         torch.save(state, buffer)
         checkpoints.write(buffer.getvalue())
-
-
-def _resume(training: Training, saved: bytes) -> Trained:
-    """The best so far."""
-    import torch
-
-    state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
-    training.resume(state["training"])
-    curve = tuple(Reading(*reading) for reading in state["curve"])
-    weights, step = state["best"]
-    return Trained(weights, step, curve, (*state["starts"], training.steps))
-
-
-def _at_least(accuracy: float | None, best: float | None) -> bool:
-    """Of equal readings, and of those without validation photos, the later one is kept."""
-    return accuracy is None or best is None or accuracy >= best

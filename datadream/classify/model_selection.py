@@ -40,11 +40,13 @@ class Selection:
 
 def selection_of(setting: Setting, few_shot: FewShotSet, config: ClassifyConfig) -> Selection:
     """The law of `classify.select_on` and `classify.folds`."""
+    # zero-shot has nothing to choose; the photos are then read for its validation figure alone.
     trains, uses_shots = setting != "zero-shot", "real" in setting
     if trains and config.select_on == "test":
         return Selection("test", few_shot.test)
     if few_shot.val:
         return Selection("val" if trains else None, few_shot.val)
+    # A Gaussian head is fitted in closed form: there is no number of steps for folds to choose.
     if config.folds < 2 or setting in GAUSSIAN_SETTINGS:
         return Selection(None)
     if not uses_shots:
@@ -57,6 +59,7 @@ def check_selection(few_shot: FewShotSet, config: ClassifyConfig) -> None:
     """Raises ValueError when test photos are to choose and there are none, or a search has nothing to choose by."""
     if config.select_on == "test" and not few_shot.test:
         raise ValueError("classify.select_on is 'test', but there are no test photos. Use classify.select_on=val.")
+    # Trials are trained without the test photos, so that these choose no knobs even where they choose the weights.
     for setting in TRAINED_SETTINGS if config.search.combinations else ():
         if setting in config.settings and selection_of(setting, few_shot, config).chosen_by in (None, "test"):
             raise ValueError(
@@ -81,33 +84,25 @@ class Train(Protocol):
 
 def readings(few_shot: FewShotSet, selection: Selection, steps: int, train: Train) -> tuple[Reading, ...]:
     """What the setting is chosen by, at the cost of no other training."""
-    if selection.folds:
-        return _readings_of_folds(selection, steps, train)
-    return train(ALL_SHOTS, _with_readings(few_shot, selection), steps, before=0).curve
+    if not selection.folds:
+        return train(ALL_SHOTS, replace(few_shot, val=selection.photos), steps, before=0).curve
+    curves = [
+        train(f"fold-{number}", fold, steps, before=steps * number).curve
+        for number, fold in enumerate(selection.folds)
+    ]
+    return mean_curve(curves)
 
 
 def train_chosen(few_shot: FewShotSet, selection: Selection, steps: int, train: Train) -> Trained:
     """The chosen weights, of a training on all shots that comes last; the readings are those that chose."""
-    whole = _with_readings(few_shot, selection)
+    whole = replace(few_shot, val=selection.photos)
     if not selection.folds:
         return train(ALL_SHOTS, whole, steps, before=0)
-    curve = _readings_of_folds(selection, steps, train)
+    curve = readings(few_shot, selection, steps, train)
+    # The schedule stays that of `steps`: what stops early has the learning rates of the folds at that step.
     return replace(train(ALL_SHOTS, whole, best_of(curve).step, before=steps * len(selection.folds)), curve=curve)
 
 
 def best_of(curve: tuple[Reading, ...]) -> Reading:
     """Of equal readings the later one."""
     return max(curve, key=lambda reading: (reading.val_top1, reading.step))
-
-
-def _readings_of_folds(selection: Selection, steps: int, train: Train) -> tuple[Reading, ...]:
-    return mean_curve(
-        [
-            train(f"fold-{number}", fold, steps, before=steps * number).curve
-            for number, fold in enumerate(selection.folds)
-        ]
-    )
-
-
-def _with_readings(few_shot: FewShotSet, selection: Selection) -> FewShotSet:
-    return replace(few_shot, val=selection.photos)

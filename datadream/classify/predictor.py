@@ -14,7 +14,6 @@ import fsspec
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from datadream.classify.files import SavedClassifier
 from datadream.config import Setting
@@ -39,10 +38,12 @@ class Classifier:
         self._model_id, self._device = saved.model, device
         self._clip = load_clip(saved.model, saved.pretrained, device)
         if saved.learning is not None:
+            # The seed draws initial weights that the saved ones replace.
             make_trainable(self._clip.model, **saved.learning, seed=0)
             load_trainable_state(self._clip.model, saved.state)
             merge_lora(self._clip.model)
         self._clip.model.requires_grad_(False)
+        # The factor of the cosine similarities is folded into the text head once.
         self._weight, self._bias = (saved.logit_scale * saved.text_features).to(device), saved.bias.to(device)
 
     def predict(self, images: Photo | Sequence[Photo]) -> list[dict[str, float]]:
@@ -51,30 +52,30 @@ class Classifier:
         Raises FileNotFoundError for a path that does not exist, ValueError for a file that is no photo.
         """
         photos = [images] if isinstance(images, (Image.Image, np.ndarray, str, PathLike)) else images
-        batches = (photos[start : start + BATCH] for start in range(0, len(photos), BATCH))
-        return [self._named(row) for batch in batches for row in self._probabilities(batch)]
+        found: list[dict[str, float]] = []
+        for start in range(0, len(photos), BATCH):
+            pixels = torch.stack([self._clip.preprocess(_open(photo)) for photo in photos[start : start + BATCH]])
+            with torch.inference_mode():
+                features = self._clip.encode_image(pixels.to(self._device))
+                rows = (features @ self._weight.T + self._bias).softmax(dim=1).cpu()
+            for row in rows:
+                # Stable: equally probable classes stay in the order of their labels.
+                order, values = row.argsort(descending=True, stable=True).tolist(), row.tolist()
+                found.append({self.classes[label]: values[label] for label in order})
+        return found
 
     def save_checkpoint(self, folder: str | Path) -> Path:
         """Write a checkpoint folder that plain open_clip loads as local-dir:<folder>, with LoRA merged into it.
 
         Raises ValueError when the folder is not empty, or when a Gaussian head decides, which no text tower holds.
         """
+        # Prompts give a head without bias, so that only a Gaussian one has any.
         if self._bias.any():
             raise ValueError(
                 "a gda- classifier is no CLIP checkpoint: its head is not made of prompts. "
                 "Export another setting with --setting, or use load_classifier."
             )
         return save_checkpoint(self._clip, self._model_id, folder)
-
-    @torch.inference_mode()
-    def _probabilities(self, photos: Sequence[Photo]) -> Tensor:
-        pixels = torch.stack([self._clip.preprocess(_open(photo)) for photo in photos]).to(self._device)
-        return (self._clip.encode_image(pixels) @ self._weight.T + self._bias).softmax(dim=1).cpu()
-
-    def _named(self, probabilities: Tensor) -> dict[str, float]:
-        order = probabilities.argsort(descending=True, stable=True).tolist()
-        values = probabilities.tolist()
-        return {self.classes[label]: values[label] for label in order}
 
 
 def load_classifier(run: str | PathLike[str], setting: Setting | None = None) -> Classifier:
@@ -93,26 +94,25 @@ def load_classifier(run: str | PathLike[str], setting: Setting | None = None) ->
         )
     if setting is not None and setting not in known:
         raise ValueError(f"run {store.url!r} holds no classifier {setting!r}. It holds: {', '.join(known)}.")
-    validated = _validated(store, known)
-    chosen: str = setting or max(map(str, reversed(known)), key=validated.__getitem__)
+    found = {name: store.read_json(classifier_marker(name)) for name in known}
+    # Where shots or test photos chose some, the figures do not compare, and all count as equal.
+    # Older versions did not say what chose; that their files lack something, SavedClassifier.read says.
+    comparable = {metrics.get("chosen_by") for metrics in found.values()} <= {"val", None}
+    val_top1 = {name: (metrics["val_top1"] or 0.0) if comparable else 0.0 for name, metrics in found.items()}
+    # Settings are listed in the order of what they train on, least first, and `max` takes the first of equals.
+    chosen: str = setting or max(reversed(known), key=val_top1.__getitem__)
     return Classifier(SavedClassifier.read(store, chosen), "cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _validated(store: RunStore, settings: Sequence[str]) -> dict[str, float]:
-    """Accuracy on validation photos by setting; all equal where shots or test photos chose, for these figures do not
-    compare."""
-    found = {name: store.read_json(classifier_marker(name)) for name in settings}
-    # Older versions did not say: what is then read names what is missing.
-    chosen_by = {metrics.get("chosen_by") for metrics in found.values()} - {None}
-    comparable = chosen_by <= {"val"}
-    return {name: (metrics["val_top1"] or 0.0) if comparable else 0.0 for name, metrics in found.items()}
 
 
 def _open(photo: Photo) -> Image.Image:
     if isinstance(photo, Image.Image):
         return photo.convert("RGB")
     if isinstance(photo, np.ndarray):
-        return _from_pixels(photo)
+        if photo.dtype != np.uint8 or photo.ndim not in (2, 3) or (photo.ndim == 3 and photo.shape[2] != 3):
+            raise ValueError(
+                f"photo of {photo.dtype} {list(photo.shape)}: expected uint8 [height, width, 3] or [height, width]."
+            )
+        return Image.fromarray(photo).convert("RGB")
     path = fspath(photo)
     try:
         with fsspec.open(path) as file:
@@ -120,11 +120,3 @@ def _open(photo: Photo) -> Image.Image:
     except (FileNotFoundError, IsADirectoryError):
         raise FileNotFoundError(f"photo {path!r} does not exist, or is no file.") from None
     return decode_photo(data, path)
-
-
-def _from_pixels(pixels: np.ndarray) -> Image.Image:
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise ValueError(
-            f"photo of {pixels.dtype} {list(pixels.shape)}: expected uint8 [height, width, 3] or [height, width]."
-        )
-    return Image.fromarray(pixels).convert("RGB")

@@ -12,21 +12,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from datadream.classify import gda as gaussian
-from datadream.classify.evaluate import PhotoBatches, Scores, count_correct, score
+from datadream.classify import gda
+from datadream.classify.evaluate import PhotoBatches, Scores, count_correct, features_of, score
 from datadream.classify.files import SavedClassifier
-from datadream.classify.gda import Adapted, LinearHead, Moments
 from datadream.classify.ingest.batches import LabelledImages, SyntheticImages, read_photos, shuffled_batches
-from datadream.classify.loop import Checkpoints, Reading, Report, Trained, train
+from datadream.classify.loop import Checkpoints, Report, Trained, train
 from datadream.classify.metrics import logits_parquet, measure
-from datadream.classify.model_selection import (
-    ALL_SHOTS,
-    Selection,
-    best_of,
-    readings,
-    selection_of,
-    train_chosen,
-)
+from datadream.classify.model_selection import ALL_SHOTS, Selection, best_of, readings, selection_of, train_chosen
 from datadream.classify.train_state import Part, Training, autocast_of
 from datadream.config import GAUSSIAN_SETTINGS, TRAINED_SETTINGS, ExperimentConfig, Setting
 from datadream.data.augment import Augment
@@ -64,6 +56,7 @@ class SettingTrainer:
         self._autocast = autocast_of(config.classify.precision, device)
         self._source = open_source(config.data.source)
         self._batches: dict[tuple[Photo, ...], PhotoBatches] = {}
+        # A list, not a value: copies made by `with_knobs` before the shots are decoded must share them too.
         self._decoded: list[LabelledImages] = []
 
     def with_knobs(self, changes: dict[str, Any]) -> SettingTrainer:
@@ -71,6 +64,7 @@ class SettingTrainer:
 
         Raises ValueError for knobs that are about what is loaded.
         """
+        # A copy shares the CLIP, the shots and the photos that are kept; nothing of these depends on other knobs.
         loaded = {"model", "pretrained", "precision"} & changes.keys()
         if loaded:
             raise ValueError(
@@ -108,7 +102,9 @@ class SettingTrainer:
             test = self._test(adapted)
             saved = self._saved(trained, adapted)
         finally:
+            # The same CLIP serves the next setting, and other knobs.
             restore(self.clip.model)
+        # Test photos that chose are no validation photos beside: their figure is top1, which chosen_by marks.
         uses_test = selection.chosen_by == "test"
         metrics = {
             "setting": setting,
@@ -122,9 +118,12 @@ class SettingTrainer:
             "seconds": round(time.monotonic() - start, 3),
             "n_synthetic": synthetic.n if synthetic and "synthetic" in setting else 0,
             "n_real": len(self._few_shot.photos) if "real" in setting else 0,
+            **({"gaussian_weight": adapted.weight} if adapted else {}),
         }
-        metrics |= {"gaussian_weight": adapted.weight} if adapted else {}
-        return Outcome(saved.to_files() | self._logits(test), metrics)
+        files = saved.to_files()
+        if keys := [photo.key for photo in self._few_shot.test]:
+            files[LOGITS] = logits_parquet(keys, test.labels, test.logits)
+        return Outcome(files, metrics)
 
     def choose(self, setting: Setting, synthetic: SyntheticImages | None, report: Report) -> dict[str, Any]:
         """How well the knobs do, by the readings that would choose the weights: the part of `run`'s metrics that
@@ -163,6 +162,7 @@ class SettingTrainer:
         """One training of a setting, as `model_selection` asks for it; the model is left as it learnt."""
         restore(self.clip.model)
         config = self._config.classify
+        # The training whose weights are kept has the same seed with folds and without, and its bytes are the same.
         seed = partial(self._seed, setting) if name == ALL_SHOTS else partial(self._seed, setting, name)
         make_trainable(self.clip.model, **self._learning(), seed=seed("lora"), name=config.model)
         training = Training(
@@ -179,33 +179,31 @@ class SettingTrainer:
             stop,
             config.eval_every,
             evaluate=lambda: self._top1(few_shot.val) if few_shot.val else None,
-            report=partial(_report_after, report, before),
+            report=lambda step, reading: report(before + step, reading),
             checkpoints=checkpoints_of(name) if checkpoints_of else None,
         )
 
-    def _adapt(self, setting: Setting, selection: Selection, synthetic: SyntheticImages | None) -> Adapted:
+    def _adapt(self, setting: Setting, selection: Selection, synthetic: SyntheticImages | None) -> gda.Adapted:
         """Adapt to the setting's images without training; every rank gets the same."""
-        zero_shot = LinearHead.of_prompts(*self._prompts_and_scale())
-        fitted = gaussian.fit(self._moments(setting, zero_shot, synthetic))
-        photos = self._photo_batches(selection.photos)
-        features, labels = gaussian.features_of(self.clip, photos, self._autocast, zero_shot)
-        return gaussian.blend(zero_shot, fitted, features, labels, self._collectives)
-
-    def _moments(self, setting: Setting, zero_shot: LinearHead, synthetic: SyntheticImages | None) -> Moments:
-        """Of the images that the setting adapts to; real and generated ones weigh what they do in the loss."""
+        text_features, logit_scale = self._prompts_and_scale()
+        no_bias = torch.zeros(len(text_features), device=self._device)
+        zero_shot = gda.LinearHead(logit_scale * text_features, no_bias)
         origins, config = cast(Setting, setting.removeprefix("gda-")), self._config.classify
         rng = torch.Generator().manual_seed(self._seed(setting, "augment"))
         parts = self._parts(origins, self._few_shot, synthetic, partial(self._seed, setting))
         found = []
+        # Real and generated images weigh what they do in the loss of a training.
         for (origin, *_), part in zip(batch_plan(origins, config.batch_size, config.real_weight), parts, strict=True):
             n_images = synthetic.n if origin == "synthetic" and synthetic else len(self._few_shot.photos)
-            n = gaussian.VIEWS[origin] * n_images
-            found.append(
-                gaussian.measure(
-                    self.clip, part, n, self._augment(), self._autocast, zero_shot, self._collectives, rng
-                )
-            )
-        return sum(found[1:], found[0]).over(self._collectives)
+            n = gda.VIEWS[origin] * n_images
+            ours = gda.measure(self.clip, part, n, self._augment(), self._autocast, zero_shot, self._collectives, rng)
+            found.append(ours)
+        moments = sum(found[1:], found[0])
+        for tensor in (moments.mass, moments.first, moments.second, moments.squares):
+            self._collectives.sum(tensor)
+        photos = self._photo_batches(selection.photos)
+        features, labels = features_of(self.clip, photos, self._autocast, zero_shot.weight)
+        return gda.blend(zero_shot, gda.fit(moments), features, labels, self._collectives)
 
     def _augment(self) -> Augment:
         config = self._config.classify.augment
@@ -218,28 +216,19 @@ class SettingTrainer:
         config, parts = self._config.classify, []
         for origin, batch_size, weight in batch_plan(setting, config.batch_size, config.real_weight):
             if origin == "real":
-                batches = partial(
-                    shuffled_batches, self._shots_of(few_shot), batch_size, self._collectives, seed(origin)
-                )
+                if not self._decoded:
+                    shots = read_photos(self._source, self._few_shot.photos, self.clip.size)
+                    self._decoded.append(shots.to(self._device))
+                # `few_shot` may be a fold: its shots are among the run's, which are decoded once.
+                kept = set(few_shot.photos)
+                rows = [row for row, photo in enumerate(self._few_shot.photos) if photo in kept]
+                shots = self._decoded[0][torch.tensor(rows, device=self._device)]
+                batches = partial(shuffled_batches, shots, batch_size, self._collectives, seed(origin))
             else:
                 assert synthetic is not None  # check_job asks for a dataset
                 batches = partial(synthetic.batches, batch_size, seed(origin))
             parts.append(Part(batches, batch_size, weight))
         return parts
-
-    def _shots_of(self, few_shot: FewShotSet) -> LabelledImages:
-        """The shots of the run, or of a fold of them."""
-        kept = set(few_shot.photos)
-        rows = [row for row, photo in enumerate(self._few_shot.photos) if photo in kept]
-        return self._shots[torch.tensor(rows, device=self._device)]
-
-    @property
-    def _shots(self) -> LabelledImages:
-        """Decoded once for this trainer and those with other knobs."""
-        if not self._decoded:
-            shots = read_photos(self._source, self._few_shot.photos, self.clip.size)
-            self._decoded.append(shots.to(self._device))
-        return self._decoded[0]
 
     def _photo_batches(self, photos: tuple[Photo, ...]) -> PhotoBatches:
         """This rank's share of photos; what is kept of them is kept for all settings."""
@@ -255,24 +244,31 @@ class SettingTrainer:
         correct, total = counts.tolist()
         return 100 * correct / total
 
-    def _test(self, adapted: Adapted | None) -> Scores:
+    def _test(self, adapted: gda.Adapted | None) -> Scores:
         """Logits of all test photos, on the CPU."""
         photos = self._few_shot.test
         batches = self._photo_batches(photos)
         if adapted is None:
             ours = score(self.clip, self._tokens, batches, self._autocast)
         else:
-            features, labels = gaussian.features_of(self.clip, batches, self._autocast, adapted.head)
+            features, labels = features_of(self.clip, batches, self._autocast, adapted.head.weight)
             ours = Scores(adapted.head(features), labels)
         logits, labels = (self._collectives.gather(tensor, len(photos)).cpu() for tensor in (ours.logits, ours.labels))
         return Scores(logits, labels)
 
     def _learning(self) -> dict[str, Any]:
         """What learns, as `make_trainable` takes it."""
+        # As JSON, for labels.json: a reader of another version gives them to `make_trainable` as they are.
         knobs = self._config.classify.model_dump(mode="json")
         return {name: knobs[name] for name in ("rank", "alpha", "projections", "image_tower")}
 
-    def _saved(self, trained: Trained | None, adapted: Adapted | None) -> SavedClassifier:
+    def _saved(self, trained: Trained | None, adapted: gda.Adapted | None) -> SavedClassifier:
+        if adapted is None:
+            text_features, logit_scale = self._prompts_and_scale()
+            bias = torch.zeros(len(text_features))
+        else:
+            # A Gaussian head has CLIP's factor in its weights.
+            text_features, bias, logit_scale = adapted.head.weight, adapted.head.bias, torch.ones(())
         config = self._config.classify
         return SavedClassifier(
             classes=self._few_shot.class_names,
@@ -281,35 +277,23 @@ class SettingTrainer:
             pretrained=config.pretrained,
             learning=self._learning() if trained else None,
             state=trained.state if trained else {},
-            **(self._prompt_head() if adapted is None else adapted.to_tensors()),
+            text_features=text_features.cpu(),
+            logit_scale=logit_scale.cpu(),
+            bias=bias.cpu(),
         )
-
-    def _prompt_head(self) -> dict[str, Tensor]:
-        """As `SavedClassifier` takes it."""
-        text_features, logit_scale = self._prompts_and_scale()
-        bias = torch.zeros(len(text_features))
-        return {"text_features": text_features.cpu(), "logit_scale": logit_scale.cpu(), "bias": bias}
 
     @torch.no_grad()
     def _prompts_and_scale(self) -> tuple[Tensor, Tensor]:
         """Unit features of the prompts [n_classes, D], and the factor of the cosine similarities."""
         return self.clip.encode_text(self._tokens), self.clip.model.logit_scale.exp()
 
-    def _logits(self, test: Scores) -> dict[str, bytes]:
-        """The file of the test photos' logits, if there are any."""
-        keys = [photo.key for photo in self._few_shot.test]
-        return {LOGITS: logits_parquet(keys, test.labels, test.logits)} if keys else {}
-
     def _seed(self, setting: Setting, *purpose: str) -> int:
         return derive_seed(self._config.seed, "classifier", setting, *purpose)
 
 
-def _report_after(report: Report, before: int, step: int, reading: Reading | None) -> None:
-    report(before + step, reading)
-
-
 def batch_plan(setting: Setting, batch_size: int, real_weight: float) -> list[tuple[str, int, float]]:
-    """Origins of a batch's images, how many from each, and their share of the loss."""
+    """Origins of a batch's images, how many from each over all ranks, and their share of the loss (paper, section 3:
+    lambda for real photos, the rest for synthetic images)."""
     if setting == "real+synthetic":
         return [("real", batch_size - batch_size // 2, real_weight), ("synthetic", batch_size // 2, 1 - real_weight)]
     return [] if setting == "zero-shot" else [(setting, batch_size, 1.0)]

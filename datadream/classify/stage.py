@@ -6,8 +6,10 @@ result is the same for any number of workers and any history of kills.
 
 from __future__ import annotations
 
+import posixpath
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,10 @@ import ray.data
 import ray.train
 from ray.exceptions import RayTaskError
 
-from datadream.classify.ingest.feed import shuffle_buffer, synthetic_images
+from datadream.classify.ingest.feed import Rows, shuffle_buffer, synthetic_images
 from datadream.classify.ingest.reader import (
     ENCODINGS,
+    FOLDER,
     ROWS_PER_DECODE,
     Published,
     check_published,
@@ -96,13 +99,15 @@ class ClassifierSpec:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """What a worker must know of a run's synthetic images to read them."""
+    """A run's synthetic images as workers read them."""
 
-    name: str
-    """Among the stage's datasets."""
+    rows: Callable[[], Rows]
+    """Called in a worker, where they are read."""
     n: int
     buffer: int
     """Images of a reader's shuffle buffer where they stream; 0: they are kept in memory."""
+    unreadable: str = ""
+    """Why the rows cannot be read; empty where they can."""
 
 
 def classifier_jobs(cells: Sequence[Cell]) -> list[ClassifierJob]:
@@ -151,8 +156,11 @@ def check_job(job: ClassifierJob) -> None:
         check_published(job.images, job.few_shot.class_names)
 
 
-def published_images(job: ClassifierJob, settings: Sequence[Setting]) -> Published | None:
-    """The synthetic images of a job, if one of these settings needs any."""
+def open_images(
+    job: ClassifierJob, settings: Sequence[Setting], n_readers: int
+) -> tuple[ray.data.Dataset, Images] | None:
+    """The synthetic images of a job, if one of these settings needs any, for so many workers to read: the rows of all,
+    and what a worker must know of them. Where they fit in memory they are decoded here."""
     if not any("synthetic" in setting for setting in settings):
         return None
     from datadream.models.clip.load import input_size
@@ -161,16 +169,25 @@ def published_images(job: ClassifierJob, settings: Sequence[Setting]) -> Publish
     # A stream that goes on begins with other shards than those that were read before the interruption.
     states = [state for setting in settings for state in checkpoint_state(job.unit(setting))]
     order = derive_seed(job.config.seed, "classifier", "shards", *states)
-    return find_published(job.images, size, order, job.config.generate.images_per_class)
+    published = find_published(job.images, size, order, job.config.generate.images_per_class)
+    rows, buffer, unreadable = open_rows(published), shuffle_buffer(published, n_readers), ""
+    if not buffer:
+        try:
+            # Decoded once for all workers and settings, into memory that a node's workers share.
+            rows = rows.materialize()
+        except RayTaskError as error:
+            unreadable = failure_of(error).reason
+    return rows, Images(rows.iterator, published.n, buffer, unreadable)
 
 
 def open_rows(published: Published) -> ray.data.Dataset:
     """The decoded rows of a dataset; nothing is read yet."""
-    paths, fs = published.paths, published.store.fs
+    fs, paths = published.store.fs, [published.store.path(posixpath.join(FOLDER, shard)) for shard in published.shards]
     if published.format == "parquet":
         encoded = ray.data.read_parquet(paths, filesystem=fs, columns=["image", "label"])
     else:
         suffixes = [*(f"*.{name}" for name in ENCODINGS), "*.cls"]
+        # No decoder: `decode` takes encoded images, so that no block holds them in full size.
         encoded = ray.data.read_webdataset(paths, filesystem=fs, decoder=None, suffixes=suffixes)
     return encoded.map_batches(published.decode, batch_size=ROWS_PER_DECODE, batch_format="pyarrow")
 
@@ -180,37 +197,32 @@ def _datasets(units: Sequence[Unit[ClassifierSpec]], n_workers: int) -> tuple[Da
 
     A run whose images cannot be decoded loses the settings that need them, and nothing else does.
     """
+    by_run: dict[str, list[Unit[ClassifierSpec]]] = defaultdict(list)
+    for unit in units:
+        by_run[unit.run_url].append(unit)
     rows: dict[str, ray.data.Dataset] = {}
     images: dict[str, Images] = {}
     unreadable: dict[tuple[str, str], str] = {}
-    for number, url in enumerate(dict.fromkeys(unit.run_url for unit in units)):
-        own = [unit for unit in units if unit.run_url == url]
-        published = published_images(own[0].payload.job, [unit.payload.setting for unit in own])
-        if published is None:
+    for number, (url, own) in enumerate(by_run.items()):
+        opened = open_images(own[0].payload.job, [unit.payload.setting for unit in own], n_workers)
+        if opened is None:
             continue
-        found = Images(f"synthetic-{number}", published.n, shuffle_buffer(published, n_workers))
-        opened = open_rows(published)
-        try:
-            # Materialised: decoded once for all workers and settings, into memory that a node's workers share.
-            rows[found.name] = opened if found.buffer else opened.materialize()
-        except RayTaskError as error:
-            reason = failure_of(error).reason
+        if reason := opened[1].unreadable:
             unreadable |= {unit.key: reason for unit in own if "synthetic" in unit.payload.setting}
-        else:
-            images[url] = found
-    return Datasets(rows, [found.name for found in images.values() if found.buffer], unreadable), images
+            continue
+        # Ray Train hands every worker its part by name; a run's URL would become the name of a log file.
+        name = f"synthetic-{number}"
+        rows[name] = opened[0]
+        images[url] = replace(opened[1], rows=partial(ray.train.get_dataset_shard, name))
+    streams = [name for name, found in zip(rows, images.values(), strict=True) if found.buffer]
+    return Datasets(rows, streams, unreadable), images
 
 
 def _load(images: dict[str, Images], device: torch.device, collectives: Collectives) -> Train:
     """What every worker does with a unit."""
     from datadream.classify.setting import SettingTrainer
 
-    def load_images(job: ClassifierJob) -> SyntheticImages:
-        found, names = images[job.store.url], job.few_shot.class_names
-        rows = ray.train.get_dataset_shard(found.name)
-        return synthetic_images(rows, found.n, found.buffer, names, device, collectives)
-
-    held = HeldRun(lambda job: SettingTrainer(job.config, job.few_shot, device, collectives), load_images)
+    held = HeldRun(SettingTrainer, images, device, collectives)
 
     def train(unit: Unit[ClassifierSpec], report: Report) -> None:
         job, setting = unit.payload.job, unit.payload.setting
@@ -226,36 +238,44 @@ def _load(images: dict[str, Images], device: torch.device, collectives: Collecti
     return train
 
 
+@dataclass(slots=True)
 class HeldRun:
     """What a worker holds in memory: settings of one run share its CLIP, its photos and its synthetic images."""
 
-    def __init__(
-        self,
-        load_trainer: Callable[[ClassifierJob], SettingTrainer],
-        load_images: Callable[[ClassifierJob], SyntheticImages],
-    ) -> None:
-        self._load_trainer, self._load_images = load_trainer, load_images
-        self._url = ""
-        self._trainer: SettingTrainer | None = None
-        self._images: SyntheticImages | None = None
+    load: type[SettingTrainer]
+    images: dict[str, Images]
+    """By run."""
+    device: torch.device
+    collectives: Collectives
+    _url: str = ""
+    _trainer: SettingTrainer | None = None
+    _synthetic: SyntheticImages | None = None
 
     def of(self, job: ClassifierJob, setting: Setting) -> tuple[SettingTrainer, SyntheticImages | None]:
         """The trainer of the job's run, and its synthetic images if the setting needs them.
 
         Images are loaded by the first setting that needs them: where they are broken, the others are still trained.
+        Raises ValueError when they cannot be read.
         """
         if self._trainer is None or job.store.url != self._url:
-            self._trainer = self._images = None  # first, because a device need not have room for two
-            self._url, self._trainer = job.store.url, self._load_trainer(job)
+            self._trainer = self._synthetic = None  # first, because a device need not have room for two
+            self._url = job.store.url
+            self._trainer = self.load(job.config, job.few_shot, self.device, self.collectives)
         if "synthetic" not in setting:
             return self._trainer, None
-        if self._images is None:
-            self._images = self._load_images(job)
-        return self._trainer, self._images
+        if self._synthetic is None:
+            found, names = self.images[job.store.url], job.few_shot.class_names
+            if found.unreadable:
+                raise ValueError(found.unreadable)
+            self._synthetic = synthetic_images(
+                found.rows(), found.n, found.buffer, names, self.device, self.collectives
+            )
+        return self._trainer, self._synthetic
 
 
 def _tell(report: Report, spec: ClassifierSpec, step: int, reading: Reading | None) -> None:
     """Of a step, and of its reading when there was one."""
+    # By the name of the photos that choose: a figure of test photos must not pass for one of validation.
     facts: Facts = {"loss": reading.loss} if reading else {}
     if reading and reading.val_top1 is not None:
         facts["test_top1" if spec.job.config.classify.select_on == "test" else "val_top1"] = reading.val_top1
@@ -276,11 +296,12 @@ def _checkpoints(job: ClassifierJob, setting: Setting, collectives: Collectives,
 def _commit(store: RunStore, setting: Setting, outcome: Outcome, found: SearchRecord | None) -> None:
     marker = classifier_marker(setting)
     folder = marker.rpartition("/")[0]
+    # The marker last: what is read after it is whole.
     for name, data in outcome.files.items():
         store.write_bytes(f"{folder}/{name}", data)
     search: dict[str, Any] = {"search": found.to_json()} if found else {}
     store.write_json(marker, ClassifierMarker.from_json(outcome.metrics | search).to_json())
-    _remove_checkpoints(store, setting)
+    _remove_checkpoints(store, setting)  # after the marker, or a kill between the two would cost the training
 
 
 def _remove_checkpoints(store: RunStore, setting: Setting) -> None:

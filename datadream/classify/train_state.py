@@ -6,11 +6,10 @@ then exact for any number of ranks, and lambda*CE(real) + (1-lambda)*CE(syntheti
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +45,13 @@ class Part:
     """Share of the loss."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """This rank's images of a step, augmented."""
 
     pixels: Tensor
     """Normalised, float [n, 3, size, size]."""
     labels: Tensor
+    """int64 [n]."""
     weights: Tensor
     """Of each image in the loss, [n]."""
     other_labels: Tensor
@@ -61,13 +60,6 @@ class Batch:
     """Share of the own label, [n]; 1 where nothing was mixed in."""
     numbers: Tensor
     """Of each image among those of all parts and ranks, [n] on the CPU."""
-
-    def split(self, size: int) -> Iterator[Batch]:
-        fields = (self.pixels, self.labels, self.weights, self.other_labels, self.shares, self.numbers)
-        yield from itertools.starmap(Batch, zip(*(field.split(size) for field in fields), strict=True))
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 class Training:
@@ -101,13 +93,14 @@ class Training:
         self._autocast = autocast_of(config.precision, tokens.device)
         self._loss_sum, self._losses = torch.zeros((), device=tokens.device), 0
         self._frozen_classes: Tensor | None = None
+        # A tower whose LoRA cannot be dropped is refused before any batch is read.
         if config.lora_dropout:
             check_dropout(clip.model, config.model)
 
     def step(self) -> None:
         """One optimiser step on the next batch."""
         self._optimizer.zero_grad(set_to_none=True)
-        self._loss_sum += self.backward()
+        self._loss_sum += self.backward()  # on the device: reading it every step would wait for the device
         self._losses += 1
         self._collectives.sum_gradients(self._parameters)
         self._optimizer.step()
@@ -119,11 +112,19 @@ class Training:
 
         The classes are encoded once however many micro-batches there are: their gradients are gathered first.
         """
-        batch, dropout = self._draw(), self._dropout()
-        classes = self._classes(dropout)
+        batch, rate = self._draw(), self._config.lora_dropout
+        dropout = LoraDropout(rate, derive_seed(self._seed, "dropout", self.steps)) if rate else None
+        classes = self._frozen_classes
+        if classes is None:
+            # Cached: attention asks for its weight several times, and LoRA would be added anew each time.
+            with self._autocast, parametrize.cached():
+                classes = self._clip.encode_text(self._tokens, self._collectives, dropout)
+            # A text tower that LoRA does not fit is frozen, and runs once for all steps.
+            self._frozen_classes = None if classes.requires_grad else classes
         gathered = classes.detach().requires_grad_(classes.requires_grad)
         total = torch.zeros((), device=self._tokens.device)
-        for micro in batch.split(self._config.micro_batch_size or len(batch)):
+        size = self._config.micro_batch_size or len(batch.labels)
+        for micro in map(Batch, *(field.split(size) for field in batch)):
             with self._autocast, parametrize.cached():
                 features = self._clip.encode_image(micro.pixels, dropout and dropout.of_images(micro.numbers.tolist()))
             loss = self._losses_of(micro, features, gathered) @ micro.weights
@@ -165,11 +166,13 @@ class Training:
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a `state` of any number of ranks, with the batches that follow."""
+        # Copied in place: the optimizer holds these very tensors.
         load_trainable_state(self._clip.model, state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._rng.set_state(state["rng"])
         self.steps, self._losses = state["steps"], state["losses"]
+        # The saved sum is that of all ranks, and is summed over all again.
         self._loss_sum.fill_(state["loss_sum"] if self._collectives.rank == 0 else 0)
         self._batches = [part.batches(self.steps) for part in self._parts]
 
@@ -180,51 +183,36 @@ class Training:
         if steps.item() != self._collectives.count * self.steps:
             raise RuntimeError("the workers see different checkpoints: the run's folder is not the same for all.")
 
-    def _classes(self, dropout: LoraDropout | None) -> Tensor:
-        """Features of the prompts [n_classes, D]; a text tower that LoRA does not fit is frozen, and runs once."""
-        if self._frozen_classes is not None:
-            return self._frozen_classes
-        # Cached: attention asks for its weight several times, and LoRA would be added anew each time.
-        with self._autocast, parametrize.cached():
-            classes = self._clip.encode_text(self._tokens, self._collectives, dropout)
-        if not classes.requires_grad:
-            self._frozen_classes = classes
-        return classes
-
-    def _dropout(self) -> LoraDropout | None:
-        """Of this step."""
-        rate = self._config.lora_dropout
-        return LoraDropout(rate, derive_seed(self._seed, "dropout", self.steps)) if rate else None
-
     def _draw(self) -> Batch:
         """Our share of the next batch of every part."""
-        drawn = [self._draw_part(number) for number in range(len(self._parts))]
-        return Batch(*(torch.cat(fields) for fields in zip(*drawn, strict=True)))
-
-    def _draw_part(self, number: int) -> tuple[Tensor, ...]:
-        """The fields of a Batch."""
-        part, images = self._parts[number], next(self._batches[number]).to(self._tokens.device)
-        rows = self._collectives.share(part.batch_size)
-        if len(images) != rows.stop - rows.start:
-            raise ValueError(
-                f"a batch holds {len(images)} images, but rank {self._collectives.rank} of {self._collectives.count} "
-                f"needs {rows.stop - rows.start} of the {part.batch_size}."
+        drawn, first, device = [], 0, self._tokens.device
+        for number, (part, batches) in enumerate(zip(self._parts, self._batches, strict=True)):
+            images, rows = next(batches).to(device), self._collectives.share(part.batch_size)
+            n = rows.stop - rows.start
+            if len(images) != n:
+                raise ValueError(
+                    f"a batch holds {len(images)} images, but rank {self._collectives.rank} of "
+                    f"{self._collectives.count} needs {n} of the {part.batch_size}."
+                )
+            # Drawn for the batch of all ranks: an image's crop does not depend on how many share the batch.
+            numbers = self._augment.draw(part.batch_size, self._rng)
+            pixels, other_labels, share = self._augment.apply(images.images, numbers[rows]), images.labels, 1.0
+            # A generator of its own for each step and part: mixing or not moves no other random number.
+            mix = draw_mix(self._config, self._clip.size, derive_seed(self._seed, "mix", self.steps, number))
+            if mix is not None:
+                # Every image with the one before it in the batch of all ranks, as in torchvision.
+                before = torch.arange(rows.start, rows.stop) - 1
+                others, other_labels = (
+                    self._collectives.gather(ours, part.batch_size)[before] for ours in (images.images, images.labels)
+                )
+                pixels, share = mix.apply(pixels, self._augment.apply(others, numbers[before])), mix.share
+            weights, shares = (
+                torch.full((n,), value, device=device) for value in (part.weight / part.batch_size, share)
             )
-        # Drawn for the batch of all ranks: an image's crop does not depend on how many share the batch.
-        numbers = self._augment.draw(part.batch_size, self._rng)
-        pixels, others, share = self._augment.apply(images.images, numbers[rows]), images, 1.0
-        mix = draw_mix(self._config, self._clip.size, derive_seed(self._seed, "mix", self.steps, number))
-        if mix is not None:
-            # Every image with the one before it in the batch of all ranks, as in torchvision.
-            before = torch.arange(rows.start, rows.stop) - 1
-            others, share = images.of_all_ranks(part.batch_size, self._collectives)[before], mix.share
-            pixels = mix.apply(pixels, self._augment.apply(others.images, numbers[before]))
-        weights, shares = (
-            torch.full((len(images),), value, device=pixels.device) for value in (part.weight / part.batch_size, share)
-        )
-        first = sum(part.batch_size for part in self._parts[:number])
-        numbers_of_all = torch.arange(first + rows.start, first + rows.stop)
-        return pixels, images.labels, weights, others.labels, shares, numbers_of_all
+            numbers_of_all = torch.arange(first + rows.start, first + rows.stop)
+            drawn.append((pixels, images.labels, weights, other_labels, shares, numbers_of_all))
+            first += part.batch_size
+        return Batch(*(torch.cat(fields) for fields in zip(*drawn, strict=True)))
 
     def _losses_of(self, batch: Batch, features: Tensor, classes: Tensor) -> Tensor:
         """Cross-entropy of each image [n]."""

@@ -8,6 +8,7 @@ METHODS: dict[str, Method] = {
     "datadream-dset": datadream.plan_per_dataset,
     "is-synth": is_synth.plan,
     "zero-shot": zero_shot.plan,
+    # For the settings that need no images, such as a table's baselines.
     "none": lambda few_shot, config: Plan(),
 }
 

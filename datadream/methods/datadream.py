@@ -14,6 +14,7 @@ def plan_per_class(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
     """DataDream_cls: one adapter for each class."""
     # By label: names of classes may hold what folders cannot.
     names = [f"class-{label:05d}" for label in range(len(few_shot.class_names))]
+    # A seed of its own for each: an adapter does not depend on which others are trained, where or in which order.
     adapters = tuple(
         AdapterSpec(name, class_photos(few_shot, label), 1, derive_seed(config.seed, "adapter", label))
         for label, name in enumerate(names)

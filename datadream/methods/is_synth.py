@@ -11,6 +11,7 @@ from datadream.methods.base import Plan, series_per_class
 
 def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
     """Images of a class start from its shots in turn."""
+    # The authors draw shots at random; in turn, all are used equally often and the index says which.
     return Plan(
         images=tuple(
             replace(series, source_keys=few_shot.shots[series.label], strength=config.generate.strength)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from datadream.config import TRAINED_SETTINGS
-from datadream.report.plots import MAX_LINES, Line, Points, adapters_chart, line_chart
+from datadream.report.plots import MAX_LINES, Line, adapters_chart, line_chart
 from datadream.report.records import METHODS, NO_METHOD, Gain, Row, Summary, classifiers
 from datadream.report.tables import column_name
 from datadream.run.layout import ADAPTERS, AdapterMarker, ClassifierMarker, adapter_marker
@@ -38,8 +38,19 @@ class Chart:
 
 def run_charts(store: RunStore) -> list[Chart]:
     """LoRA loss by adapter, then classifier loss and validation accuracy by setting; what is missing is left out."""
-    adapters = _adapters(store)
-    return [*([adapters] if adapters else []), *_classifiers(classifiers(store))]
+    paths = store.fs.ls(store.path(ADAPTERS), detail=False) if store.exists(ADAPTERS) else []
+    markers = [adapter_marker(adapter_id) for adapter_id in sorted(map(posixpath.basename, paths))]
+    # A thousand adapters are a thousand small files: in an object store each is a round trip.
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(lambda name: store.read_json(name) if store.exists(name) else None, markers)
+        losses = [marker.losses for marker in map(AdapterMarker.from_json, filter(None, found)) if marker.losses]
+    charts = []
+    if losses:
+        remark = f"Mean of {len(losses):,} adapters; the band holds them all."
+        if len(losses) <= MAX_LINES:
+            remark = f"{len(losses)} adapters; the heavy line is their mean." if len(losses) > 1 else "One adapter."
+        charts = [Chart("LoRA loss", Markup(adapters_chart(losses)), [], remark)]
+    return charts + _classifiers(classifiers(store))
 
 
 def accuracy_by_shots(summary: Summary) -> Chart | None:
@@ -110,26 +121,6 @@ def accuracy_by_images(summary: Summary) -> Chart | None:
         legend.append((column_name(setting, method), color))
     svg = line_chart(lines, "generated images per class", numbers)
     return Chart("Test accuracy by generated images per class, %", Markup(svg), legend)
-
-
-def _adapters(store: RunStore) -> Chart | None:
-    def read(adapter_id: str) -> Points:
-        marker = adapter_marker(adapter_id)
-        return AdapterMarker.from_json(store.read_json(marker)).losses if store.exists(marker) else []
-
-    paths = store.fs.ls(store.path(ADAPTERS), detail=False) if store.exists(ADAPTERS) else []
-    # A thousand adapters are a thousand small files: in an object store each is a round trip.
-    with ThreadPoolExecutor() as threads:
-        losses = list(filter(None, threads.map(read, sorted(map(posixpath.basename, paths)))))
-    if not losses:
-        return None
-    if len(losses) == 1:
-        remark = "One adapter."
-    elif len(losses) <= MAX_LINES:
-        remark = f"{len(losses)} adapters; the heavy line is their mean."
-    else:
-        remark = f"Mean of {len(losses):,} adapters; the band holds them all."
-    return Chart("LoRA loss", Markup(adapters_chart(losses)), [], remark)
 
 
 def _classifiers(measured: Mapping[str, ClassifierMarker]) -> list[Chart]:

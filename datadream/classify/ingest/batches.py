@@ -35,10 +35,6 @@ class LabelledImages:
     def __getitem__(self, rows: Tensor | slice) -> LabelledImages:
         return LabelledImages(self.images[rows], self.labels[rows])
 
-    def of_all_ranks(self, n: int, collectives: Collectives) -> LabelledImages:
-        """The whole batch of n images, of which these are our share."""
-        return LabelledImages(collectives.gather(self.images, n), collectives.gather(self.labels, n))
-
     def to(self, device: torch.device) -> LabelledImages:
         return LabelledImages(self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
 
@@ -53,7 +49,7 @@ class SyntheticImages:
 
 
 def read_photos(source: PhotoSource, photos: Sequence[Photo], size: int) -> LabelledImages:
-    """Decode photos into memory."""
+    """Decode photos into memory, as middle squares of `size` pixels a side."""
     with ThreadPoolExecutor(DECODE_THREADS) as threads:
         squares = list(threads.map(lambda photo: square(source.read(photo.key), size), photos))
     return LabelledImages(torch.from_numpy(np.stack(squares)), torch.tensor([photo.label for photo in photos]))
@@ -66,12 +62,14 @@ def shuffled_batches(
 
     From batch `start` on they are those of an undisturbed run; of what came before only the epochs' orders are made.
     """
+    # On the CPU, whatever the pool's device: CUDA's generator gives other permutations for the same seed.
     rng = torch.Generator().manual_seed(seed)
     epochs, place = divmod(start * batch_size, len(pool))
     for _ in range(epochs):
         torch.randperm(len(pool), generator=rng)
     rows = torch.randperm(len(pool), generator=rng)[place:]
     while True:
+        # Batches run across the ends of epochs, several where the pool is smaller than a batch: few shots mostly are.
         while len(rows) < batch_size:
             rows = torch.cat([rows, torch.randperm(len(pool), generator=rng)])
         batch, rows = rows[:batch_size], rows[batch_size:]
@@ -102,6 +100,7 @@ def buffered_batches(
     first = [read for _, read in zip(range(n_reads), reads, strict=False)]
     pool = LabelledImages(torch.cat([read.images for read in first]), torch.cat([read.labels for read in first]))
     for read in reads:
+        # A read has rows_per_read images on all ranks, and our share may be one fewer: the last is dropped.
         places = torch.randperm(len(pool), generator=rng)[: len(read)]
-        yield pool[places[:size]]
+        yield pool[places[:size]]  # a copy, so that the buffer may change under it
         pool.images[places], pool.labels[places] = read.images, read.labels

@@ -41,6 +41,7 @@ def shuffle_buffer(published: Published, n_readers: int) -> int:
     """Images of a reader's shuffle buffer, at most the reader's split; 0 when the set fits in memory."""
     if published.n_bytes <= MEMORY_LIMIT:
         return 0
+    # More than the split would make a start wait for the stream's next epoch before its first batch.
     return max(1, min(SHUFFLE_BYTES // (3 * published.size**2), published.n // n_readers))
 
 
@@ -50,24 +51,23 @@ def synthetic_images(
     """The `n` synthetic images of a run as this worker sees them: kept in memory, or streamed through a buffer of
     `buffer` images where that is not 0.
 
-    Raises ValueError when they are not as many as the marker says, or a label is no class's.
+    Raises ValueError when they are not as many as the marker says, or a label is no class's; of a stream, while its
+    batches are read.
     """
-    if buffer:
-
-        def batches(batch_size: int, seed: int, step: int) -> Iterator[LabelledImages]:
-            size = rows_per_read(batch_size, collectives)
-            reads = _reads(rows, size, n // collectives.count // size, len(class_names))
-            return buffered_batches(reads, batch_size, collectives, buffer, derive_seed(seed, "stream", step))
-
-    else:
+    if not buffer:
         pool = collect(rows)
         if len(pool) != n:
             raise ValueError(f"the dataset holds {len(pool)} images, its marker says {n}. {REMEDY}")
         check_labels(pool.labels.numpy(), class_names)
         pool = pool.to(device)
+        return SyntheticImages(n, lambda size, seed, step: shuffled_batches(pool, size, collectives, seed, step))
 
-        def batches(batch_size: int, seed: int, step: int) -> Iterator[LabelledImages]:
-            return shuffled_batches(pool, batch_size, collectives, seed, step)
+    def batches(batch_size: int, seed: int, step: int) -> Iterator[LabelledImages]:
+        size = rows_per_read(batch_size, collectives)
+        # Ray Data splits equally and drops what is left over, and so does every worker of its own split.
+        reads = _reads(rows, size, n // collectives.count // size, len(class_names))
+        # The step is in the seed: a training that goes on begins the stream anew, and does not repeat its first picks.
+        return buffered_batches(reads, batch_size, collectives, buffer, derive_seed(seed, "stream", step))
 
     return SyntheticImages(n, batches)
 
@@ -91,10 +91,11 @@ def _reads(rows: Rows, size: int, per_epoch: int, n_classes: int) -> Iterator[La
     if per_epoch == 0:
         raise ValueError(f"the synthetic images of a worker do not fill one batch of {size}. Use fewer workers.")
     while True:
-        count = 0
+        count = 0  # where the split has not one whole batch, the loop below sets none
         for count, batch in enumerate(rows.iter_batches(batch_size=size, batch_format="numpy", drop_last=True), 1):
             if count > per_epoch:
                 break
+            # The whole set's labels were checked before where they are cheap to read; of WebDatasets they are not.
             check_range(batch["label"], n_classes)
             # Copied: what Ray hands out is read-only.
             yield LabelledImages(torch.tensor(batch["image"]), torch.tensor(batch["label"]))

@@ -6,11 +6,9 @@ import itertools
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +21,7 @@ from datadream.run.store import RunStore
 FOLDER = posixpath.dirname(DATASET)
 ENCODINGS = ("webp", "png", "jpg")
 """Names under which a WebDataset sample holds its image."""
+# Decoded, these are 37 MiB of squares of 224 pixels; Ray Data aims at blocks of up to 128 MiB.
 ROWS_PER_DECODE = 256
 _INDEX = re.compile(r"(\d+)(?:\.\w+)?$")
 REMEDY = "Remove the run's dataset folder and run generate again."
@@ -48,14 +47,25 @@ class Published:
         """Size of all decoded images."""
         return self.n * 3 * self.size**2
 
-    @property
-    def paths(self) -> list[str]:
-        """Of the shards, for the store's file system."""
-        return [self.store.path(posixpath.join(FOLDER, shard)) for shard in self.shards]
-
     def decode(self, table: pa.Table) -> dict[str, np.ndarray]:
-        """Rows of encoded images from a shard, as columns of decoded ones."""
-        return (_decode_parquet if self.format == "parquet" else _decode_webdataset)(table, self.size, self.ends)
+        """Rows of encoded images from a shard, as columns of decoded ones: image, label (int64) and key."""
+        if self.format == "parquet":
+            rows = table["image"].combine_chunks()
+            images, keys, labels = rows.field("bytes"), rows.field("path"), table["label"].to_numpy().astype(np.int64)
+        else:
+            images = table[next(name for name in ENCODINGS if name in table.column_names)]
+            keys, labels = table["__key__"], np.array([int(label) for label in table["cls"].to_pylist()], np.int64)
+        if self.ends is not None:
+            # Before decoding, which is what costs. Every key that we publish ends in its image's index.
+            indices = [int(found[1]) for found in map(_INDEX.search, keys.to_pylist()) if found]
+            kept = np.array([i < self.ends[label] for i, label in zip(indices, labels, strict=True)], bool)
+            images, keys, labels = images.filter(pa.array(kept)), keys.filter(pa.array(kept)), labels[kept]
+        names = keys.to_pylist()
+        return {
+            "image": decode_squares(images.to_pylist(), names, self.size),
+            "label": labels,
+            "key": np.array(names, dtype=str),
+        }
 
 
 def check_published(store: RunStore, class_names: Sequence[str]) -> None:
@@ -79,9 +89,10 @@ def check_published(store: RunStore, class_names: Sequence[str]) -> None:
             f"run {store.url!r}: class {label} is {theirs!r} in the dataset, {ours!r} in the run. {REMEDY}"
         )
     _check_sizes(store, marker)
-    look = _parquet_labels if marker.format == "parquet" else _first_label
+    # Each shard is a round trip or several where it lies in an object store.
     with ThreadPoolExecutor() as threads:
-        labels = list(threads.map(lambda shard: look(store, posixpath.join(FOLDER, shard)), marker.shards))
+        labels = list(threads.map(lambda shard: _read_labels(store, shard, marker.format), marker.shards))
+    # One label of each tar cannot tell whether a class has no image.
     if marker.format == "parquet":
         check_labels(np.concatenate(labels), class_names)
     else:
@@ -129,83 +140,34 @@ def check_range(labels: np.ndarray, n_classes: int) -> None:
         raise ValueError(f"the dataset has label {wrong[0]}, but the run's classes are 0 to {n_classes - 1}. {REMEDY}")
 
 
-def _parquet_labels(store: RunStore, shard: str) -> np.ndarray:
-    with _named(shard), store.fs.open(store.path(shard)) as file:
-        return pq.read_table(file, columns=["label"])["label"].to_numpy().astype(np.int64)
-
-
-def _first_label(store: RunStore, shard: str) -> np.ndarray:
-    with _named(shard), store.fs.open(store.path(shard)) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-        label = next(tar.extractfile(member) for member in tar if member.name.endswith(".cls"))
-        return np.array([int(label.read() if label else b"")])
-
-
-@contextmanager
-def _named(shard: str) -> Iterator[None]:
-    """Says which shard cannot be read."""
+def _read_labels(store: RunStore, shard: str, form: str) -> np.ndarray:
+    """Labels of a Parquet shard, or the first label of a WebDataset one, int64; raises ValueError naming the shard."""
+    path = posixpath.join(FOLDER, shard)
     try:
-        yield
+        with store.fs.open(store.path(path)) as file:
+            if form == "parquet":
+                return pq.read_table(file, columns=["label"])["label"].to_numpy().astype(np.int64)
+            # "r|" reads as a stream, so that a remote shard is read no further than its first label.
+            with tarfile.open(fileobj=file, mode="r|") as tar:
+                label = next(tar.extractfile(member) for member in tar if member.name.endswith(".cls"))
+                return np.array([int(label.read() if label else b"")])
     except (OSError, ValueError, KeyError, StopIteration, tarfile.TarError, pa.ArrowException) as error:
-        raise ValueError(f"shard {shard!r} cannot be read: {str(error) or type(error).__name__}. {REMEDY}") from error
+        raise ValueError(f"shard {path!r} cannot be read: {str(error) or type(error).__name__}. {REMEDY}") from error
 
 
 def find_published(store: RunStore, size: int, order: int, images_per_class: int | None = None) -> Published:
     """The run's dataset, or the first `images_per_class` of each class, to be decoded to squares of `size` pixels, its
-    shards in an order of that seed; reads the marker alone."""
+    shards in an order of that seed; reads no shard."""
     marker = DatasetMarker.from_json(store.read_json(DATASET))
-    ends, n = _ends(store, marker, images_per_class)
-    shards = np.random.default_rng(order).permutation(marker.shards).tolist()
-    return Published(store, marker.format, shards, n, size, ends)
-
-
-def _ends(store: RunStore, marker: DatasetMarker, images_per_class: int | None) -> tuple[list[int] | None, int]:
-    """Below which index the first `images_per_class` published images of each class lie, and how many these are.
-
-    None where all images are wanted. A selection leaves gaps between the indices.
-    """
-    if images_per_class is None:
-        return None, marker.n_images
-    if store.exists(SELECTION):
-        published = [entry["images"] for entry in store.read_json(SELECTION)["classes"]]
-        first = [images[:images_per_class] for images in published]
-        ends, n = [max(images, default=-1) + 1 for images in first], sum(map(len, first))
-    else:
+    ends, n = None, marker.n_images
+    if images_per_class is not None:
         ends = [images_per_class] * len(marker.class_names)
         n = sum(ends)
-    return (ends, n) if n < marker.n_images else (None, marker.n_images)
-
-
-def _first_of_each_class(table: pa.Table, keys: list[str], labels: list[int], ends: list[int] | None) -> pa.Table:
-    """The rows whose key ends in an index below the end of their class."""
-    if ends is None:
-        return table
-    indices = [int(found[1]) for found in map(_INDEX.search, keys) if found]  # every key that we publish has one
-    kept = [index < ends[label] for index, label in zip(indices, labels, strict=True)]
-    return table.filter(pa.array(kept, pa.bool_()))
-
-
-def _decode_parquet(table: pa.Table, size: int, ends: list[int] | None) -> dict[str, np.ndarray]:
-    table = _first_of_each_class(table, _paths(table), table["label"].to_pylist(), ends)
-    image = table["image"].combine_chunks()
-    keys = _paths(table)
-    return {
-        "image": decode_squares(image.field("bytes").to_pylist(), keys, size),
-        "label": table["label"].to_numpy().astype(np.int64),
-        "key": np.array(keys, dtype=str),
-    }
-
-
-def _paths(table: pa.Table) -> list[str]:
-    return table["image"].combine_chunks().field("path").to_pylist()
-
-
-def _decode_webdataset(table: pa.Table, size: int, ends: list[int] | None) -> dict[str, Any]:
-    encoding = next(name for name in ENCODINGS if name in table.column_names)
-    labels = [int(label) for label in table["cls"].to_pylist()]
-    table = _first_of_each_class(table, table["__key__"].to_pylist(), labels, ends)
-    keys = table["__key__"].to_pylist()
-    return {
-        "image": decode_squares(table[encoding].to_pylist(), keys, size),
-        "label": np.array([int(label) for label in table["cls"].to_pylist()], np.int64),
-        "key": np.array(keys, dtype=str),
-    }
+        if store.exists(SELECTION):
+            # A selection leaves gaps between the indices: the first 10 that it kept may end with index 14.
+            first = [entry["images"][:images_per_class] for entry in store.read_json(SELECTION)["classes"]]
+            ends, n = [max(images, default=-1) + 1 for images in first], sum(map(len, first))
+        if n >= marker.n_images:
+            ends, n = None, marker.n_images
+    shards = np.random.default_rng(order).permutation(marker.shards).tolist()
+    return Published(store, marker.format, shards, n, size, ends)

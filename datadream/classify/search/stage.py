@@ -12,27 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import ray.data
-from ray.exceptions import RayTaskError
-
-from datadream.classify.ingest.feed import shuffle_buffer, synthetic_images
 from datadream.classify.search.successive_halving import Search, Trial
-from datadream.classify.stage import ClassifierJob, HeldRun, check_job, open_rows, published_images
+from datadream.classify.stage import ClassifierJob, HeldRun, Images, check_job, open_images
 from datadream.config import TRAINED_SETTINGS, Setting
 from datadream.run.layout import FAILED_TRIALS, TrialRecord, search_marker
 from datadream.run.store import RunStore
 from datadream.runtime.failures import Ledger, finish, retried
 from datadream.runtime.map_units import Mapped, quiet_data, run_mapped
 from datadream.runtime.progress import Listener, Reporter
-from datadream.runtime.ray_errors import failure_of
 from datadream.runtime.unit import Unit, titles
 from datadream.runtime.workers import Workers
 
 if TYPE_CHECKING:
     import torch
-
-    from datadream.classify.ingest.batches import SyntheticImages
-    from datadream.classify.setting import SettingTrainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +33,6 @@ class TrialSpec:
 
     job: ClassifierJob
     trial: Trial
-
-
-@dataclass(frozen=True, slots=True)
-class Images:
-    """A run's synthetic images: all rows, how many, and the shuffle buffer when they stream."""
-
-    rows: ray.data.Dataset
-    n: int
-    buffer: int
-    unreadable: str = ""
-    """Why the rows cannot be read; empty where they can."""
 
 
 def choose_knobs(
@@ -66,9 +47,18 @@ def choose_knobs(
     for job in jobs:
         check_job(job)
     with quiet_data(in_order=True):
-        images = _open_images(jobs)
+        images = {}
+        for job in jobs:
+            # One reader: a trial trains on one worker, which reads all images.
+            if opened := open_images(job, _searched(job), n_readers=1):
+                images[job.store.url] = opened[1]
         while units := [
-            _unit(job, trial)
+            Unit(
+                run_url=job.store.url,
+                name=f"{trial.setting}, {trial.steps} steps with {trial.knobs}",
+                marker=trial.marker,
+                payload=TrialSpec(job, trial),
+            )
             for job in jobs
             for setting in _searched(job)
             for trial in Search(job.store, setting, job.config.classify).next_trials()
@@ -79,26 +69,6 @@ def choose_knobs(
 def _searched(job: ClassifierJob) -> list[Setting]:
     """Settings whose knobs are not chosen yet."""
     return [name for name in job.missing if name in TRAINED_SETTINGS and not job.store.exists(search_marker(name))]
-
-
-def _unit(job: ClassifierJob, trial: Trial) -> Unit[TrialSpec]:
-    name = f"{trial.setting}, {trial.steps} steps with {trial.knobs}"
-    return Unit(run_url=job.store.url, name=name, marker=trial.marker, payload=TrialSpec(job, trial))
-
-
-def _open_images(jobs: Sequence[ClassifierJob]) -> dict[str, Images]:
-    """Synthetic images by run, decoded once for all workers where they fit in memory."""
-    found = {}
-    for job in jobs:
-        published = published_images(job, _searched(job))
-        if published is None:
-            continue
-        images = Images(open_rows(published), published.n, shuffle_buffer(published, n_readers=1))
-        try:
-            found[job.store.url] = images if images.buffer else replace(images, rows=images.rows.materialize())
-        except RayTaskError as error:
-            found[job.store.url] = replace(images, unreadable=failure_of(error).reason)
-    return found
 
 
 def _run_rung(
@@ -125,22 +95,12 @@ def _load(images: dict[str, Images], device: torch.device | None) -> Callable[[U
     from datadream.runtime.collectives import ALONE
 
     assert device is not None
-
-    def load_trainer(job: ClassifierJob) -> SettingTrainer:
-        # No test photos: a trial cannot look at them.
-        return SettingTrainer(job.config, replace(job.few_shot, test=()), device, ALONE)
-
-    def load_images(job: ClassifierJob) -> SyntheticImages:
-        found, names = images[job.store.url], job.few_shot.class_names
-        if found.unreadable:
-            raise ValueError(found.unreadable)
-        return synthetic_images(found.rows.iterator(), found.n, found.buffer, names, device, ALONE)
-
-    held = HeldRun(load_trainer, load_images)
+    held = HeldRun(SettingTrainer, images, device, ALONE)
 
     def run(unit: Unit[TrialSpec]) -> None:
         job, trial = unit.payload.job, unit.payload.trial
-        trainer, synthetic = held.of(job, trial.setting)
+        # Without test photos: a trial cannot look at them.
+        trainer, synthetic = held.of(replace(job, few_shot=replace(job.few_shot, test=())), trial.setting)
         tried = trainer.with_knobs(trial.schedule(job.config.classify) | trial.knobs)
         found: dict[str, Any] = {"val_top1": None}
         try:

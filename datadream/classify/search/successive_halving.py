@@ -11,7 +11,6 @@ steps costs a third of the last.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,16 +62,25 @@ class Search:
         """
         if self.store.exists(search_marker(self.setting)):
             return []
-        search, records, knobs = self.config.search, [], candidates(self.config)
-        numbers = list(range(len(knobs)))
+        search, records, listed = self.config.search, [], candidates(self.config)
+        numbers = list(range(len(listed)))
         for steps in rung_steps(self.config.steps, search.grace, search.reduction):
+            # A short training can favour what overfits in a long one: the config's own knobs need not have got so far.
             if steps == self.config.steps:
                 numbers = sorted({OWN, *numbers})
-            rung = [Trial(self.setting, number, knobs[number], steps) for number in numbers]
-            found = [self._record_of(trial) for trial in rung]
-            if missing := [trial for trial, record in zip(rung, found, strict=True) if record is None]:
+            rung = [Trial(self.setting, number, listed[number], steps) for number in numbers]
+            missing, found = [], []
+            for trial in rung:
+                exists = self.store.exists(trial.marker)
+                record = TrialRecord.from_json(self.store.read_json(trial.marker)) if exists else None
+                # Earlier versions numbered the combinations otherwise: a record may be that of other knobs.
+                if record is None or record.knobs != trial.knobs:
+                    missing.append(trial)
+                else:
+                    found.append(record)
+            if missing:
                 return missing
-            best = ranked([record for record in found if record is not None])
+            best = ranked(found)
             if best[0].val_top1 is None:
                 raise RuntimeError(
                     f"{self.setting}: training diverged under every combination of classify.search. "
@@ -80,22 +88,12 @@ class Search:
                 )
             records += best
             numbers = [record.number for record in best[: max(1, len(best) // search.reduction)]]
-        self._record_choice(best[0], records)
+        # The best of the last rung, whose trainings are as long as the final one.
+        knobs, steps, top1 = best[0].knobs, best[0].steps, best[0].val_top1
+        trials = [{"knobs": each.knobs, "steps": each.steps, "val_top1": each.val_top1} for each in records]
+        choice = SearchRecord(knobs=knobs, steps=steps, val_top1=top1, n_trials=len(trials), trials=trials)
+        self.store.write_json(search_marker(self.setting), choice.to_json())
         return []
-
-    def _record_of(self, trial: Trial) -> TrialRecord | None:
-        """None when it is not finished, or is that of other knobs: earlier versions numbered them otherwise."""
-        if not self.store.exists(trial.marker):
-            return None
-        record = TrialRecord.from_json(self.store.read_json(trial.marker))
-        return record if record.knobs == trial.knobs else None
-
-    def _record_choice(self, best: TrialRecord, records: list[TrialRecord]) -> None:
-        trials = [{"knobs": r.knobs, "steps": r.steps, "val_top1": r.val_top1} for r in records]
-        found = SearchRecord(
-            knobs=best.knobs, steps=best.steps, val_top1=best.val_top1, n_trials=len(trials), trials=trials
-        )
-        self.store.write_json(search_marker(self.setting), found.to_json())
 
 
 def candidates(config: ClassifyConfig) -> list[dict[str, float]]:
@@ -115,11 +113,7 @@ def rung_steps(steps: int, grace: float, reduction: int) -> list[int]:
 
 def ranked(records: list[TrialRecord]) -> list[TrialRecord]:
     """Best first by validation accuracy; of equal ones the first candidate, and last what diverged."""
-
-    def accuracy(record: TrialRecord) -> float:
-        return -math.inf if record.val_top1 is None else record.val_top1
-
-    return sorted(records, key=lambda record: (-accuracy(record), record.number))
+    return sorted(records, key=lambda record: (record.val_top1 is None, -(record.val_top1 or 0.0), record.number))
 
 
 def found_knobs(store: RunStore, setting: Setting) -> SearchRecord | None:
