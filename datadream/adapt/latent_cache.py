@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from datadream.runtime.device import upload
+
 MOMENTS_BYTES = 4 * 2**30
 """Encoded crops that a device keeps, of all adapters that it trains side by side; those beyond are encoded again when
 they come again."""
@@ -83,7 +85,7 @@ class LatentCache:
         for start in range(0, len(missing), self._encode_batch):
             found |= self._encode(missing[start : start + self._encode_batch])
         mean, deviation = (torch.stack([found[crop][part] for crop in crops]) for part in range(2))
-        return (mean + deviation * noise.to(mean)) * self._vae.config.scaling_factor
+        return (mean + deviation * upload(noise, mean.device)) * self._vae.config.scaling_factor
 
     def _image(self, index: int) -> Image.Image:
         if index in self._resized:

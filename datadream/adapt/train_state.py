@@ -16,6 +16,7 @@ from datadream.adapt.batches import Batches, share_prompts
 from datadream.config import AdaptConfig
 from datadream.models.diffusion.lora import StackedLora
 from datadream.runtime.collectives import ALONE, Collectives
+from datadream.runtime.device import upload
 
 
 class Training:
@@ -117,7 +118,7 @@ class Training:
         device, dtype = self._pipeline.device, self._pipeline.unet.dtype
         clean = torch.cat([batch.clean for batch in batches])
         noise, times, weights = (
-            torch.cat(parts).to(device)
+            upload(torch.cat(parts), device)
             for parts in zip(*((batch.noise, batch.times, batch.weights) for batch in batches), strict=True)
         )
         noisy = self._noise_schedule.add_noise(clean, noise, times)
@@ -125,7 +126,7 @@ class Training:
         for prompt in set(prompts) - self._token_ids.keys():
             tokens = self._pipeline.tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt")
             self._token_ids[prompt] = tokens.input_ids[0].to(device)
-        shared = {"prompt_rows": None if rows is None else torch.tensor(rows, device=device)}
+        shared = {"prompt_rows": None if rows is None else upload(torch.tensor(rows), device)}
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             encoded = self._pipeline.text_encoder(torch.stack([self._token_ids[prompt] for prompt in prompts]))[0]
             predicted = self._pipeline.unet(

@@ -27,7 +27,7 @@ class Denoiser:
     def denoise(
         self, latents: Tensor, timesteps: Tensor, prompts: Tensor, generators: Sequence[torch.Generator]
     ) -> Tensor:
-        """Latents [n, 4, h, w] -> [n, 4, h, w] through `timesteps`, which the scheduler was set to.
+        """Latents [n, 4, h, w] -> [n, 4, h, w] through `timesteps`, on the CPU, which the scheduler was set to.
 
         `prompts` [2, length, channels] are the empty prompt and the prompt, or the prompt alone where nothing is
         guided; `generators`, one for each latent, give the noise that the scheduler adds, if it adds any.
@@ -41,17 +41,20 @@ class Denoiser:
         # Guidance does harm at high noise and nothing at low noise (Kynkäänniemi et al., 2024): outside of the
         # interval the empty prompt is not evaluated.
         in_interval = ((low <= noise_levels) & (noise_levels <= high)).tolist()
+        # A scheduler looks its constants up by a step's time. From the GPU each look-up would wait for all that the GPU
+        # has been told to do; the UNet gets a copy that is there already.
+        times = timesteps.to(latents.device)
         for number, (time, is_inside) in enumerate(zip(timesteps, in_interval, strict=True)):
             inputs = self._scheduler.scale_model_input(latents, time)
             if is_inside and len(prompts) == 2:
                 # Both prompts see the same latents: what the UNet does before it looks at a prompt is done once.
                 with self._prefix.halved(), self._cache.step(number, 2 * len(latents)):
-                    both = self._unet(torch.cat([inputs, inputs]), time, prompts, return_dict=False)[0]
+                    both = self._unet(torch.cat([inputs, inputs]), times[number], prompts, return_dict=False)[0]
                 without, with_prompt = both.chunk(2)
                 predicted = without + self._config.guidance_scale * (with_prompt - without)
             else:
                 with self._cache.step(number, len(latents)):
-                    predicted = self._unet(inputs, time, prompts[-1:], return_dict=False)[0]
+                    predicted = self._unet(inputs, times[number], prompts[-1:], return_dict=False)[0]
             latents = self._scheduler.step(predicted, time, latents, return_dict=False, **noise)[0]
         # Now, not only with the next batch: what is kept takes memory from the VAE.
         self._prompts.forget()

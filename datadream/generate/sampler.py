@@ -137,7 +137,7 @@ class Sampler:
         """
         generators = [torch.Generator().manual_seed(number) for number in range(batch)]
         scheduler, prompts = self._from_noise.scheduler, self._prompts("")
-        scheduler.set_timesteps(self._config.steps, device=self._from_noise.device)
+        scheduler.set_timesteps(self._config.steps)
         seconds = 0.0
         for n_steps in (1, MEASURED_STEPS):
             started = time.perf_counter()
@@ -148,7 +148,7 @@ class Sampler:
             for part in latents.split(DECODE_BATCH):
                 self._decode(part, self._vae)
             # A scheduler counts its steps, and some remember what they predicted.
-            scheduler.set_timesteps(self._config.steps, device=self._from_noise.device)
+            scheduler.set_timesteps(self._config.steps)
         return seconds / batch
 
     def _generate(
@@ -157,7 +157,7 @@ class Sampler:
         # Noise comes from the CPU, whatever the device: each image has its own, the same everywhere.
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         pipeline, n = self._from_photo, len(requests)
-        pipeline.scheduler.set_timesteps(self._config.steps, device=pipeline.device)
+        pipeline.scheduler.set_timesteps(self._config.steps)
         if requests[0].source_key is None:
             latents, timesteps = self._noise(generators), pipeline.scheduler.timesteps
         else:

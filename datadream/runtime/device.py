@@ -35,6 +35,16 @@ def shared_worker_device(use_gpu: bool) -> torch.device:
     return device
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; a GPU goes on with what it has been told to do while the copy is made.
+
+    From pageable memory CUDA would copy after all that work, and the CPU wait for it.
+    """
+    if device.type == "cpu" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether less work at once could succeed where this error ended it."""
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _ALLOCATION_WORDS)

@@ -17,6 +17,7 @@ from torch import Tensor
 from datadream.data.datasets import Photo, PhotoSource
 from datadream.data.decode import square
 from datadream.runtime.collectives import Collectives
+from datadream.runtime.device import upload
 
 DECODE_THREADS = 4
 """Pillow decodes and resizes outside of Python's lock; more threads than this only take memory."""
@@ -36,7 +37,7 @@ class LabelledImages:
         return LabelledImages(self.images[rows], self.labels[rows])
 
     def to(self, device: torch.device) -> LabelledImages:
-        return LabelledImages(self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
+        return LabelledImages(upload(self.images, device), upload(self.labels, device))
 
 
 @dataclass(frozen=True, slots=True)
