@@ -41,8 +41,8 @@ class Denoiser:
         # Guidance does harm at high noise and nothing at low noise (Kynkäänniemi et al., 2024): outside of the
         # interval the empty prompt is not evaluated.
         in_interval = ((low <= noise_levels) & (noise_levels <= high)).tolist()
-        # A scheduler looks its constants up by a step's time. From the GPU each look-up would wait for all that the GPU
-        # has been told to do; the UNet gets a copy that is there already.
+        # A scheduler looks its constants up by a step's time. From the GPU each look-up would wait for all that the
+        # GPU has been told to do; the UNet gets a copy that is there already.
         times = timesteps.to(latents.device)
         for number, (time, is_inside) in enumerate(zip(timesteps, in_interval, strict=True)):
             inputs = self._scheduler.scale_model_input(latents, time)
