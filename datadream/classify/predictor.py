@@ -17,7 +17,7 @@ from PIL import Image
 
 from datadream.classify.files import SavedClassifier
 from datadream.config import Setting
-from datadream.data.datasets import decode_photo
+from datadream.data.decode import as_shown, decode_photo
 from datadream.models.clip.export import save_checkpoint
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.trainable import load_trainable_state, make_trainable, merge_lora
@@ -106,7 +106,7 @@ def load_classifier(run: str | PathLike[str], setting: Setting | None = None) ->
 
 def _open(photo: Photo) -> Image.Image:
     if isinstance(photo, Image.Image):
-        return photo.convert("RGB")
+        return as_shown(photo)
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim not in (2, 3) or (photo.ndim == 3 and photo.shape[2] != 3):
             raise ValueError(

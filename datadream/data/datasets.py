@@ -8,18 +8,17 @@ every class for validation and test, so that people with spare photos still get 
 from __future__ import annotations
 
 import functools
-import io
 import posixpath
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import fsspec
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from datadream.data.decode import IMAGE_SUFFIXES, decode_photo
 from datadream.hashing import sha256
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SPLIT_FOLDERS = {"train": "pool", "val": "val", "test": "test"}
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGITS_PIXELS = 32
@@ -145,17 +144,6 @@ class ImageFolder:
         fs, root = fsspec.core.url_to_fs(self.root)
         path = posixpath.join(root, key)
         return path, fs.cat_file(path)
-
-
-def decode_photo(data: bytes, path: str) -> Image.Image:
-    """An encoded photo as RGB; raises ValueError naming its path when it cannot be decoded."""
-    # Pillow raises SyntaxError for a broken PNG header, and OSError for a photo that is cut short.
-    try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        reason = "is empty" if not data else f"cannot be decoded ({error})"
-        message = f"image {path!r} {reason}: expected a JPEG, PNG or WebP photo. Replace or remove it."
-        raise ValueError(message) from None
 
 
 @functools.cache

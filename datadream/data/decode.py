@@ -1,12 +1,97 @@
-"""Encoded images to uint8 squares, without torch: Ray Data's tasks import this, and torch would take them seconds."""
+"""Encoded photos to pixels, as a viewer shows them: the one decoder of shots, test photos and photos to predict.
+
+Without torch: Ray Data's tasks import this, and torch would take them seconds.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
+
+MOST_ASPECT = 50
+"""Longer photos are refused: resized for training, a strip of 8000 x 20 pixels would become 200,000 pixels wide."""
+HEIF_SUFFIXES = (".heic", ".heif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"),
+    *HEIF_SUFFIXES,
+)
+
+if find_spec("pillow_heif"):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+def decode_photo(data: bytes, path: str, background: str = "white") -> Image.Image:
+    """An encoded photo as RGB; raises ValueError naming its path, the reason and the way out.
+
+    `background` is what shows through transparent pixels.
+    """
+    if not data:
+        raise ValueError(f"image {path!r} is empty. Replace or remove it.")
+    if path.lower().endswith(HEIF_SUFFIXES) and not find_spec("pillow_heif"):
+        raise ValueError(f"image {path!r} is HEIC, which needs a plugin: pip install pillow-heif, or convert it.")
+    # Pillow raises SyntaxError for a broken PNG header, OSError for a photo that is cut short, and an exception of its
+    # own kind for one that would fill the memory.
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return as_shown(image, background)
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise ValueError(f"image {path!r} has more than {most} million pixels. Resize or remove it.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, ImageCms.PyCMSError) as error:
+        # Pillow's own words for a file of no known format name an object in memory.
+        words = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise ValueError(f"image {path!r} cannot be decoded ({words}). Replace or remove it.") from None
+
+
+def as_shown(image: Image.Image, background: str = "white") -> Image.Image:
+    """RGB as a viewer shows it: the first frame, upright, in sRGB, over `background` where it is transparent.
+
+    Raises ValueError for a strip, and what Pillow raises for a photo that is broken.
+    """
+    if max(image.size) > MOST_ASPECT * min(image.size):
+        raise ValueError(f"it is a strip of {image.width} x {image.height} pixels")
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
+    image = _with_eight_bits(ImageOps.exif_transpose(image))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        # A palette or a grey level may be transparent as well; what lies under it is what a program left there.
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, background)
+        canvas.alpha_composite(layer)
+        return _in_srgb(canvas.convert("RGB"), image.info.get("icc_profile"))
+    return _in_srgb(image, image.info.get("icc_profile"))
+
+
+def _with_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, or of floats, as grey of 8: Pillow itself would clip all but the darkest to white."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    levels = np.nan_to_num(np.asarray(image, np.float32))
+    top = levels.max(initial=0)
+    # Files do not say what their white is. Floats up to 1 and integers of 8 or 16 bits are what people have.
+    white = next((known for known in (1.0, 255.0, 65535.0) if top <= known), float(top))
+    if image.mode.startswith("I;16"):
+        white = 65535.0
+    return Image.fromarray((np.clip(levels / white, 0, 1) * 255).round().astype(np.uint8))
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB in the colours that screens show; photos of phones and of print shops have others."""
+    if profile:
+        # A profile that is broken or of other channels is what a viewer would ignore too.
+        with suppress(ImageCms.PyCMSError, OSError, ValueError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(source):
+                shown = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                return shown if shown is not None else image.convert("RGB")
+    return image.convert("RGB")
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:
