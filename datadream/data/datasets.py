@@ -16,10 +16,10 @@ import fsspec
 import numpy as np
 from PIL import Image
 
-from datadream.data.decode import IMAGE_SUFFIXES, decode_photo
+from datadream.data.decode import decode_photo
+from datadream.data.image_folder import list_photos
 from datadream.hashing import sha256
 
-SPLIT_FOLDERS = {"train": "pool", "val": "val", "test": "test"}
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGITS_PIXELS = 32
 
@@ -42,6 +42,8 @@ class Dataset:
     test: tuple[Photo, ...]
     flippable: bool
     """Whether a mirrored photo still belongs to its class."""
+    left_out: tuple[str, ...] = ()
+    """What was found beside the photos and not taken, each with its number."""
 
 
 class PhotoSource(Protocol):
@@ -103,32 +105,16 @@ class Digits:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """<root>/<class>/*.jpg|png|webp, or <root>/{train,val,test}/<class>/..., at any fsspec URL."""
+    """<root>/<class>/... or <root>/{train,val,test}/<class>/..., at any fsspec URL; see list_photos."""
 
     root: str
 
     def dataset(self) -> Dataset:
-        fs, root = fsspec.core.url_to_fs(self.root)
-        folders = _subfolders(fs, root)
-        parts = {part: posixpath.join(root, name) for name, part in SPLIT_FOLDERS.items() if name in folders}
-        # Without a train folder the root's own folders are the classes, and there are no other parts.
-        if "pool" not in parts:
-            parts = {"pool": root}
-        # Sorted, so that labels are the same on every file system.
-        names = tuple(_subfolders(fs, parts["pool"]))
-        if len(names) < 2:
-            raise ValueError(
-                f"image folder {parts['pool']!r} has {len(names)} class folders: need at least 2, one per class."
-            )
-        photos = {part: _list_photos(fs, root, folder, names) for part, folder in parts.items()}
-        filled = {photo.label for photo in photos["pool"]}
-        for label, name in enumerate(names):
-            if label not in filled:
-                raise ValueError(
-                    f"class folder {posixpath.join(parts['pool'], name)!r} holds no image: "
-                    f"need {', '.join(IMAGE_SUFFIXES)} files. Add photos or remove the folder."
-                )
-        return Dataset(names, photos["pool"], photos.get("val", ()), photos.get("test", ()), flippable=True)
+        listing = list_photos(*fsspec.core.url_to_fs(self.root))
+        parts = {part: tuple(Photo(*each) for each in photos) for part, photos in listing.keys.items()}
+        pool, val, test = (parts.get(part, ()) for part in ("pool", "val", "test"))
+        left_out = tuple(f"{count} {reason}" for reason, count in sorted(listing.left_out.items()))
+        return Dataset(listing.class_names, pool, val, test, flippable=True, left_out=left_out)
 
     def read(self, key: str) -> Image.Image:
         path, data = self._file(key)
@@ -151,25 +137,3 @@ def _digits() -> Any:
     from sklearn.datasets import load_digits
 
     return load_digits()
-
-
-def _subfolders(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    entries = fs.ls(folder, detail=True)
-    names = (posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
-    return sorted(name for name in names if not name.startswith("."))
-
-
-def _list_photos(fs: fsspec.AbstractFileSystem, root: str, folder: str, names: tuple[str, ...]) -> tuple[Photo, ...]:
-    unknown = [name for name in _subfolders(fs, folder) if name not in names]
-    if unknown:
-        raise ValueError(
-            f"folder {folder!r} has class {unknown[0]!r}, which the training photos lack. Known: "
-            f"{', '.join(names[:12])}."
-        )
-    photos = []
-    for label, name in enumerate(names):
-        class_folder = posixpath.join(folder, name)
-        files = fs.ls(class_folder, detail=False) if fs.isdir(class_folder) else []
-        keys = sorted(posixpath.relpath(path, root) for path in files if path.lower().endswith(IMAGE_SUFFIXES))
-        photos += [Photo(key, label) for key in keys]
-    return tuple(photos)

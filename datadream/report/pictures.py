@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from datadream.config import ExperimentConfig
-from datadream.data.datasets import IMAGE_SUFFIXES, open_source
+from datadream.data.datasets import open_source
+from datadream.data.decode import IMAGE_SUFFIXES
 from datadream.data.few_shot import FewShotSet
 from datadream.run.layout import DATASET, FEW_SHOT, DatasetMarker, shard_file
 from datadream.run.store import RunStore

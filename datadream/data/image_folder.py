@@ -1,0 +1,160 @@
+"""Folders of photos as people have them: which photos there are of which class and part, and what was left out."""
+
+from __future__ import annotations
+
+import posixpath
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import fsspec
+
+from datadream.data.decode import IMAGE_SUFFIXES
+
+PART_NAMES = {
+    "pool": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+"""How people call the folders above the classes, in any case."""
+LITTER = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "thumbs.db", "desktop.ini")
+"""What systems leave in folders, beside hidden names such as .DS_Store, ._1.jpg and .ipynb_checkpoints."""
+MOST_DEPTH = 8
+"""Folders inside a class folder; links that lead in a circle end here."""
+
+
+@dataclass(slots=True)
+class Listing:
+    """Photos of an image folder."""
+
+    class_names: tuple[str, ...] = ()
+    keys: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    """Paths below the root and labels of the photos of each part: pool, val and test."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """How many files or folders were not taken, by reason."""
+
+
+def list_photos(fs: fsspec.AbstractFileSystem, root: str) -> Listing:
+    """Photos of <root>/<class>/..., or of <root>/<part>/<class>/..., each class with all folders inside it.
+
+    Parts are train, val and test in their usual spellings; a folder that is called so and holds photos itself is a
+    class. Without a train folder, the folders beside val and test are the classes. Raises ValueError when there are
+    no two classes, when a class has no photo, or when val or test has a class that training lacks.
+    """
+    listing = Listing()
+    folders = _folders(fs, root, listing)
+    parts = {part: found for part, names in PART_NAMES.items() if (found := _part(fs, folders, names, listing))}
+    beside = [name for name in folders if folders[name] not in parts.values()]
+    if "pool" in parts:
+        for name in beside:
+            listing.left_out[f"folder {name}/ beside {posixpath.basename(parts['pool'])}/"] += 1
+        classes = _folders(fs, parts["pool"], listing)
+    else:
+        parts["pool"], classes = root, {name: folders[name] for name in beside}
+    if len(classes) < 2:
+        shown = f" ({', '.join(classes)})" if classes else ""
+        raise ValueError(
+            f"image folder {parts['pool']!r} has {len(classes)} class folders{shown}: need at least 2, one per class."
+        )
+    # Sorted, so that labels are the same on every file system.
+    listing.class_names = tuple(sorted(classes))
+    labels = {name: label for label, name in enumerate(listing.class_names)}
+    for part, folder in sorted(parts.items(), key=lambda item: item[0] != "pool"):
+        own = classes if part == "pool" else _folders(fs, folder, listing)
+        if unknown := [name for name in own if name not in labels]:
+            raise ValueError(
+                f"folder {folder!r} has class {unknown[0]!r}, which the training photos lack. Known: "
+                f"{', '.join(listing.class_names[:12])}."
+            )
+        listing.keys[part] = [
+            (posixpath.relpath(path, root), labels[name])
+            for name in sorted(own)
+            for path in sorted(_photos(fs, own[name], listing))
+        ]
+    _check_filled(listing, classes)
+    return listing
+
+
+def _part(
+    fs: fsspec.AbstractFileSystem, folders: dict[str, str], names: tuple[str, ...], listing: Listing
+) -> str | None:
+    """The folder of a part, if there is one: it has such a name, and folders of classes in place of photos."""
+    for name, folder in folders.items():
+        if name.lower() in names:
+            entries = [posixpath.basename(entry["name"]) for entry in fs.ls(folder, detail=True)]
+            holds_photos = any(_is_photo(entry) for entry in entries)
+            if not holds_photos and _folders(fs, folder, Listing()):
+                return folder
+    return None
+
+
+def _folders(fs: fsspec.AbstractFileSystem, folder: str, listing: Listing) -> dict[str, str]:
+    """Paths of the folders in a folder by their names, linked ones too, which fsspec lists as something else."""
+    found: dict[str, str] = {}
+    for entry in fs.ls(folder, detail=True):
+        path = entry["name"].rstrip("/")
+        # One spelling of an accented letter: Macs write another than all others.
+        name = unicodedata.normalize("NFC", posixpath.basename(path))
+        if path.rstrip("/") == folder.rstrip("/") or not _is_folder(fs, entry):
+            continue
+        if _is_litter(name):
+            listing.left_out["system folders"] += 1
+            continue
+        _check_name(path)
+        if name in found:
+            raise ValueError(f"folders {found[name]!r} and {path!r} have the same name in two spellings. Join them.")
+        found[name] = path
+    return found
+
+
+def _photos(fs: fsspec.AbstractFileSystem, folder: str, listing: Listing, depth: int = 0) -> Iterator[str]:
+    """Photos in a class folder and in folders inside it."""
+    for entry in fs.ls(folder, detail=True) if depth < MOST_DEPTH else ():
+        path = entry["name"].rstrip("/")
+        name = posixpath.basename(path)
+        if path == folder.rstrip("/"):  # object stores list a folder's own marker
+            continue
+        if _is_litter(name):
+            listing.left_out["system files"] += 1
+        elif _is_folder(fs, entry):
+            yield from _photos(fs, path, listing, depth + 1)
+        elif not _is_photo(name):
+            listing.left_out[f"{posixpath.splitext(name)[1].lower() or 'no suffix'} files"] += 1
+        elif entry["type"] != "file" and not fs.exists(path):
+            listing.left_out["links to nothing"] += 1
+        else:
+            _check_name(path)
+            yield path
+
+
+def _is_folder(fs: fsspec.AbstractFileSystem, entry: dict) -> bool:
+    return entry["type"] == "directory" or (entry["type"] != "file" and fs.isdir(entry["name"]))
+
+
+def _is_photo(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not _is_litter(name)
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def _check_name(path: str) -> None:
+    """Raises ValueError for a name that old archives write in another encoding, which no record could hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = path.encode(errors="surrogateescape").decode(errors="replace")
+        raise ValueError(f"the name of {shown!r} is not in UTF-8. Rename it.") from None
+
+
+def _check_filled(listing: Listing, classes: dict[str, str]) -> None:
+    filled = {label for _, label in listing.keys["pool"]}
+    for label, name in enumerate(listing.class_names):
+        if label not in filled:
+            left_out = ", ".join(f"{count} {reason}" for reason, count in listing.left_out.items())
+            raise ValueError(
+                f"class folder {classes[name]!r} holds no image (left out: {left_out or 'nothing'}): "
+                f"need {', '.join(IMAGE_SUFFIXES)} files. Add photos or remove the folder."
+            )
