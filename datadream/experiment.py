@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from datadream.checks import RefusedError, check_inputs, check_models
-from datadream.config import ExperimentConfig
+from datadream.config import ExperimentConfig, located
 from datadream.run.cell import Cell, cells_of
 from datadream.run.layout import METRICS
 from datadream.run.store import RunStore
@@ -27,8 +27,9 @@ class Experiment:
     """One run in one folder, or with `config.grid` a table of runs in its sub-folders."""
 
     def __init__(self, config: ExperimentConfig, run: str) -> None:
-        """`run` is a folder or any fsspec URL; nothing is read or written yet."""
-        self.config, self.store = config, RunStore(run)
+        """`run` is a folder or any fsspec URL; nothing is read or written yet. Paths in `config` count from the
+        current directory."""
+        self.config, self.store = located(config), RunStore(run)
         self._is_checked = False
 
     @cached_property

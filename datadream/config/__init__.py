@@ -18,12 +18,14 @@ from datadream.config.cluster import ClusterConfig, TrackerName, TrackingConfig
 from datadream.config.data import DataConfig
 from datadream.config.experiment import ExperimentConfig, GridConfig, MethodName, parse_config
 from datadream.config.generate import PRESETS, GenerateConfig, SelectConfig
+from datadream.config.locations import LOCATIONS, is_same_place, located
 from datadream.config.public import public_config, public_model, public_source
 from datadream.config.search import SearchConfig
 from datadream.config.section import flatten, knobs, nearest, takes_text
 
 __all__ = [
     "GAUSSIAN_SETTINGS",
+    "LOCATIONS",
     "PRESETS",
     "SETTINGS_WITHOUT_IMAGES",
     "TRAINED_SETTINGS",
@@ -44,7 +46,9 @@ __all__ = [
     "TrackerName",
     "TrackingConfig",
     "flatten",
+    "is_same_place",
     "knobs",
+    "located",
     "nearest",
     "parse_config",
     "public_config",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from datadream.config import ExperimentConfig, flatten, parse_config
-from datadream.run.layout import CONFIG
+from datadream.config import LOCATIONS, ExperimentConfig, flatten, is_same_place, parse_config
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import FewShotSet
+from datadream.run.layout import CONFIG, FEW_SHOT
 from datadream.run.store import RunStore
 
 LIBRARIES = ("datadream", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
@@ -38,24 +40,48 @@ def recorded_config(store: RunStore) -> ExperimentConfig | None:
 
 
 def check_config(store: RunStore, config: ExperimentConfig) -> None:
-    """Raises ValueError naming the keys in which this folder's config differs from `config`."""
+    """Raises ValueError naming the keys in which this folder's config differs from `config`.
+
+    Photos and models may have moved: paths are the same that end alike, and folders that hold the run's photos.
+    """
     recorded = recorded_config(store)
     if recorded is None:
         return
     # Where a run is computed and who watches it shape nothing in its files, and may change from call to call.
     old, new = (flatten(c.model_dump(mode="json", exclude={"cluster", "tracking"})) for c in (recorded, config))
-    different = [f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in new if old.get(key) != new[key]]
+    different = [key for key in new if old.get(key) != new[key]]
+    different = [key for key in different if key not in LOCATIONS or not is_same_place(old.get(key), new[key])]
+    if "data.source" in different and _holds_the_photos(store, config.data.source):
+        different.remove("data.source")
     if different:
+        named = "; ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in different)
         raise ValueError(
-            f"run {store.url!r} was made with another config: {'; '.join(different)}. Use another --run, "
-            "or those values."
+            f"run {store.url!r} was made with another config: {named}. Use another --run, or those values."
         )
 
 
+def _holds_the_photos(store: RunStore, source: str) -> bool:
+    """Whether a source has the classes and all photos that the run has recorded."""
+    if not store.exists(FEW_SHOT):
+        return False
+    few_shot, dataset = FewShotSet.from_json(store.read_json(FEW_SHOT)), open_source(source).dataset()
+    there = {photo.key for photo in (*dataset.pool, *dataset.val, *dataset.test)}
+    return dataset.class_names == few_shot.class_names and there >= {photo.key for photo in few_shot.all_photos}
+
+
 def record_config(store: RunStore, config: ExperimentConfig) -> None:
-    """Say whose work the folder holds from now on, and with which library versions it began."""
+    """Say whose work the folder holds from now on, with which library versions it began, and where its photos are."""
+    values = config.model_dump(mode="json")
     if not store.exists(CONFIG):
-        store.write_json(CONFIG, {"config": config.model_dump(mode="json"), "versions": library_versions()})
+        store.write_json(CONFIG, {"config": values, "versions": library_versions()})
+        return
+    record, now = store.read_json(CONFIG), flatten(values)
+    moved = [knob for knob in LOCATIONS if flatten(record["config"]).get(knob) != now[knob]]
+    for knob in moved:
+        group, _, name = knob.partition(".")
+        record["config"][group][name] = now[knob]
+    if moved:
+        store.write_json(CONFIG, record)
 
 
 def library_versions() -> dict[str, str]:

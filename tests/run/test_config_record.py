@@ -1,13 +1,16 @@
 """A folder belongs to one config."""
 
+import shutil
 from contextlib import nullcontext
 
 import pytest
 
 from datadream import recipes
 from datadream.config import ExperimentConfig
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import sample_shots
 from datadream.run.config_record import check_config, record_config, recorded_config
-from datadream.run.layout import CONFIG
+from datadream.run.layout import CONFIG, FEW_SHOT
 
 
 def test_another_config_is_refused_by_key(store):
@@ -30,3 +33,19 @@ def test_a_run_that_does_not_say_was_made_without_lora_dropout(store, recipe, re
         pytest.raises(ValueError, match=r"classify.lora_dropout \(0.0 there, 0.1 now\)") if refused else nullcontext()
     ):
         check_config(store, config)
+
+
+def test_photos_that_moved_are_found_again(photo_folder, tmp_path, store):
+    """The folder around them was renamed, and a command may be typed from another directory."""
+    config = recipes.digits(**{"data.source": str(photo_folder), "data.n_shots": 2})
+    dataset = open_source(str(photo_folder)).dataset()
+    record_config(store, config)
+    store.write_json(FEW_SHOT, sample_shots(dataset, 2, 0, config.data.prompt).to_json())
+    moved = photo_folder.rename(tmp_path / "elsewhere")
+    elsewhere = config.updated({"data.source": str(moved)})
+    check_config(store, elsewhere)
+    record_config(store, elsewhere)
+    assert recorded_config(store) == elsewhere
+    next((moved / "cat").iterdir()).unlink()
+    with pytest.raises(ValueError, match="data.source"):
+        check_config(store, config.updated({"data.source": str(shutil.copytree(moved, tmp_path / "third"))}))

@@ -1,0 +1,44 @@
+"""Locations that a user types, made absolute once: workers have other working directories than the command."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from pathlib import Path
+
+from datadream.config.experiment import ExperimentConfig
+from datadream.config.section import flatten
+
+LOCATIONS = ("data.source", "diffusion.model", "classify.model", "classify.pretrained")
+"""Knobs whose value may be a path on this machine."""
+LOCAL_DIR = "local-dir:"
+"""What open_clip has before a folder."""
+
+
+def located(config: ExperimentConfig) -> ExperimentConfig:
+    """The config with the paths in it made absolute, from the current directory or from ~.
+
+    What names no file or folder that is there stays as it is: a data set, a Hub id, an architecture, a URL.
+    """
+    values = flatten(config.model_dump())
+    found = {knob: _absolute(knob, values[knob]) for knob in LOCATIONS if values[knob] is not None}
+    changed = {knob: value for knob, value in found.items() if value != values[knob]}
+    return config.updated(changed) if changed else config
+
+
+def _absolute(knob: str, value: str) -> str:
+    if "://" in value or "::" in value or value == "digits":
+        return value
+    scheme = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
+    path = Path(value.removeprefix(scheme)).expanduser()
+    # A folder that is called like an architecture or a tag of weights is not meant by that name alone.
+    is_name = knob.startswith("classify.") and not scheme and not (path.suffix and path.is_file())
+    return value if is_name or not path.exists() else scheme + os.path.abspath(path)
+
+
+def is_same_place(old: str | None, new: str | None) -> bool:
+    """Whether two values may be one location, typed from another directory."""
+    if not old or not new:
+        return old == new
+    shorter, longer = sorted((posixpath.normpath(old), posixpath.normpath(new)), key=len)
+    return longer == shorter or (not shorter.startswith("/") and longer.endswith(f"/{shorter}"))
