@@ -13,6 +13,7 @@ from dataclasses import replace
 from datadream.adapt.stage import AdapterUnit, train_adapters
 from datadream.checks import RefusedError, check_models
 from datadream.config import ExperimentConfig
+from datadream.data.intake import intake, intake_lines
 from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
 from datadream.methods.chunks import Chunk, first_chunks
 from datadream.run.cell import Cell
@@ -20,6 +21,7 @@ from datadream.run.config_record import record_config
 from datadream.run.layout import (
     ADAPTER_INDEX,
     FEW_SHOT,
+    INTAKE,
     AdapterEntry,
     ClassifierMarker,
     StageSeconds,
@@ -188,6 +190,10 @@ def driving(
         for cell in cells:
             record_config(cell.store, cell.config)
             if not cell.store.exists(FEW_SHOT):
+                told = intake(cell.dataset, cell.few_shot)
+                cell.store.write_json(INTAKE, told)
+                if cell is cells[0]:  # the others of a table have the same photos
+                    log.info("%s", "\n".join(intake_lines(told)))
                 cell.store.write_json(FEW_SHOT, cell.few_shot.to_json())
         tracking = stack.enter_context(tracked(config, store))
         listeners: list[Listener] = [Terminal(), ProgressFile(store), RayMetrics(), tracking]

@@ -15,7 +15,7 @@ from datadream.config import ExperimentConfig
 from datadream.driver import Driver, driving
 from datadream.experiment import Experiment
 from datadream.run.config_record import recorded_config
-from datadream.run.layout import ADAPTER_INDEX, CONFIG, DATASET, FEW_SHOT, LOCK, SCRATCH, adapter_marker
+from datadream.run.layout import ADAPTER_INDEX, CONFIG, DATASET, FEW_SHOT, INTAKE, LOCK, SCRATCH, adapter_marker
 from datadream.run.lock import RunLock
 from datadream.run.store import RunStore
 from datadream.runtime.workers import Workers
@@ -206,9 +206,9 @@ def test_a_driver_records_config_and_shots_holds_the_lock_and_sweeps(local_ray, 
     (tmp_path / "chunks").mkdir()
     (tmp_path / "chunks" / ".0.json.1.tmp").write_bytes(b"half")
     with start(started):
-        assert started.store.files("") == {CONFIG, FEW_SHOT, LOCK}
+        assert started.store.files("") == {CONFIG, INTAKE, FEW_SHOT, LOCK}
         assert recorded_config(started.store) == started.config
-    assert started.store.files("") == {CONFIG, FEW_SHOT}
+    assert started.store.files("") == {CONFIG, INTAKE, FEW_SHOT}
 
 
 def test_a_report_beside_a_driver_needs_no_lock_and_sweeps_nothing(tmp_path):

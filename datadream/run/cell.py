@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from datadream.config import ExperimentConfig
-from datadream.data.datasets import open_source
+from datadream.data.datasets import Dataset, open_source
 from datadream.data.few_shot import FewShotSet, sample_shots
 from datadream.methods import METHODS, Plan
 from datadream.methods.chunks import Chunk, plan_hash, split_into_chunks
@@ -26,12 +26,16 @@ class Cell:
         self._generates = images_of is None
 
     @cached_property
+    def dataset(self) -> Dataset:
+        """All photos that there are."""
+        return open_source(self.config.data.source).dataset()
+
+    @cached_property
     def few_shot(self) -> FewShotSet:
         """The run's real photos: the recorded shots, or newly sampled ones."""
         if self.store.exists(FEW_SHOT):
             return FewShotSet.from_json(self.store.read_json(FEW_SHOT))
-        dataset = open_source(self.config.data.source).dataset()
-        return sample_shots(dataset, self.config.data.n_shots, self.config.seed, self.config.data.prompt)
+        return sample_shots(self.dataset, self.config.data.n_shots, self.config.seed, self.config.data.prompt)
 
     @cached_property
     def plan(self) -> Plan:
