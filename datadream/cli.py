@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import glob
+import io
 import itertools
 import json
 import logging
 import os
 import shlex
+import signal
 import sys
+import textwrap
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +42,20 @@ COMMANDS = {
     "status": "how far a run is",
     "push": "upload the dataset to the Hugging Face Hub: `datadream push RUN OWNER/NAME`, private unless --public",
     "recipes": "the named configs",
+    "knobs": "all knobs with their defaults: `datadream knobs`, or of one group, such as `datadream knobs adapt`",
 }
+WITHOUT_RUN = ("recipes", "knobs")
 # Commands that use a run and change nothing in it.
 CLASSIFIER_COMMANDS = ("predict", "export")
 # Commands that commit as they go, and go on from there when they are given again.
 RESUMABLE_COMMANDS = ("run", "adapt", "generate", "classify")
 # Environment variable that works as --debug does, for commands that sit in scripts and jobs.
 DEBUG = "DATADREAM_DEBUG"
+COMMON_KNOBS = (
+    *("method", "data.source", "data.n_shots", "data.prompt", "diffusion.model", "adapt.batch_size"),
+    *("generate.images_per_class", "generate.preset", "classify.settings", "cluster.address"),
+)
+ALL_KNOBS = "All knobs: datadream knobs. Those of one group: datadream knobs adapt."
 # 130 is what shells give to a command that Ctrl-C ended.
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 # What checks raise about the values and paths that a user gave; ImportError is fsspec's for a URL whose scheme needs
@@ -53,10 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input (no work was begun), 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     # `status runs/demo` is short for `status --run runs/demo`; a word with = is a knob.
-    if len(words) > 1 and words[0] in COMMANDS and not words[1].startswith("-") and "=" not in words[1]:
+    takes_run = words[:1] and words[0] in COMMANDS and words[0] not in WITHOUT_RUN
+    if takes_run and len(words) > 1 and not words[1].startswith("-") and "=" not in words[1]:
         words.insert(1, "--run")
     arguments, overrides = _parser().parse_known_args(words)
     _quiet_libraries()
+    _end_like_ctrl_c()
     work = None
     try:
         work = _prepare(arguments, overrides)
@@ -89,7 +105,9 @@ def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callabl
         width = max(map(len, recipes.RECIPES)) + 2
         lines = [f"{name:<{width}}{(made.__doc__ or '').splitlines()[0]}" for name, made in recipes.RECIPES.items()]
         return partial(print, "\n".join(lines))
-    if arguments.run is None:
+    if command == "knobs":
+        return partial(print, _listed_knobs(arguments.group))
+    if not arguments.run:  # an unset variable of a script gives an empty name
         raise ValueError(f"{command} needs a run's folder. Add --run FOLDER, such as --run runs/demo.")
     if overrides and command in (*CLASSIFIER_COMMANDS, "push"):
         raise ValueError(f"unexpected {overrides[0]!r}: {command} takes no knobs. See its --help.")
@@ -136,11 +154,41 @@ def _use_classifier(arguments: argparse.Namespace) -> Callable[[], None]:
     classifier = load_classifier(arguments.run, arguments.setting)
     if arguments.command == "export":
         return partial(print, f"local-dir:{classifier.save_checkpoint(arguments.to)}")
-    lines = []
-    for photo, named in zip(arguments.photos, classifier.predict(arguments.photos), strict=True):
-        best = itertools.islice(named.items(), arguments.top)
-        lines.append("\t".join([photo, *(f"{name} {probability:.1%}" for name, probability in best)]))
+    if arguments.top < 1:
+        raise ValueError(f"--top is {arguments.top}: expected 1 or more classes to print.")
+    photos = [path for asked in arguments.photos for path in _photos_of(asked)]
+    lines = ["photo,class,probability"] if arguments.csv else []
+    for photo, named in zip(photos, classifier.predict(photos), strict=True):
+        best = list(itertools.islice(named.items(), arguments.top))
+        if arguments.json:
+            lines.append(json.dumps({"photo": photo, "classes": named}, ensure_ascii=False))
+        elif arguments.csv:
+            rows = io.StringIO()
+            csv.writer(rows, lineterminator="\n").writerows((photo, name, f"{share:.4f}") for name, share in best)
+            lines.append(rows.getvalue().rstrip())
+        else:
+            lines.append("\t".join([photo, *(f"{name} {probability:.1%}" for name, probability in best)]))
     return partial(print, "\n".join(lines))
+
+
+def _photos_of(asked: str) -> list[str]:
+    """The photo itself, those in a folder and all folders inside it, or those that a pattern names.
+
+    Raises ValueError where a folder or a pattern has none.
+    """
+    from datadream.data.decode import IMAGE_SUFFIXES
+
+    if "://" in asked or os.path.isfile(asked):
+        return [asked]
+    if os.path.isdir(asked):
+        found = sorted(str(path) for path in Path(asked).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    elif glob.has_magic(asked):
+        found = sorted(glob.glob(asked, recursive=True))
+    else:
+        return [asked]
+    if not found:
+        raise ValueError(f"{asked!r} has no photo. Expected {', '.join(IMAGE_SUFFIXES)} files.")
+    return found
 
 
 def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> ExperimentConfig:
@@ -211,30 +259,39 @@ def _value(key: str, text: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    listing = "\n".join(f"  {name:<32} {text}" for name, text in knobs(ExperimentConfig).items())
-    epilog = f"knobs (key=value or --key value, after the options):\n{listing}"
+    texts = knobs(ExperimentConfig)
+    listing = "\n".join(
+        textwrap.fill(texts[name], 100, initial_indent=f"  {name:<26}", subsequent_indent=" " * 28)
+        for name in COMMON_KNOBS
+    )
+    epilog = f"knobs that people change (key=value or --key value, after the options):\n{listing}\n\n{ALL_KNOBS}"
     # No abbreviations: a mistyped --reci=x must be told as a knob that is unknown, and not be taken for --recipe.
     style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     what_for = "Few photos per class in, a better image classifier out."
     parser = argparse.ArgumentParser(prog="datadream", description=what_for, epilog=epilog, **style)
+    parser.add_argument("--version", action="version", version=f"datadream {version('datadream')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
-        takes_knobs = name not in (*CLASSIFIER_COMMANDS, "push", "recipes")
+        takes_knobs = name not in (*CLASSIFIER_COMMANDS, "push", *WITHOUT_RUN)
         command = commands.add_parser(
             name, help=text, description=text, epilog=epilog if takes_knobs else None, **style
         )
         add = command.add_argument
         add("--debug", action="store_true", help=f"show the traceback of an error, as {DEBUG}=1 does")
-        if name != "recipes":
+        if name not in WITHOUT_RUN:
             run_help = "the run's folder: a path or any fsspec URL; `datadream COMMAND URL` is short for it"
             add("--run", metavar="URL", help=run_help)
         if name in CLASSIFIER_COMMANDS:
             add("--setting", metavar="NAME", help="which classifier (default: the best on validation photos)")
-        if name == "export":
+        if name == "knobs":
+            add("group", nargs="?", default="", metavar="GROUP", help="such as adapt, or one knob")
+        elif name == "export":
             add("--to", required=True, metavar="FOLDER", help="a new local folder")
         elif name == "predict":
             add("--top", type=int, default=3, metavar="N", help="classes to print (default: 3)")
-            add("photos", nargs="+", metavar="PHOTO", help="paths or fsspec URLs")
+            add("--json", action="store_true", help="a JSON object for each photo, a line each, with all classes")
+            add("--csv", action="store_true", help="photo, class and probability, a line each")
+            add("photos", nargs="+", metavar="PHOTO", help="files, folders, patterns such as '*.jpg', or fsspec URLs")
         elif name == "push":
             add("repository", metavar="OWNER/NAME", help="the dataset's name on the Hub")
             add("--public", action="store_true", help="a new repository is for everybody to see")
@@ -242,6 +299,23 @@ def _parser() -> argparse.ArgumentParser:
             add("--recipe", metavar="NAME", help=f"a named config: {', '.join(recipes.RECIPES)}")
             add("--config", metavar="FILE", help="YAML file of knobs, over the recipe's")
     return parser
+
+
+def _listed_knobs(group: str) -> str:
+    """Knobs with default and help; raises ValueError for a group that there is not."""
+    texts, defaults = knobs(ExperimentConfig), flatten(ExperimentConfig().model_dump(mode="json"))
+    chosen = [name for name in texts if not group or name == group or name.startswith(f"{group}.")]
+    if not chosen:
+        raise ValueError(f"no knobs {group!r}. {nearest(group, sorted({name.partition('.')[0] for name in texts}))}")
+    indented = {name: textwrap.indent(textwrap.fill(texts[name], 96), "    ") for name in chosen}
+    return "\n".join(f"{name} = {json.dumps(defaults[name])}\n{indented[name]}" for name in chosen)
+
+
+def _end_like_ctrl_c() -> None:
+    """Take the signals with which schedulers and closed terminals end a command for what Ctrl-C is."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
 
 
 def _quiet_libraries() -> None:

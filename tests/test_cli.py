@@ -1,10 +1,16 @@
 """Bad input ends at once with one line that says what to do, exit code 2 and nothing written; what fails later, 1."""
 
+import os
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+
 import pytest
 from PIL import Image
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from datadream.cli import main
+from datadream.cli import COMMON_KNOBS, main
 from datadream.config import DataConfig
 from datadream.experiment import Experiment
 from datadream.run.layout import CONFIG, classifier_marker
@@ -128,15 +134,24 @@ def test_status_of_a_run_and_of_nothing(tmp_path, capsys):
     assert capsys.readouterr().out.split()[:6] == ["adapt", "0/10", "adapters", "generate", "0/2000", "images"]
 
 
-def test_recipes_and_help_name_every_knob(capsys):
+def test_recipes_help_and_knobs(capsys):
     assert main(["recipes"]) == 0
     assert "digits-table" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         main(["run", "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert "classify.augment.rotation" in text
-    assert "LoRA rank; alpha equals the rank (paper: 16)." in text
+    assert all(name in text for name in COMMON_KNOBS)
+    assert "All knobs: datadream knobs" in text
+    assert len(text.splitlines()) < 60
+    assert main(["knobs"]) == 0
+    assert "classify.augment.rotation = " in (every := capsys.readouterr().out)
+    assert main(["knobs", "adapt"]) == 0
+    group = capsys.readouterr().out
+    assert "adapt.rank = 16\n    LoRA rank; alpha equals the rank (paper: 16)." in group
+    assert group in every
+    assert main(["knobs", "adpt"]) == 2
+    assert "no knobs 'adpt'. Did you mean 'adapt'?" in capsys.readouterr().err
 
 
 def test_photos_of_any_mode_are_accepted(photo_folder, tmp_path, capsys):
@@ -166,6 +181,23 @@ def test_a_command_without_a_run(capsys):
     for command, *rest in (["run", *DIGITS], ["status"], ["predict", "--top=3", "x.jpg"]):
         assert main([command, *rest]) == 2
         assert f"{command} needs a run's folder. Add --run FOLDER" in capsys.readouterr().err
+        assert main([command, "--run", "", *rest]) == 2
+        assert f"{command} needs a run's folder" in capsys.readouterr().err
+
+
+def test_the_module_and_the_version_answer():
+    command = [sys.executable, "-m", "datadream", "--version"]
+    assert (
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        == f"datadream {version('datadream')}\n"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_scheduler_ends_a_command_as_ctrl_c_does(number, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Experiment, "check_inputs", lambda self: os.kill(os.getpid(), number))
+    assert main(["run", "--run", str(tmp_path / "run"), *DIGITS]) == 130
+    assert capsys.readouterr().err == "datadream: interrupted. The same command goes on from here.\n"
 
 
 def test_a_config_of_another_version(tmp_path, capsys):

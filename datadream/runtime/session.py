@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -54,6 +56,9 @@ def _start(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A stage's own progress line says what matters; Ray's per-operator log lines would bury it.
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Ray takes SIGTERM for itself, to end the process with a native stack and without the caller's last words.
+    on_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
     address = _address(config)
     if address is None:
         # How long Ray Train may take to see that a worker ended: seconds matter where a stage takes a minute.
@@ -62,6 +67,8 @@ def _start(config: ClusterConfig) -> None:
         ray.init(address="local", num_cpus=_local_cpus(), **quiet)
     else:
         ray.init(address=address, **quiet)
+    if on_main and before is not None:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _workers(config: ClusterConfig, own: bool) -> Workers:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+
 import numpy as np
 import open_clip
 import pyarrow.parquet as pq
@@ -104,6 +107,22 @@ def test_the_command_prints_a_line_per_photo(run, photo_folder, capsys):
     assert all(len(line) == 3 and line[1].endswith("%") for line in lines)
 
 
+def test_folders_and_patterns_are_predicted_for_people_and_programs(run, tmp_path, capsys):
+    for name, colour in (("a, 1.png", "red"), ("inside/b.JPG", "blue")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), colour).save(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    assert main(["predict", run, str(tmp_path), "--csv", "--top", "1"]) == 0
+    rows = list(csv.reader(capsys.readouterr().out.splitlines()))
+    assert rows[0] == ["photo", "class", "probability"]
+    assert [row[0] for row in rows[1:]] == [str(tmp_path / "a, 1.png"), str(tmp_path / "inside" / "b.JPG")]
+    assert main(["predict", run, f"{tmp_path}/*.png", "--json"]) == 0
+    (told,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert told["photo"] == str(tmp_path / "a, 1.png")
+    assert set(told["classes"]) == {"red", "green", "blue"}
+    assert sum(told["classes"].values()) == pytest.approx(1, abs=1e-4)
+
+
 def test_bad_input_is_one_clear_error(run, tmp_path, capsys):
     def error(*arguments: str) -> str:
         assert main(["predict", *arguments]) == 2
@@ -112,6 +131,10 @@ def test_bad_input_is_one_clear_error(run, tmp_path, capsys):
         return lines[0]
 
     (tmp_path / "notes.jpg").write_text("no photo")
+    (tmp_path / "empty").mkdir()
+    assert "--top is 0: expected 1 or more" in error(run, str(tmp_path / "notes.jpg"), "--top", "0")
+    assert "empty' has no photo. Expected" in error(run, str(tmp_path / "empty"))
+    assert "*.png' has no photo" in error(run, str(tmp_path / "*.png"))
     assert "holds no classifier. Train one" in error(str(tmp_path), "photo.jpg")
     assert "no classifier 'reel'. It holds: zero-shot, gda-real, real." in error(run, "photo.jpg", "--setting", "reel")
     assert "photo 'nowhere.jpg' does not exist" in error(run, "nowhere.jpg")

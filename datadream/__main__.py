@@ -1,0 +1,7 @@
+"""python -m datadream"""
+
+import sys
+
+from datadream.cli import main
+
+sys.exit(main())
