@@ -35,5 +35,8 @@ class DataConfig(Section):
     for validation and a quarter for test."""
     n_shots: int = Field(16, ge=1)
     """Real photos per class, K (paper: 1 to 16). Samples are nested: the 1-shot set is inside the 16-shot set."""
+    names: str | None = None
+    """A YAML or JSON file of names by class folder ("folder: name"). Unset: folders' names with blanks for
+    underscores, and for ImageNet's WordNet ids the names of CLIP's prompts."""
     prompt: Annotated[str, BeforeValidator(_prompt_template)] = "a photo of a {name}"
     """Prompt of a class, to train and to generate with (paper, section 3); {name} stands for the name of the class."""

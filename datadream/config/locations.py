@@ -9,7 +9,7 @@ from pathlib import Path
 from datadream.config.experiment import ExperimentConfig
 from datadream.config.section import flatten
 
-LOCATIONS = ("data.source", "diffusion.model", "classify.model", "classify.pretrained")
+LOCATIONS = ("data.source", "data.names", "diffusion.model", "classify.model", "classify.pretrained")
 """Knobs whose value may be a path on this machine."""
 LOCAL_DIR = "local-dir:"
 """What open_clip has before a folder."""

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from datadream.config.experiment import ExperimentConfig
 
 OWN_PHOTOS = "own photos"
+OWN_NAMES = "own names"
 OWN_MODEL = "own model"
 # Folders, in lower case, whose sub-folders bear the names of users: /home, C:\Users, /run/media and so on.
 USER_FOLDERS = {"home", "homes", "user", "users", "u", "media", "documents and settings"}
@@ -33,6 +34,8 @@ def public_config(config: ExperimentConfig) -> dict[str, Any]:
     """
     values = config.model_dump(mode="json", exclude={"cluster", "tracking"})
     values["data"]["source"] = public_source(config.data.source)
+    if config.data.names is not None:
+        values["data"]["names"] = _last_name(config.data.names) or OWN_NAMES
     values["diffusion"]["model"] = public_model(config.diffusion.model)
     values["classify"]["model"] = public_model(config.classify.model)
     if config.classify.pretrained is not None:

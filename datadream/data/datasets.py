@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import functools
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import fsspec
 import numpy as np
 from PIL import Image
 
+from datadream.config import DataConfig
 from datadream.data.decode import decode_photo
 from datadream.data.image_folder import list_photos
+from datadream.data.names import readable_names
 from datadream.hashing import sha256
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -73,6 +75,12 @@ def open_source(source: str) -> PhotoSource:
             "Use 'digits' or a folder with one sub-folder of photos per class."
         )
     return ImageFolder(source)
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """The photos that a run's config names, with readable class names; raises what its source and names file raise."""
+    dataset = open_source(config.source).dataset()
+    return replace(dataset, class_names=readable_names(dataset.class_names, config.names))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from datadream.config import ExperimentConfig
-from datadream.data.datasets import Dataset, open_source
+from datadream.data.datasets import Dataset, open_dataset
 from datadream.data.few_shot import FewShotSet, sample_shots
 from datadream.methods import METHODS, Plan
 from datadream.methods.chunks import Chunk, plan_hash, split_into_chunks
@@ -28,7 +28,7 @@ class Cell:
     @cached_property
     def dataset(self) -> Dataset:
         """All photos that there are."""
-        return open_source(self.config.data.source).dataset()
+        return open_dataset(self.config.data)
 
     @cached_property
     def few_shot(self) -> FewShotSet:

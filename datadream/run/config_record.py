@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from datadream.config import LOCATIONS, ExperimentConfig, flatten, is_same_place, parse_config
-from datadream.data.datasets import open_source
+from datadream.config import LOCATIONS, DataConfig, ExperimentConfig, flatten, is_same_place, parse_config
+from datadream.data.datasets import open_dataset
 from datadream.data.few_shot import FewShotSet
 from datadream.run.layout import CONFIG, FEW_SHOT
 from datadream.run.store import RunStore
@@ -51,7 +51,7 @@ def check_config(store: RunStore, config: ExperimentConfig) -> None:
     old, new = (flatten(c.model_dump(mode="json", exclude={"cluster", "tracking"})) for c in (recorded, config))
     different = [key for key in new if old.get(key) != new[key]]
     different = [key for key in different if key not in LOCATIONS or not is_same_place(old.get(key), new[key])]
-    if "data.source" in different and _holds_the_photos(store, config.data.source):
+    if "data.source" in different and _holds_the_photos(store, config.data):
         different.remove("data.source")
     if different:
         named = "; ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in different)
@@ -60,11 +60,11 @@ def check_config(store: RunStore, config: ExperimentConfig) -> None:
         )
 
 
-def _holds_the_photos(store: RunStore, source: str) -> bool:
+def _holds_the_photos(store: RunStore, data: DataConfig) -> bool:
     """Whether a source has the classes and all photos that the run has recorded."""
     if not store.exists(FEW_SHOT):
         return False
-    few_shot, dataset = FewShotSet.from_json(store.read_json(FEW_SHOT)), open_source(source).dataset()
+    few_shot, dataset = FewShotSet.from_json(store.read_json(FEW_SHOT)), open_dataset(data)
     there = {photo.key for photo in (*dataset.pool, *dataset.val, *dataset.test)}
     return dataset.class_names == few_shot.class_names and there >= {photo.key for photo in few_shot.all_photos}
 

@@ -1,0 +1,56 @@
+"""What classes are called in prompts and results, from what their folders are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+WORDNET_ID = re.compile(r"n\d{8}")
+"""ImageNet's folders."""
+TOLD_APART = {"n04008634": "projectile", "n04355933": "sunglass"}
+"""WordNet's words for two classes that CLIP's authors call missile and sunglasses, as they do two others."""
+
+
+def readable_names(folders: Sequence[str], names: str | None) -> tuple[str, ...]:
+    """Names of classes: as the file `names` says, of ImageNet's ids as in CLIP's prompts, else the folder's own with
+    blanks for underscores.
+
+    Raises ValueError for a file that is no mapping, for a name in it that no folder has, and for equal names.
+    """
+    told = _read_mapping(names) if names else {}
+    if unknown := sorted(told.keys() - set(folders)):
+        raise ValueError(f"data.names {names!r} names {unknown[0]!r}, which no class folder is called.")
+    if any(WORDNET_ID.fullmatch(folder) for folder in folders):
+        told = _imagenet_names() | told
+    found = tuple(told.get(folder) or " ".join(folder.replace("_", " ").split()) for folder in folders)
+    for index, name in enumerate(found):
+        if (first := found.index(name)) != index:
+            raise ValueError(
+                f"class folders {folders[first]!r} and {folders[index]!r} are both called {name!r}. Rename one, or "
+                "name them in a file: data.names=names.yaml with lines such as 'folder: name'."
+            )
+    return found
+
+
+def _read_mapping(path: str) -> dict[str, str]:
+    try:
+        found: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"data.names {path!r} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) and name for name in found.values()):
+        raise ValueError(f"data.names {path!r} holds no names: write lines such as 'folder: name' in YAML or JSON.")
+    return {str(folder): name for folder, name in found.items()}
+
+
+def _imagenet_names() -> dict[str, str]:
+    # Both take seconds to import, and few need them. timm has the ids in the order of the 1,000 classes, open_clip the
+    # names that CLIP's authors wrote for them.
+    from open_clip import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo
+
+    ids = ImageNetInfo("imagenet-1k").label_names()
+    return dict(zip(ids, IMAGENET_CLASSNAMES, strict=True)) | TOLD_APART
