@@ -49,7 +49,8 @@ def config(pipeline_folder, tmp_path_factory) -> ExperimentConfig:
 
 @pytest.fixture(scope="module")
 def undisturbed(local_ray, config, tmp_path_factory) -> Experiment:
-    experiment = Experiment(config, str(tmp_path_factory.mktemp("run")))
+    # One worker: starting another one takes most of the time of so small a run.
+    experiment = Experiment(config.updated({"cluster.workers": 1}), str(tmp_path_factory.mktemp("run")))
     experiment.run()
     return experiment
 

@@ -96,6 +96,24 @@ def done(*units: Unit[str]) -> list[bool]:
     return [unit.store.exists(unit.marker) for unit in units]
 
 
+def unreadable(left, n_workers):
+    rows = ray.data.from_items([{"name": unit.name} for unit in left])
+    broken = {unit.key: "its shard is broken." for unit in left if unit.name == "unreadable"}
+    return Datasets({"names": rows}, unreadable=broken), f"{n_workers} workers"
+
+
+def test_a_units_own_fault_costs_no_start(tmp_path):
+    store = RunStore(str(tmp_path))
+    units = [unit_of(store, *each) for each in (("first",), ("diverges", "diverges"), ("unreadable",), ("last",))]
+    failures, reporter = run(store, units, datasets=unreadable)
+    assert failures == {units[1].key: "the loss became nan.", units[2].key: "its shard is broken."}
+    assert done(*units) == [True, False, False, True]
+    assert [starts(unit) for unit in units] == [1, 1, 0, 1]
+    assert store.read_json("last.json") == {"began": 0, "ranks": 2, "said": "2 workers"}
+    assert (reporter.done, reporter.now.facts["failed"]) == (STEPS * len(units), 2)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(SCRATCH)]
+
+
 @dataclass
 class Story:
     """A stage over three runs, whose units have the same names."""
@@ -118,15 +136,10 @@ def story(local_ray, tmp_path_factory) -> Story:
         "last": unit_of(c, "dataset"),
     }
     c.write_json(units["earlier"].marker, {})
-
-    def datasets(left, n_workers):
-        rows = ray.data.from_items([{"name": unit.name} for unit in left])
-        broken = {unit.key: "its shard is broken." for unit in left if unit.name == "unreadable"}
-        return Datasets({"names": rows}, unreadable=broken), f"{n_workers} workers"
-
-    return Story(units, *run(a, list(units.values()), datasets=datasets))
+    return Story(units, *run(a, list(units.values()), datasets=unreadable))
 
 
+@pytest.mark.soak
 def test_what_is_at_fault_is_named_and_all_others_are_done(story):
     assert {name: story.failures.get(unit.key) for name, unit in story.units.items()} == {
         "first": None,
@@ -142,6 +155,7 @@ def test_what_is_at_fault_is_named_and_all_others_are_done(story):
     assert story.units["last"].store.read_json("dataset.json") == {"began": 0, "ranks": 2, "said": "2 workers"}
 
 
+@pytest.mark.soak
 def test_of_units_with_one_name_the_broken_one_is_blamed_and_what_was_told_before_is_kept(story):
     """Every run of a table may have an adapter called `dataset`: the first used to be blamed for the second, and a
     divergence before it was forgotten."""
@@ -156,10 +170,12 @@ def test_of_units_with_one_name_the_broken_one_is_blamed_and_what_was_told_befor
     }
 
 
+@pytest.mark.soak
 def test_a_unit_whose_worker_dies_goes_on_from_its_checkpoint(story):
     assert story.units["dies"].store.read_json("dies.json")["began"] == 1
 
 
+@pytest.mark.soak
 def test_the_count_ends_at_all_units_and_nothing_is_left_behind(story):
     assert (story.reporter.done, story.reporter.now.facts["failed"]) == (STEPS * len(story.units), 3)
     folder = Path(story.units["first"].run_url)

@@ -16,7 +16,7 @@ from tests.classify.colors import break_image, publish
 
 GRID = {"learning_rates": [1e-7, 1e-2, 1e30], "grace": 0.3}
 GOOD = {"learning_rate": 1e-2}
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,6 @@ def test_finished_trials_are_not_run_again_and_one_worker_finds_the_same(run, fe
     assert {setting: run.read_json(f"classifier/{setting}/search.json") for setting in before} == before
 
 
-@pytest.mark.soak
 def test_the_final_classifier_is_trained_as_chosen_and_says_so(run, few_shot, searching):
     """Which its own learning rate, far too low, could not do."""
     job = ClassifierJob(run, few_shot, searching.updated({"classify.settings": ["zero-shot", "real"]}), run)
@@ -104,7 +103,6 @@ def test_the_final_classifier_is_trained_as_chosen_and_says_so(run, few_shot, se
     assert "search" not in metrics["zero-shot"]
 
 
-@pytest.mark.soak
 def test_a_trials_failure_is_the_drivers_and_is_not_repeated(tmp_path, few_shot, searching):
     store = RunStore(str(tmp_path / "run"))
     photo = tmp_path / "broken.png"
