@@ -46,6 +46,21 @@ def digits(**changes: Any) -> ExperimentConfig:
     return ExperimentConfig().updated(knobs).updated(changes)
 
 
+def laptop(**changes: Any) -> ExperimentConfig:
+    """Your own pictures with the embedded tiny backbone, on any laptop and without downloads: set data.source.
+
+    It has seen printed letters and digits alone, at 32 x 32 pixels: enough to try everything, and for characters and
+    simple signs. For photographs take `paper`.
+    """
+    pictures = {
+        "adapt.steps_per_class": 100,
+        "generate.images_per_class": 100,
+        "classify.augment.rotation": 0.0,
+        "classify.augment.color_jitter": 0.4,
+    }
+    return digits(**pictures).updated(changes)
+
+
 def digits_table(**changes: Any) -> ExperimentConfig:
     """The shape of the paper's table 1 on digits: four methods, three seeds, beside zero-shot and real photos.
 
@@ -75,6 +90,7 @@ def paper(**changes: Any) -> ExperimentConfig:
 
 RECIPES: dict[str, Callable[..., ExperimentConfig]] = {
     "digits": digits,
+    "laptop": laptop,
     "digits-table": digits_table,
     "digits-curve": digits_curve,
     "paper": paper,
