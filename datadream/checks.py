@@ -46,13 +46,15 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
         check_pipeline(config.diffusion.model, config.diffusion.revision)
 
 
-def check_models(config: ExperimentConfig) -> None:
-    """The CLIP can be loaded. It imports open_clip, which takes seconds."""
-    from datadream.models.clip.load import check_clip
+def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
+    """The CLIP can be loaded, and tells the classes apart. It imports open_clip, which takes seconds."""
+    from datadream.models.clip.load import check_clip, check_prompts
     from datadream.models.clip.trainable import check_trainable
 
     check_clip(config.classify.model, config.classify.pretrained)
     check_trainable(config.classify)
+    for prompts in {cell.few_shot.prompts for cell in cells}:
+        check_prompts(config.classify.model, prompts)
 
 
 def _check_settings(config: ExperimentConfig) -> None:

@@ -180,7 +180,7 @@ def driving(
             # The table's own last: whoever holds a lock sweeps its folder, and the cells lie in the table's.
             for url in dict.fromkeys([*(cell.store.url for cell in cells), store.url]):
                 stack.enter_context(RunLock(RunStore(url)))
-            workers = stack.enter_context(connected(config.cluster, lambda: check_models(config)))
+            workers = stack.enter_context(connected(config.cluster, lambda: check_models(config, cells)))
             check_shared(store)
             for cell in cells:
                 check_plan(cell.store, cell.plan_hash)

@@ -80,7 +80,7 @@ class Experiment:
         Raises ValueError or FileNotFoundError naming the value, what was expected and what to do.
         """
         self.check_inputs()
-        check_models(self.config)
+        check_models(self.config, self.cells)
 
     def check_inputs(self) -> None:
         """The quick part of `check`, once for an experiment; the stages look at the models while Ray starts."""

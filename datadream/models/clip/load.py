@@ -132,6 +132,19 @@ def check_clip(model: str, pretrained: str | None) -> None:
         _check_architecture(model, pretrained)
 
 
+def check_prompts(model: str, prompts: Sequence[str]) -> None:
+    """Raises ValueError naming two classes' prompts that are the same to the text encoder, which reads small letters
+    alone, joins blanks and cuts at its length."""
+    rows = open_clip.get_tokenizer(_open_clip_name(model))(list(prompts))
+    found: dict[tuple[int, ...], str] = {}
+    for prompt, row in zip(prompts, rows.tolist(), strict=True):
+        if (other := found.setdefault(tuple(row), prompt)) is not prompt:
+            raise ValueError(
+                f"the prompts {other!r} and {prompt!r} are the same to the text encoder of {model!r}, which could not "
+                "tell their classes apart. Name one otherwise with data.names, or shorten data.prompt."
+            )
+
+
 def input_size(model: str) -> int:
     """Side in pixels of the images that a model takes, without loading weights."""
     size = model_config(model)["vision_cfg"].get("image_size", 224)

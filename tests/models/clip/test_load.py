@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from datadream.models.clip.load import check_clip, input_size, load_clip
+from datadream.models.clip.load import check_clip, check_prompts, input_size, load_clip
 from tests.models.plain_clip import features, plain
 from tests.tiny_clip import PIXELS, save_tiny_clip
 
@@ -64,6 +64,16 @@ def test_files_that_do_not_tell_their_activation_fit_either(tmp_path):
     for model in ("ViT-B-16", "ViT-B-16-quickgelu"):
         for file in tmp_path.iterdir():
             check_clip(model, str(file))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("a Cat", "a cat"), ("a  cat ", "a cat"), ("a " * 90 + "cat", "a " * 90 + "dog")],
+)
+def test_prompts_that_the_text_encoder_cannot_tell_apart(one, other):
+    check_prompts("ViT-B-16-quickgelu", ["a cat", "a dog"])
+    with pytest.raises(ValueError, match="are the same to the text encoder.*Name one otherwise with data.names"):
+        check_prompts("ViT-B-16-quickgelu", ["a fish", one, other])
 
 
 def test_a_folder_without_its_scheme_is_pointed_out(folder):
