@@ -17,8 +17,19 @@ def use_threads(threads: int) -> None:
 
 
 def worker_device(use_gpu: bool) -> torch.device:
-    """The worker's device. Ray may promise a GPU that torch cannot see, so torch has the last word."""
-    return torch.device("cuda") if use_gpu and torch.cuda.is_available() else torch.device("cpu")
+    """The worker's device; raises RuntimeError, a host's fault, where Ray promises a GPU that torch cannot use.
+
+    Going on without it would take days where hours were planned.
+    """
+    if not use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        raise RuntimeError(
+            f"No CUDA GPUs can be used here though Ray counts one: torch {torch.__version__} is built for {build}. "
+            "Install a driver and a torch that fit, or use cluster.device=cpu."
+        )
+    return torch.device("cuda")
 
 
 def shared_worker_device(use_gpu: bool) -> torch.device:
