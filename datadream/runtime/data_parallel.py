@@ -197,6 +197,8 @@ class _Attempt:
         try:
             datasets, load_from = self._how.datasets(self.units, workers.count)
             self._unreadable = datasets.unreadable
+            self._failed += len(datasets.unreadable)
+            self._before += sum(unit.size for unit in self.units if unit.key in datasets.unreadable)
             self.units = [unit for unit in self.units if unit.key not in datasets.unreadable]
             if self.units:
                 with scratch(self._store) as folder, polled(self._look):

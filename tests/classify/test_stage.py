@@ -31,7 +31,7 @@ from tests.classify.colors import break_image, publish
 
 ALL = ("zero-shot", "real", "synthetic", "real+synthetic")
 TRAINED = ALL[1:]
-WATCHDOG_SECONDS = 120
+WATCHDOG_SECONDS = 300
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

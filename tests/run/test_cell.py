@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from datadream import recipes
+from datadream.config import DataConfig
 from datadream.data import datasets
 from datadream.run import cell as cell_module
 from datadream.run.cell import Cell, cells_of
@@ -29,10 +30,10 @@ def test_shots_that_were_recorded_are_taken_whatever_the_source_holds_now(store,
     recorded = replace(Cell(recipes.digits(), store).few_shot, class_names=("a",), shots=(("x",),), prompts=("p",))
     store.write_json(FEW_SHOT, recorded.to_json())
 
-    def fail(name: str) -> datasets.PhotoSource:
-        raise AssertionError(f"{name} was opened")
+    def fail(config: DataConfig) -> datasets.Dataset:
+        raise AssertionError(f"{config.source} was opened")
 
-    monkeypatch.setattr(cell_module, "open_source", fail)
+    monkeypatch.setattr(cell_module, "open_dataset", fail)
     assert Cell(recipes.digits(), store).few_shot == recorded
 
 
