@@ -1,4 +1,7 @@
-"""Hashes by which files and plans are known again. As low as seeds: plans, runs and artifacts all need them."""
+"""Hashes by which files and plans are known again, and the seeds that are made of them.
+
+A seed is a hash of (run seed, stage, class or adapter, index): no result depends on which worker did the work or when.
+"""
 
 from __future__ import annotations
 
@@ -14,3 +17,9 @@ def sha256(data: bytes) -> str:
 def spec_hash(value: Any) -> str:
     """Hash of plain data, the same in every process."""
     return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+
+
+def derive_seed(run_seed: int, stage: str, *path: int | str) -> int:
+    """A seed in [0, 2**63) for one random decision; the one place where seeds come from."""
+    text = "/".join(map(str, (run_seed, stage, *path)))
+    return int(sha256(text.encode())[:16], 16) >> 1

@@ -13,9 +13,9 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from datadream.config import AdaptConfig
+from datadream.hashing import derive_seed
 from datadream.methods.base import AdapterSpec
 from datadream.runtime.collectives import ALONE, Collectives
-from datadream.seeds import derive_seed
 
 IMAGES_PER_CALL = 8
 # diffusers' DreamBooth script generates its class images with the pipeline's defaults, which are these two.

@@ -24,10 +24,10 @@ from datadream.config import GAUSSIAN_SETTINGS, TRAINED_SETTINGS, ExperimentConf
 from datadream.data.augment import Augment
 from datadream.data.datasets import Photo, open_source
 from datadream.data.few_shot import FewShotSet
+from datadream.hashing import derive_seed
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.trainable import load_trainable_state, make_trainable, restore
 from datadream.runtime.collectives import Collectives
-from datadream.seeds import derive_seed
 
 LOGITS = "logits.parquet"
 

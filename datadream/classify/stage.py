@@ -30,6 +30,7 @@ from datadream.classify.model_selection import check_selection, selection_of
 from datadream.classify.search.successive_halving import found_knobs
 from datadream.config import TRAINED_SETTINGS, ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet
+from datadream.hashing import derive_seed
 from datadream.run.cell import Cell
 from datadream.run.layout import (
     FAILED_CLASSIFIERS,
@@ -46,7 +47,6 @@ from datadream.runtime.progress import Facts, Listener, Reporter
 from datadream.runtime.ray_errors import failure_of
 from datadream.runtime.unit import Unit, checkpoint_state, pending, titles
 from datadream.runtime.workers import Workers
-from datadream.seeds import derive_seed
 
 # What imports open_clip is imported at use: that takes seconds, and the driver may not need it.
 if TYPE_CHECKING:

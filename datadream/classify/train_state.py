@@ -20,6 +20,7 @@ from datadream.classify.ingest.batches import LabelledImages
 from datadream.config import ClassifyConfig
 from datadream.data.augment import Augment
 from datadream.data.mix import draw_mix
+from datadream.hashing import derive_seed
 from datadream.models.clip.load import ClipModel
 from datadream.models.clip.lora_dropout import LoraDropout
 from datadream.models.clip.trainable import (
@@ -30,7 +31,6 @@ from datadream.models.clip.trainable import (
 )
 from datadream.runtime.collectives import ALONE, Collectives
 from datadream.runtime.device import dtype_of
-from datadream.seeds import derive_seed
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from datadream.data.datasets import Dataset, Photo, PhotoSource
-from datadream.seeds import derive_seed
+from datadream.hashing import derive_seed
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,10 @@ import numpy as np
 
 from datadream.config import ExperimentConfig
 from datadream.data.shards import ImageRecord, from_parquet, shard_name, to_parquet, to_webdataset
-from datadream.hashing import sha256
+from datadream.hashing import derive_seed, sha256
 from datadream.methods.chunks import Chunk
 from datadream.run.layout import ShardRecord, shard_file
 from datadream.run.store import RunStore
-from datadream.seeds import derive_seed
 
 WINDOW_IMAGES = 5000
 """Images that are shuffled together and held in memory at once: 1.8 GB of lossless 512-pixel images."""

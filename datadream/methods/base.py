@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from datadream.config import ExperimentConfig, nearest
 from datadream.data.few_shot import FewShotSet
-from datadream.seeds import derive_seed
+from datadream.hashing import derive_seed
 
 
 @dataclass(frozen=True, slots=True)

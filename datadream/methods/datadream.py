@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datadream.config import ExperimentConfig
 from datadream.data.few_shot import FewShotSet
+from datadream.hashing import derive_seed
 from datadream.methods.base import AdapterSpec, Plan, class_photos, series_per_class
-from datadream.seeds import derive_seed
 
 DATASET_ADAPTER = "dataset"
 

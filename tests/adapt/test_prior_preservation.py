@@ -7,8 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from datadream.adapt.prior_preservation import GUIDANCE, STEPS, sample_priors
+from datadream.hashing import derive_seed
 from datadream.models.diffusion.lora import StackedLora
-from datadream.seeds import derive_seed
 from tests.adapt.test_train_shared import CONFIG, SPEC, assert_close, pipeline, train, train_by  # noqa: F401 - fixtures
 
 WEIGHTED = CONFIG.model_copy(update={"prior_weight": 1.0, "prior_images": 2, "steps_per_class": 3})

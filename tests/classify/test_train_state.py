@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from datadream.classify.ingest.batches import LabelledImages
 from datadream.classify.train_state import Part
 from datadream.config import ClassifyConfig
+from datadream.hashing import derive_seed
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.lora_dropout import LoraDropout
 from datadream.models.clip.trainable import make_trainable, trainable_parameters, trainable_state
 from datadream.runtime.collectives import ALONE, Collectives
-from datadream.seeds import derive_seed
 from tests.classify.toy import OFF, PROMPTS, augment_of, mild, part, training_of, with_lora
 from tests.models.dropped_lora import keep_in_images, keep_in_prompts, with_dropped_lora
 

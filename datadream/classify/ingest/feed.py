@@ -21,8 +21,8 @@ from datadream.classify.ingest.batches import (
     shuffled_batches,
 )
 from datadream.classify.ingest.reader import REMEDY, Published, check_labels, check_range
+from datadream.hashing import derive_seed
 from datadream.runtime.collectives import Collectives
-from datadream.seeds import derive_seed
 
 MEMORY_LIMIT = 2 * 2**30
 """Bytes of decoded synthetic images that a worker keeps in memory; a larger set streams. 14,000 squares of 224 pixels:

@@ -19,8 +19,8 @@ from open_clip.transformer import Transformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from datadream.hashing import derive_seed
 from datadream.models.clip.low_rank import LowRank
-from datadream.seeds import derive_seed
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,11 @@
 import subprocess
 import sys
 
-from datadream.seeds import derive_seed
+from datadream.hashing import derive_seed
 
 
 def test_equal_in_every_process():
-    code = "from datadream.seeds import derive_seed; print(derive_seed(3, 'image', 1, 2))"
+    code = "from datadream.hashing import derive_seed; print(derive_seed(3, 'image', 1, 2))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(other) == derive_seed(3, "image", 1, 2)
 
