@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import posixpath
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import fsspec
 import numpy as np
 from PIL import Image
 
 from datadream.config import DataConfig
-from datadream.data.decode import decode_photo
+from datadream.data.decode import decode_photo, look_of
 from datadream.data.image_folder import list_photos
 from datadream.data.names import readable_names
 from datadream.hashing import sha256
@@ -48,6 +48,15 @@ class Dataset:
     """What was found beside the photos and not taken, each with its number."""
 
 
+class Fingerprint(NamedTuple):
+    """By what copies of one photo are known."""
+
+    content: str
+    """Equal for equal files."""
+    look: int | None
+    """See look_of; None where that tells nothing."""
+
+
 class PhotoSource(Protocol):
     """Where photos come from. Cheap to make and to pickle, so that workers can open it themselves."""
 
@@ -59,8 +68,8 @@ class PhotoSource(Protocol):
         """Decode one photo as RGB; raises ValueError naming a photo that cannot be decoded."""
         ...
 
-    def fingerprint(self, key: str) -> str:
-        """The same for copies of one photo; reads it once, and raises ValueError as `read` does."""
+    def fingerprint(self, key: str) -> Fingerprint:
+        """By what copies of one photo are known; reads it once, and raises ValueError as `read` does."""
         ...
 
 
@@ -106,9 +115,9 @@ class Digits:
         image = Image.fromarray((levels * (255 / 16)).astype(np.uint8))
         return image.resize((DIGITS_PIXELS, DIGITS_PIXELS), Image.Resampling.BICUBIC).convert("RGB")
 
-    def fingerprint(self, key: str) -> str:
-        # All scans of the data set differ.
-        return key
+    def fingerprint(self, key: str) -> Fingerprint:
+        # All scans of the data set differ, and many of them look alike.
+        return Fingerprint(key, None)
 
 
 @dataclass(frozen=True)
@@ -128,10 +137,9 @@ class ImageFolder:
         path, data = self._file(key)
         return decode_photo(data, path)
 
-    def fingerprint(self, key: str) -> str:
+    def fingerprint(self, key: str) -> Fingerprint:
         path, data = self._file(key)
-        decode_photo(data, path)
-        return sha256(data)
+        return Fingerprint(sha256(data), look_of(decode_photo(data, path)))
 
     def _file(self, key: str) -> tuple[str, bytes]:
         """Path and content."""

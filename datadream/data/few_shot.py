@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -11,10 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from datadream.data.datasets import Dataset, Photo, PhotoSource
+from datadream.data.datasets import Dataset, Fingerprint, Photo, PhotoSource
 from datadream.hashing import derive_seed
 
 log = logging.getLogger(__name__)
+
+SAME_LOOK_BITS = 12
+"""Of 256. Two photographs differed by 2 to 8 from themselves as JPEG or WebP of low quality and in a third of their
+size, and by 100 from each other. Plain pictures on one ground may come nearer, so that likeness is but a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,21 +126,41 @@ def check_photos(source: PhotoSource, few_shots: Sequence[FewShotSet], others: I
     """Read every photo of these sets, and `others`, once: all must decode, and none may be held out from its own copy.
 
     Raises ValueError naming the first photo that is broken, or a validation or test photo that is a copy of a shot of
-    its set, so that its accuracy would flatter.
+    its set, so that its accuracy would flatter. Warns of those that only look like copies.
     """
     keys = list(dict.fromkeys(photo.key for photo in chain(*(each.all_photos for each in few_shots), others)))
     # Threads: reading is waiting for storage, and Pillow decodes without the interpreter's lock.
     with ThreadPoolExecutor() as threads:
         prints = dict(zip(keys, threads.map(source.fingerprint, keys), strict=True))
     for few_shot in few_shots:
-        shots = {prints[photo.key]: photo.key for photo in few_shot.photos}
+        shots = {prints[photo.key].content: photo.key for photo in few_shot.photos}
+        alike: list[tuple[str, str]] = []
         for part, photos in (("validation", few_shot.val), ("test", few_shot.test)):
             for photo in photos:
-                if prints[photo.key] in shots:
+                if prints[photo.key].content in shots:
                     raise ValueError(
-                        f"{part} photo {photo.key!r} is a copy of the training photo {shots[prints[photo.key]]!r}. "
-                        "Remove one."
+                        f"{part} photo {photo.key!r} is a copy of the training photo "
+                        f"{shots[prints[photo.key].content]!r}. Remove one."
                     )
+                alike += _look_alikes(photo.key, few_shot, prints)
+        if alike:
+            log.warning(
+                "%d validation or test photos look like shots, such as %r like %r: if these are copies, accuracy "
+                "flatters. Remove one of each.",
+                len(alike),
+                *alike[0],
+            )
+
+
+def _look_alikes(key: str, few_shot: FewShotSet, prints: Mapping[str, Fingerprint]) -> list[tuple[str, str]]:
+    """The photo with the first shot that looks like it, if there is one."""
+    own = prints[key].look
+    # A blank picture looks like every other blank one.
+    for shot in few_shot.photos if own is not None and own.bit_count() > SAME_LOOK_BITS else ():
+        other = prints[shot.key].look
+        if other is not None and (own ^ other).bit_count() <= SAME_LOOK_BITS:
+            return [(key, shot.key)]
+    return []
 
 
 def _shuffled(photos: Sequence[Photo], seed: int, stage: str, label: int) -> list[Photo]:

@@ -4,7 +4,9 @@ import itertools
 import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from datadream.data.datasets import Dataset, Digits, ImageFolder, Photo, open_source
 from datadream.data.few_shot import FewShotSet, check_photos, sample_shots
@@ -163,3 +165,16 @@ def test_a_broken_photo_is_named_whether_it_is_sampled_or_not(photo_folder, cont
         with pytest.raises(ValueError, match=rf"image '.*{key}' {reason}"):
             check_photos(source, [few_shot], others)
         path.write_bytes(kept)
+
+
+def test_a_shot_in_another_size_and_container_among_the_test_photos_is_told(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    for part, name in ((part, name) for part in ("train", "test") for name in ("a", "b")):
+        (tmp_path / part / name).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC).save(tmp_path / part / name / "0.png")
+    shot = Image.open(tmp_path / "train" / "a" / "0.png")
+    shot.resize((200, 150)).save(tmp_path / "test" / "b" / "1.jpg", quality=70)
+    source = open_source(str(tmp_path))
+    check_photos(source, [sample_shots(source.dataset(), 1, 0, PROMPT)])
+    assert "1 validation or test photos look like shots, such as 'test/b/1.jpg' like 'train/a/0.png'" in caplog.text
