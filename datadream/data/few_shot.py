@@ -156,7 +156,9 @@ def _look_alikes(key: str, few_shot: FewShotSet, prints: Mapping[str, Fingerprin
     """The photo with the first shot that looks like it, if there is one."""
     own = prints[key].look
     # A blank picture looks like every other blank one.
-    for shot in few_shot.photos if own is not None and own.bit_count() > SAME_LOOK_BITS else ():
+    if own is None or own.bit_count() <= SAME_LOOK_BITS:
+        return []
+    for shot in few_shot.photos:
         other = prints[shot.key].look
         if other is not None and (own ^ other).bit_count() <= SAME_LOOK_BITS:
             return [(key, shot.key)]
