@@ -34,6 +34,8 @@ RECORD, TABLE = "gpu.json", "gpu.md"
 CODE = "benchmarks.gpu_parts"
 START_SECONDS = 120
 """For the first process, which imports what the others find imported."""
+METHODS = ("forkserver", "spawn")
+"""How processes begin: with everything imported, or, where imports have touched the GPU already, with nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,12 @@ class Measured:
     seconds: float
 
 
-def measure(part: Part, device: str, shapes: str, limit: float) -> Measured:
+def measure(part: Part, device: str, shapes: str, limit: float, method: str = METHODS[0]) -> Measured:
     """Run a part for at most `limit` seconds; never raises for what goes wrong in it."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         lines = Path(folder) / "figures.jsonl"
-        process = _processes().Process(target=_work, args=(part.code, device, shapes, folder, str(lines)))
+        process = _processes(method).Process(target=_work, args=(part.code, device, shapes, folder, str(lines)))
         process.start()
         process.join(limit)
         error = f"it took longer than {limit:.0f} s" if process.is_alive() else None
@@ -90,13 +92,13 @@ def measure(part: Part, device: str, shapes: str, limit: float) -> Measured:
     return Measured(figures, told or error, round(time.monotonic() - started, 1))
 
 
-def _processes() -> Any:
-    """Processes that begin with everything imported, but before anything has touched a GPU."""
-    # Imports must not ask the driver for devices, or CUDA could not be used after the fork.
+def _processes(method: str) -> Any:
+    # Imports ask whether there is a GPU; asked through CUDA itself, it could not be used after the fork.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler tells of every start
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([CODE])
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([CODE])
     return context
 
 
@@ -174,16 +176,19 @@ class Record:
 def run(folder: Path, device: str, shapes: str, parts: Mapping[str, Part], seconds: float) -> bool:
     """Measure what is missing, as far as the time allows; returns whether all parts are there."""
     deadline = time.monotonic() + seconds
-    machine = measure(MACHINE, device, shapes, MACHINE.limit)
-    if machine.error:
-        raise RuntimeError(f"no {device}: {machine.error}")
+    for method in METHODS:
+        machine = measure(MACHINE, device, shapes, MACHINE.limit, method)
+        if not machine.error:
+            break
+    else:
+        raise RuntimeError(f"nothing can be measured on {device}: {machine.error}")
     record = Record(folder, device, shapes, machine.figures)
     for name in record.missing(list(parts)):
         left = deadline - time.monotonic()
         if left <= 0:
             print("The time is over: the same command goes on from here.", file=sys.stderr)
             break
-        measured = measure(parts[name], device, shapes, min(left, parts[name].limit))
+        measured = measure(parts[name], device, shapes, min(left, parts[name].limit), method)
         record.add(name, measured)
         print(f"{name}: {measured.seconds} s, {measured.error or 'done'}", file=sys.stderr, flush=True)
     return record.complete(list(parts))
@@ -199,7 +204,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=8.0, help="after which no more is measured")
     arguments = parser.parse_args(argv)
     parts = {name: PARTS[name] for name in arguments.parts}
-    complete = run(arguments.out, arguments.device, arguments.shapes, parts, 60 * arguments.minutes)
+    try:
+        complete = run(arguments.out, arguments.device, arguments.shapes, parts, 60 * arguments.minutes)
+    except (RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
     print((arguments.out / TABLE).read_text())
     return 0 if complete else 1
 
