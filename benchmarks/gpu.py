@@ -16,6 +16,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -54,7 +55,7 @@ PARTS = {
     "tests": Part(f"{CODE}:tests", 90),
     "adapt": Part(f"{CODE}:adapt", 120),
     "generate": Part(f"{CODE}:generate", 110),
-    "classify": Part(f"{CODE}:classify", 60),
+    "classify": Part(f"{CODE}:classify", 90),
     "roofline": Part(f"{CODE}:roofline", 60),
     "resume": Part(f"{CODE}:resume", 240),
     "adapt_compiled": Part(f"{CODE}:adapt_compiled", 180),
@@ -79,16 +80,20 @@ def measure(part: Part, device: str, shapes: str, limit: float, method: str = ME
         lines = Path(folder) / "figures.jsonl"
         process = _processes(method).Process(target=_work, args=(part.code, device, shapes, folder, str(lines)))
         process.start()
-        process.join(limit)
-        error = f"it took longer than {limit:.0f} s" if process.is_alive() else None
-        _end(process)
+        try:
+            process.join(limit)
+            error = f"it took longer than {limit:.0f} s" if process.is_alive() else None
+        finally:  # Ctrl-C, too: a part does not hear it
+            _end(process)
         figures: dict[str, Any] = {}
-        for line in lines.read_text().splitlines() if lines.exists() else []:
-            figures |= json.loads(line)
+        # The last line of a process that was killed may be cut off.
+        for line in lines.read_text().splitlines(keepends=True) if lines.exists() else []:
+            figures |= json.loads(line) if line.endswith("\n") else {}
     told = figures.pop("error", None)
     if error is None and told is None and process.exitcode != 0:
-        signal = f"signal {-process.exitcode}, as for too much memory," if process.exitcode < 0 else "itself"
-        error = f"its process was ended by {signal} with code {process.exitcode}"
+        error = f"its process ended with code {process.exitcode}"
+        if process.exitcode < 0:
+            error = f"its process was killed by signal {-process.exitcode}: 9 is what too much memory gets"
     return Measured(figures, told or error, round(time.monotonic() - started, 1))
 
 
@@ -104,6 +109,7 @@ def _processes(method: str) -> Any:
 
 def _work(code: str, device: str, shapes: str, folder: str, lines: str) -> None:
     """The part's process: a line for each of its figures, and for the error that ended it."""
+    os.setpgrp()
     job = importlib.import_module(CODE).Job(device, shapes, Path(folder))
     module, _, name = code.partition(":")
     with open(lines, "a", buffering=1) as file:
@@ -126,6 +132,9 @@ def _end(process: Any) -> None:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
     process.join()
+    # Where the part itself was killed, what it started has another parent now, but still its group.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     psutil.wait_procs(family, START_SECONDS)
 
 

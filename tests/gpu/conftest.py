@@ -19,7 +19,7 @@ def device(request) -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _comparable() -> Iterator[None]:
-    """fp32 that is fp32, and kernels that give the same bits each time: what is left to differ is ours."""
+    """fp32 that is fp32, and kernels that give the same bits each time where there are such: the rest is ours."""
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(True, warn_only=True)
