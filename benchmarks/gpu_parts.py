@@ -40,8 +40,8 @@ Figures = dict[str, Any]
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PAPER_STEPS = PRESETS["exact"]["steps"]
 TOP_KERNELS = 10
-WATCHDOG_SECONDS = 120.0
-"""From a start of the command until it has got far enough to be killed, or has ended."""
+WATCHDOG_SECONDS = 200.0
+"""From a start of the command until it has got far enough to be killed; also until killed processes are gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -341,12 +341,12 @@ class _Command:
             "cluster.checkpoint_steps": 20,
             "cluster.device": job.device,
             "adapt.adapters_per_step": 2,
-            "adapt.steps_per_class": 60,
-            "generate.images_per_class": 40,
+            "adapt.steps_per_class": 30,
+            "generate.images_per_class": 20,
             "generate.chunk_size": 10,
             "generate.batch_size": 10,
             "classify.settings": "[real+synthetic]",
-            "classify.steps": 400,
+            "classify.steps": 200,
         }
         words = [f"{knob}={value}" for knob, value in knobs.items()]
         command = [sys.executable, "-m", "datadream.cli", "run", "--recipe", "digits", "--run", str(self._run), *words]
@@ -359,11 +359,14 @@ class _Command:
             raise RuntimeError(f"datadream run ended with {code}")
 
     def kill_once_there(self, pattern: str) -> bool:
-        """Kill it and its Ray, as a power cut would, at the next file of `pattern`; False if it ended before."""
+        """Kill it and its Ray, as a power cut would, at the next file of `pattern`; False if it ended before.
+
+        Raises TimeoutError when there is none for too long.
+        """
         before, deadline = set(self._run.glob(pattern)), time.monotonic() + WATCHDOG_SECONDS
-        while not set(self._run.glob(pattern)) - before:
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                break
+        while not set(self._run.glob(pattern)) - before and self._process.poll() is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {pattern} in {WATCHDOG_SECONDS:.0f} s")
             time.sleep(0.02)
         alive = self._process.poll() is None
         family = [*self._process.children(recursive=True), self._process] if alive else []
