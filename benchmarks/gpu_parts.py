@@ -166,7 +166,7 @@ def machine_figures(job: Job) -> Iterator[Figures]:
 def tests(job: Job) -> Iterator[Figures]:
     """The tests that need a GPU; on a CPU the same checks without one."""
     marked = "gpu" if job.device == "cuda" else "not gpu"
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", marked, "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", marked, "--disable-warnings"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     *_, last = done.stdout.strip().splitlines() or [""]
     yield {"said": last, "exit_code": done.returncode}
