@@ -2,6 +2,7 @@
 
     python -m benchmarks.adapt              # steps, then end to end; minutes on 2 CPU cores
     python -m benchmarks.adapt --only steps
+    python -m benchmarks.adapt --device cuda --shapes sd21   # steps alone; `python -m benchmarks.gpu` measures more
 
 The last line is one JSON object: arms, median ratios with their 95 % intervals, counters.
 """
@@ -14,23 +15,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load
 
 from benchmarks.compare import counted, interleaved, machine, milliseconds, speedup
 from benchmarks.plain_adapt import PlainTrainer, train_adapter
+from benchmarks.shapes import MODEL, SHAPES, Shapes, add_arguments
 from datadream import recipes
 from datadream.adapt.lora_trainer import AdapterTrainer
 from datadream.adapt.stage import PhotosOf, load_trainer
 from datadream.config import AdaptConfig
 from datadream.data.datasets import open_source
 from datadream.methods.base import AdapterSpec, TrainingPhoto
-from datadream.models.diffusion.pipeline import load_pipeline
+from datadream.models.diffusion.compile import compile_blocks
 from datadream.models.source import resolve
 from datadream.run.layout import ADAPTER_WEIGHTS
+from datadream.runtime.device import dtype_of
 
 N_ADAPTERS, SHOTS = 16, 4
 STEPS_PER_CALL = 20
@@ -39,11 +45,15 @@ GROUPS = (1, 2, 4, 5, 8, 16)
 """Adapters side by side; 5 is the most that ours takes on CPUs."""
 END_TO_END_STEPS = 40
 """So few that starting up is half of our time (RESULTS.md)."""
-MODEL = recipes.TINY["diffusion.model"]
+PROMPT = "a photo of a digit"
+ENDLESS = 10**6
+"""Steps of a training that a benchmark never ends, so that its learning rate hardly moves."""
 
 
-def write_photos(root: Path) -> list[Path]:
-    """16 classes of 4 real photos."""
+def write_photos(root: Path, shapes: Shapes = SHAPES["tiny"]) -> list[Path]:
+    """16 classes of 4 photos: real ones, or noise of the size that a larger generator wants."""
+    if not shapes.embedded:
+        return _write_noise(root, shapes.resolution)
     source = open_source("digits")
     pool = source.dataset().pool
     folders = [root / f"class {number:02d}" for number in range(N_ADAPTERS)]
@@ -54,18 +64,57 @@ def write_photos(root: Path) -> list[Path]:
     return folders
 
 
-def time_steps(folders: list[Path], rounds: int, threads: int) -> dict[str, Any]:
+def _write_noise(root: Path, pixels: int) -> list[Path]:
+    rng, folders = np.random.default_rng(0), [root / f"class {number:02d}" for number in range(N_ADAPTERS)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for shot in range(SHOTS):
+            noise = rng.integers(0, 256, (pixels, pixels, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / f"{shot}.png", compress_level=0)
+    return folders
+
+
+def plain_trainer(shapes: Shapes, folder: Path, device: str, dtype: torch.dtype = torch.float32) -> PlainTrainer:
+    """The plain loop on a model of its own, which it keeps."""
+    photos = sorted(folder.iterdir())
+    return PlainTrainer(shapes.pipeline(device, torch.float32), photos, PROMPT, ENDLESS, dtype)
+
+
+def our_trainer(shapes: Shapes, device: str, steps: int) -> AdapterTrainer:
+    """Ours on a model of its own, in the precision that the device gets by default."""
+    dtype = dtype_of("auto", torch.device(device), on_cuda=torch.bfloat16)
+    config = AdaptConfig(steps_per_class=steps, warmup_steps=2)
+    return AdapterTrainer(shapes.pipeline(device, dtype), config, shapes.resolution)
+
+
+def read_photos(folders: Sequence[Path]) -> tuple[list[AdapterSpec], list[list[Image.Image]]]:
+    """An adapter for each folder, and its photos."""
+    source, specs = open_source(str(folders[0].parent)), [spec_of(folder) for folder in folders]
+    return specs, [[source.read(photo.key) for photo in spec.photos] for spec in specs]
+
+
+class OurSteps:
+    """An adapter for each folder side by side, step by step, without what a training does once for an adapter."""
+
+    def __init__(self, shapes: Shapes, folders: Sequence[Path], device: str, compiled: bool = False) -> None:
+        trainer = our_trainer(shapes, device, ENDLESS)
+        self.pipeline = trainer._pipeline
+        if compiled:
+            # A CPU's code would take minutes to compile, for nothing that is measured there.
+            compile_blocks(self.pipeline.unet, backend="inductor" if device == "cuda" else "eager")
+        # What `train` does before its first step; it has no public name, since nobody else needs it alone.
+        self._training = trainer._start(*read_photos(folders), ENDLESS)
+
+    def step(self) -> None:
+        self._training.step()
+
+
+def time_steps(folders: list[Path], rounds: int, threads: int, shapes: Shapes, device: str) -> dict[str, Any]:
     """A step of one adapter: plain on a model that is kept, and ours with C adapters side by side."""
     torch.set_num_threads(threads)
-    plain = PlainTrainer(
-        resolve(MODEL), sorted(folders[0].iterdir()), "a photo of a digit", 10**6, "cpu", torch.float32
-    )
-    pipeline = load_pipeline(MODEL, None, torch.device("cpu"), torch.float32)
-    config = AdaptConfig(steps_per_class=STEPS_PER_CALL, warmup_steps=2)
-    ours = AdapterTrainer(pipeline, config, resolution=32)
-    source = open_source(str(folders[0].parent))
-    specs = [spec_of(folder) for folder in folders]
-    photos = [[source.read(photo.key) for photo in spec.photos] for spec in specs]
+    plain = plain_trainer(shapes, folders[0], device)
+    ours = our_trainer(shapes, device, STEPS_PER_CALL)
+    specs, photos = read_photos(folders)
     arms = {"plain": lambda: [plain.step() for _ in range(STEPS_PER_CALL)]}
     arms |= {f"C={n}": lambda n=n: ours.train(specs[:n], photos[:n]) for n in GROUPS}
     seconds = interleaved(arms, rounds)
@@ -82,7 +131,7 @@ def time_steps(folders: list[Path], rounds: int, threads: int) -> dict[str, Any]
 
 def spec_of(folder: Path) -> AdapterSpec:
     """A class's adapter, as the plain loop trains it."""
-    photos = tuple(TrainingPhoto(f"{folder.name}/{i}.png", "a photo of a digit") for i in range(SHOTS))
+    photos = tuple(TrainingPhoto(f"{folder.name}/{i}.png", PROMPT) for i in range(SHOTS))
     return AdapterSpec(folder.name, photos, 1, 0)
 
 
@@ -143,14 +192,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds of the steps")
     parser.add_argument("--end-to-end-rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of both arms of the steps")
+    add_arguments(parser)
     arguments = parser.parse_args()
+    shapes, device = SHAPES[arguments.shapes], arguments.device
+    # Counters and whole runs are of the embedded backbone: they would tell nothing else of another.
+    on_cpu = shapes.embedded and device == "cpu"
+    if arguments.only == "end-to-end" and not on_cpu:
+        parser.error("--only end-to-end takes --device cpu and --shapes tiny.")
     result: dict[str, Any] = {"benchmark": "adapt", "date": time.strftime("%Y-%m-%d"), "machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
-        folders = write_photos(Path(folder) / "photos")
-        result["counters"] = {"adapters": 2} | count_work(folders[:2])
+        folders = write_photos(Path(folder) / "photos", shapes)
+        if on_cpu:
+            result["counters"] = {"adapters": 2} | count_work(folders[:2])
         if arguments.only != "end-to-end":
-            result["step"] = time_steps(folders, arguments.rounds, arguments.threads)
-        if arguments.only != "steps":
+            result["step"] = time_steps(folders, arguments.rounds, arguments.threads, shapes, device)
+        if arguments.only != "steps" and on_cpu:
             result["end_to_end"] = time_end_to_end(folders, arguments.end_to_end_rounds)
     print(json.dumps(result))
 

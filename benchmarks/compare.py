@@ -52,6 +52,36 @@ def milliseconds(seconds: Sequence[float], per: int = 1) -> float:
     return round(statistics.median(seconds) / per * 1e3, 2)
 
 
+def peak_gib(run: Callable[[], Any], held_bytes: int, device: str) -> float | None:
+    """Most GPU memory that a call takes, were the `held_bytes` of its models all that is held; None on CPUs."""
+    if device == "cpu":
+        run()
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    # Other arms hold their models at the same time: what they hold is in `before`, and not this arm's.
+    return round((torch.cuda.max_memory_allocated() - before + held_bytes) / 2**30, 2)
+
+
+def kernel_seconds(run: Callable[[], Any], device: str) -> dict[str, float]:
+    """Seconds of a call by kernel, longest first; on CPUs by operator. What a GPU does is one after another, so that
+    the sum is the time for which it is busy."""
+    on_gpu = device == "cuda"
+    activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profile:
+        run()
+        if on_gpu:
+            torch.cuda.synchronize()
+    kind = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    # An annotation, such as an optimiser's step, lasts as long as the kernels under it, which are there already.
+    events = (event for event in profile.key_averages() if not event.is_user_annotation)
+    seconds = {event.key: getattr(event, kind) / 1e6 for event in events}
+    return dict(sorted(seconds.items(), key=lambda pair: -pair[1]))
+
+
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
     """Counts, while the block runs: pipelines loaded, images encoded by a VAE, prompts by a text encoder, and latents

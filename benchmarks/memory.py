@@ -22,17 +22,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.compare import machine
+from benchmarks.shapes import TEXT, TOKENS, UNET
 from datadream.models.diffusion.attention import SharedPromptAttention
 from datadream.models.diffusion.lora import StackedLora
 
-UNET = {
-    "sample_size": 64,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": [5, 10, 20, 20],
-    "use_linear_projection": True,
-}
-TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
-TOKENS, BATCH, RANK = 77, 8, 16  # CLIP's context, and the paper's batch and rank
+BATCH, RANK = 8, 16  # the paper's
 
 
 def sd21(n_adapters: int) -> tuple[SimpleNamespace, StackedLora]:

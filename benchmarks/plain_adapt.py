@@ -18,6 +18,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
+from torch import Tensor
 from torchvision import transforms
 
 UNET_TARGETS = ["to_k", "to_out.0", "to_q", "to_v"]
@@ -29,9 +30,13 @@ RANK = 16
 class PlainTrainer:
     """One adapter's training, step by step."""
 
-    def __init__(self, model: str, photos: Sequence[Path], prompt: str, steps: int, device: str, dtype: torch.dtype):
-        self.pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None).to(device)
-        self.photos, self.prompt, self.device, self.dtype = photos, prompt, device, dtype
+    def __init__(
+        self, pipeline: StableDiffusionPipeline, photos: Sequence[Path], prompt: str, steps: int, dtype: torch.dtype
+    ):
+        """Takes over a pipeline; with another `dtype` than fp32 its frozen weights are cast to it, and steps are
+        autocast, as the script's --mixed_precision does."""
+        self.pipeline = pipeline
+        self.photos, self.prompt, self.device, self.dtype = photos, prompt, pipeline.device.type, dtype
         self.noise_schedule = DDPMScheduler.from_config(self.pipeline.scheduler.config)
         size = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
         self.transform = transforms.Compose(
@@ -67,10 +72,15 @@ class PlainTrainer:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=1e-2)
         self.schedule = get_scheduler("cosine", self.optimizer, num_warmup_steps=2, num_training_steps=steps)
 
-    def step(self) -> float:
-        """One optimiser step; returns the loss, as a progress bar shows it."""
+    def read(self) -> Tensor:
+        """The next batch's crops [n, 3, size, size]."""
         images = [Image.open(self.photos[i % len(self.photos)]).convert("RGB") for i in range(BATCH)]
-        pixels = torch.stack([self.transform(image) for image in images]).to(self.device, self.dtype)
+        return torch.stack([self.transform(image) for image in images])
+
+    def step(self, crops: Tensor | None = None) -> float:
+        """One optimiser step, on `crops` that were read before or new ones; returns the loss, as a progress bar shows
+        it."""
+        pixels = (self.read() if crops is None else crops).to(self.device, self.dtype)
         latents = self.pipeline.vae.encode(pixels).latent_dist.sample() * self.pipeline.vae.config.scaling_factor
         noise = torch.randn_like(latents)
         times = torch.randint(0, 1000, (BATCH,), device=self.device)
@@ -99,7 +109,8 @@ class PlainTrainer:
 def train_adapter(model: str, folder: Path, output: str, steps: int, device: str) -> None:
     """One adapter, as the authors' script makes one when it is called for a class."""
     photos = sorted(folder.iterdir())
-    trainer = PlainTrainer(model, photos, "a photo of a digit", steps, device, torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None).to(device)
+    trainer = PlainTrainer(pipeline, photos, "a photo of a digit", steps, torch.float32)
     for _ in range(steps):
         trainer.step()
     trainer.save(output)

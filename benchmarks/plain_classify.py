@@ -23,10 +23,10 @@ class MergedLoraAttention(nn.Module):
         super().__init__()
         self.weight, self.bias, self.out = attention.in_proj_weight, attention.in_proj_bias, attention.out_proj
         self.heads, self.scale = attention.num_heads, alpha / rank
-        width = attention.embed_dim
-        self.lora_A = nn.Parameter(torch.zeros(2 * rank, width))
-        self.lora_B = nn.Parameter(torch.zeros(2 * width, rank))
-        self.register_buffer("adapted", torch.tensor([True, False, True]).repeat_interleave(width))
+        width, device = attention.embed_dim, attention.in_proj_weight.device
+        self.lora_A = nn.Parameter(torch.zeros(2 * rank, width, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(2 * width, rank, device=device))
+        self.register_buffer("adapted", torch.tensor([True, False, True], device=device).repeat_interleave(width))
 
     def forward(self, x: Tensor, *_: Tensor, attn_mask: Tensor | None = None, **__: object) -> tuple[Tensor]:
         update = F.conv1d(self.lora_A[None], self.lora_B[..., None], groups=2)[0]
@@ -57,12 +57,12 @@ class PlainClassifier:
         self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
 
     def state(self) -> dict[str, Tensor]:
-        """LoRA as `trainable_state` names it."""
+        """CPU copies of LoRA, as `trainable_state` names it."""
         return {
             f"{name}.{projection}.lora_{letter}": part
             for name, module in self.lora.items()
             for letter, tensor in (("A", module.lora_A), ("B", module.lora_B))
-            for projection, part in zip("qv", tensor.detach().chunk(2), strict=True)
+            for projection, part in zip("qv", tensor.detach().cpu().chunk(2), strict=True)
         }
 
     def step(self, pixels: Tensor, labels: Tensor, tokens: Tensor) -> float:

@@ -24,7 +24,7 @@ def test_generating_does_no_work_twice(tmp_path):
 def test_classifying_encodes_no_token_in_vain_and_learns_what_a_plain_loop_learns():
     """Twenty prompts that begin alike, 19 images that the plain loop tests in batches of 8."""
     arms = classify.Arms(
-        classify.random_clip(image_size=16, patch=8, layers=2), n_classes=20, n_images=19, batch_size=19
+        classify.narrow_clip(image_size=16, patch=8, layers=2), n_classes=20, n_images=19, batch_size=19
     )
     lengths = arms.tokens.argmax(dim=1) + 1
     shared = (arms.tokens == arms.tokens[0]).all(dim=0).int().cumprod(dim=0).sum()

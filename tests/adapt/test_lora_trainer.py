@@ -35,8 +35,13 @@ def images(n: int = 4) -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(n)]
 
 
-def trainer(folder, config: AdaptConfig = CONFIG) -> AdapterTrainer:
-    return AdapterTrainer(load_pipeline(str(folder), None, torch.device("cpu"), torch.float32), config, 32)
+CPU = torch.device("cpu")
+
+
+def trainer(
+    folder, config: AdaptConfig = CONFIG, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> AdapterTrainer:
+    return AdapterTrainer(load_pipeline(str(folder), None, device, dtype), config, 32)
 
 
 def train_one(ours: AdapterTrainer) -> TrainedAdapter:
@@ -44,10 +49,12 @@ def train_one(ours: AdapterTrainer) -> TrainedAdapter:
     return trained
 
 
-def plain_loop(folder, seed: int) -> dict[str, torch.Tensor]:
-    """The same 20 steps as a script on diffusers and peft would take them: every crop and prompt encoded every
-    step."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+def plain_loop(
+    folder, seed: int, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Weights and losses of the same 20 steps as a script on diffusers and peft would take them: every crop and
+    prompt encoded every step."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=dtype).to(device)
     unet, text_encoder, vae = pipeline.unet, pipeline.text_encoder, pipeline.vae
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     for module in (unet, text_encoder, vae):
@@ -58,6 +65,8 @@ def plain_loop(folder, seed: int) -> dict[str, torch.Tensor]:
     pipeline.load_lora_weights(folder, adapter_name="default")
     for module in (unet, text_encoder):
         for name, parameter in module.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
             parameter.requires_grad_("lora_" in name)
     parameters = [p for module in (unet, text_encoder) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay)
@@ -68,24 +77,30 @@ def plain_loop(folder, seed: int) -> dict[str, torch.Tensor]:
         torch.stack([torch.from_numpy(np.asarray(image)).permute(2, 0, 1) for image in images()]).float() / 127.5 - 1
     )
     order: list[int] = []
+    losses = []
     for _ in range(20):
         while len(order) < 3:
             order += torch.randperm(4, generator=generator).tolist()
         batch, order = order[:3], order[3:]
         for _ in range(2 * len(batch)):  # the crop offsets, of which a square photo has one
             torch.randint(1, (), generator=generator)
-        distribution = vae.encode(pixels[batch]).latent_dist
-        latents = distribution.mean + distribution.std * torch.randn(distribution.mean.shape, generator=generator)
+        distribution = vae.encode(pixels[batch].to(device, dtype)).latent_dist
+        latent_noise = torch.randn(distribution.mean.shape, generator=generator).to(device)
+        latents = distribution.mean.float() + distribution.std.float() * latent_noise
         latents = latents * vae.config.scaling_factor
-        noise = torch.randn(latents.shape, generator=generator)
-        times = torch.randint(1000, (3,), generator=generator)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        times = torch.randint(1000, (3,), generator=generator).to(device)
         tokens = pipeline.tokenizer(
             [PROMPTS[i % 2] for i in batch], padding="max_length", return_tensors="pt"
-        ).input_ids
-        predicted = unet(schedule.add_noise(latents, noise, times), times, text_encoder(tokens)[0]).sample
+        ).input_ids.to(device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            noisy = schedule.add_noise(latents, noise, times).to(dtype)
+            predicted = unet(noisy, times, text_encoder(tokens)[0]).sample
         epsilon = schedule.config.prediction_type == "epsilon"
         target = noise if epsilon else schedule.get_velocity(latents, noise, times)
-        F.mse_loss(predicted, target).backward()
+        loss = F.mse_loss(predicted.float(), target)
+        losses.append(loss.item())
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         learning_rate.step()
@@ -95,7 +110,7 @@ def plain_loop(folder, seed: int) -> dict[str, torch.Tensor]:
         unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)),
         text_encoder_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(text_encoder)),
     )
-    return safetensors.torch.load_file(folder / "trained" / ADAPTER_WEIGHTS)
+    return safetensors.torch.load_file(folder / "trained" / ADAPTER_WEIGHTS), losses
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -103,7 +118,7 @@ def test_twenty_steps_equal_a_plain_loop(tmp_path, prediction_type):
     folder = save_pipeline(tmp_path / "pipeline", prediction_type)
     ours = safetensors.torch.load(train_one(trainer(folder)).weights)
     ours = {key.replace("text_model.", ""): value for key, value in ours.items()}
-    plain = plain_loop(folder, seed=3)
+    plain, _ = plain_loop(folder, seed=3)
     assert ours.keys() == plain.keys()
     for key in plain:
         error = (ours[key] - plain[key]).norm() / plain[key].norm()
