@@ -84,8 +84,13 @@ def digits_curve(**changes: Any) -> ExperimentConfig:
 
 
 def paper(**changes: Any) -> ExperimentConfig:
-    """The paper's settings, Stable Diffusion 2.1 and CLIP ViT-B/16, for your own photos: set data.source."""
-    return ExperimentConfig().updated({"data.n_shots": 16, "generate.images_per_class": 500}).updated(changes)
+    """The paper's settings, Stable Diffusion 2.1 and CLIP ViT-B/16, for your own photos: set data.source.
+
+    It mirrors half of the classifier's images, as the paper does; set classify.augment.flip=false where left and right
+    matter.
+    """
+    settings = {"data.n_shots": 16, "generate.images_per_class": 500, "classify.augment.flip": True}
+    return ExperimentConfig().updated(settings).updated(changes)
 
 
 RECIPES: dict[str, Callable[..., ExperimentConfig]] = {
