@@ -28,7 +28,7 @@ from datadream.models.diffusion.compile import compile_blocks
 from datadream.models.diffusion.kohya import to_kohya
 from datadream.models.diffusion.lora import StackedLora
 from datadream.runtime.collectives import ALONE, Collectives
-from datadream.runtime.device import is_out_of_memory
+from datadream.runtime.device import is_out_of_memory, shortage
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class AdapterTrainer:
             if not is_out_of_memory(error):
                 raise
             if len(specs) == 1:
-                return [MemoryError(OUT_OF_MEMORY)]
+                return [MemoryError(OUT_OF_MEMORY + shortage(error))]
         # Outside of the except block: the error's traceback would keep the tensors of the failed attempt alive.
         half = (len(specs) + 1) // 2
         log.warning("out of memory with %d adapters side by side: going on with %d", len(specs), half)
@@ -152,7 +152,7 @@ class AdapterTrainer:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise MemoryError(OUT_OF_MEMORY) from None
+            raise MemoryError(OUT_OF_MEMORY + shortage(error)) from None
         (outcome,) = self._finish([spec], training)
         if isinstance(outcome, Exception):
             raise outcome

@@ -24,7 +24,7 @@ from datadream.generate.denoise import Denoiser
 from datadream.methods.base import ImageRequest
 from datadream.models.diffusion.compile import compile_blocks
 from datadream.models.diffusion.merge import InPlaceMerger
-from datadream.runtime.device import DTYPES, is_out_of_memory
+from datadream.runtime.device import DTYPES, is_out_of_memory, shortage
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +103,8 @@ class Sampler:
                 if not is_out_of_memory(error):
                     raise
                 if self.batch_size == 1:
-                    raise MemoryError(
-                        "the GPU's memory does not suffice for one image. Lower diffusion.resolution."
-                    ) from None
+                    lower = "the GPU's memory does not suffice for one image. Lower diffusion.resolution."
+                    raise MemoryError(lower + shortage(error)) from None
             # Outside of the except block: the error's traceback would keep the failed batch's tensors alive.
             # For good: what did not fit once will not fit the next time.
             self.batch_size = (self.batch_size + 1) // 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -59,6 +61,12 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether less work at once could succeed where this error ended it."""
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _ALLOCATION_WORDS)
+
+
+def shortage(error: RuntimeError) -> str:
+    """How much memory was asked for and there is, in words after a sentence; empty where torch does not say."""
+    found = re.search(r"Tried to allocate ([\d.]+ \w+).*total capacity of ([\d.]+ \w+)", str(error))
+    return f" It asked for {found[1]} more, of {found[2]} that the GPU has." if found else ""
 
 
 def dtype_of(precision: str, device: torch.device, on_cuda: torch.dtype) -> torch.dtype:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datadream.runtime.device import is_out_of_memory, upload, worker_device
+from datadream.runtime.device import is_out_of_memory, shortage, upload, worker_device
 from datadream.runtime.failures import Kind, kind_of
 
 
@@ -33,3 +33,11 @@ def test_errors_of_full_memory(error, is_memory):
 
 def test_a_tensor_stays_on_the_cpu():
     assert upload(torch.ones(2), torch.device("cpu")).tolist() == [1, 1]
+
+
+def test_the_shortage_is_told_as_torch_words_it():
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.68 GiB of which 1 GiB is free."
+    )
+    assert shortage(error) == " It asked for 2.50 GiB more, of 23.68 GiB that the GPU has."
+    assert shortage(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")) == ""
