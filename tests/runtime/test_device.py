@@ -37,7 +37,7 @@ def test_a_tensor_stays_on_the_cpu():
 
 def test_the_shortage_is_told_as_torch_words_it():
     error = torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.68 GiB of which 1 GiB is free."
+        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.68 GiB of which 0 are free."
     )
     assert shortage(error) == " It asked for 2.50 GiB more, of 23.68 GiB that the GPU has."
     assert shortage(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")) == ""
