@@ -36,7 +36,9 @@ row, each with another unit. Twice can be chance (a node that was drained and th
 BACK_OFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Pauses between attempts at what a passing fault broke: S3 asks throttled clients to slow down for seconds."""
 SHOWN = 10
-"""Failures that a message names; the file has all."""
+"""Kinds of failures that a message tells; the file has all failures."""
+NAMED = 3
+"""Units that it names of those that failed alike."""
 
 
 class LostPeerError(RuntimeError):
@@ -170,13 +172,22 @@ class Ledger(Generic[K]):
 
 def finish(store: RunStore, file: str, failures: Sequence[str], what: str) -> None:
     """How a stage ends: raises RuntimeError, "`what` failed" and why, after writing all failures to `file`; without
-    any, the list of an earlier start is removed."""
+    any, the list of an earlier start is removed. A failure is "name: reason"; those of one reason are told together."""
     if not failures:
         if store.exists(file):
             store.remove(file)
         return
     with suppress(OSError):  # a full disk may be why they failed
         store.write_json(file, list(failures))
-    few = "\n  ".join(failures[:SHOWN])
-    rest = f"\nAll are listed in {store.path(file)}." if len(failures) > SHOWN else ""
+    alike: dict[str, list[str]] = {}
+    for failure in failures:
+        name, _, reason = failure.partition(": ")
+        alike.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in alike.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        lines.append(f"{', '.join(names[:NAMED])}{more}: {reason}")
+    few = "\n  ".join(lines[:SHOWN])
+    is_cut = len(lines) > SHOWN or max(map(len, alike.values())) > NAMED
+    rest = f"\nAll are listed in {store.path(file)}." if is_cut else ""
     raise RuntimeError(f"{what} failed:\n  {few}{rest}")

@@ -147,8 +147,8 @@ def test_a_place_that_cannot_start_is_left_out_and_costs_no_unit():
 
 
 def test_the_message_names_a_few_and_the_file_all(tmp_path):
-    store, failures = RunStore(str(tmp_path)), [f"unit {number}: broken" for number in range(12)]
-    with pytest.raises(RuntimeError, match="12 of 20 units failed:\n  unit 0: broken\n") as failed:
+    store, failures = RunStore(str(tmp_path)), [f"unit {number}: broken {number}" for number in range(12)]
+    with pytest.raises(RuntimeError, match="12 of 20 units failed:\n  unit 0: broken 0\n") as failed:
         finish(store, "stages/failed.json", failures, "12 of 20 units")
     assert "unit 9" in str(failed.value)
     assert "unit 10" not in str(failed.value)
@@ -157,6 +157,15 @@ def test_the_message_names_a_few_and_the_file_all(tmp_path):
     finish(store, "stages/failed.json", [], "none")
     assert not store.exists("stages/failed.json")
     finish(store, "stages/failed.json", [], "none")
+
+
+def test_what_failed_alike_is_told_once(tmp_path):
+    failures = [f"class {number}: no such folder: x" for number in range(9)] + ["class 9: broken"]
+    with pytest.raises(RuntimeError) as failed:
+        finish(RunStore(str(tmp_path)), "failed.json", failures, "10 of 10 adapters")
+    lines = ["class 0, class 1, class 2 and 6 more: no such folder: x", "class 9: broken"]
+    assert str(failed.value).splitlines()[1:3] == [f"  {line}" for line in lines]
+    assert "All are listed in" in str(failed.value)
 
 
 def test_a_full_disk_does_not_hide_what_failed(tmp_path, monkeypatch):
