@@ -172,7 +172,7 @@ class Ledger(Generic[K]):
 
 def finish(store: RunStore, file: str, failures: Sequence[str], what: str) -> None:
     """How a stage ends: raises RuntimeError, "`what` failed" and why, after writing all failures to `file`; without
-    any, the list of an earlier start is removed. A failure is "name: reason"; those of one reason are told together."""
+    any, the list of an earlier start is removed. A failure is "name: reason"; those of one reason are told at once."""
     if not failures:
         if store.exists(file):
             store.remove(file)
