@@ -33,6 +33,7 @@ from datadream.runtime.nodes import (
     train_storage,
     workers_now,
 )
+from datadream.runtime.notices import Said, listen
 from datadream.runtime.progress import Facts, Reporter, polled
 from datadream.runtime.ray_errors import failure_of, failure_text, lost_a_worker, worker_errors
 from datadream.runtime.unit import P, Unit, checkpoint_state, pending, titles
@@ -101,11 +102,11 @@ def run_together(
     not among these. Raises RuntimeError with the cause when workers cannot even start.
     """
     ledger: Ledger[tuple[str, str]] = Ledger()
-    names, starts_lost = titles(units), 0
+    names, starts_lost, told = titles(units), 0, Said()
     while todo := [unit for unit in pending(units) if unit.key not in ledger.given_up]:
         already = before + sum(unit.size for unit in units) - sum(unit.size for unit in todo)
         state = {unit.key: checkpoint_state(unit) for unit in todo}
-        attempt = _Attempt(store, todo, how, workers, reporter, already, len(ledger.given_up))
+        attempt = _Attempt(store, todo, how, workers, reporter, already, len(ledger.given_up), told)
         error = attempt.run(to_avoid(ledger.suspects))
         ledger.given_up.update(attempt.failures())
         if error is None:
@@ -181,13 +182,14 @@ class _Attempt:
         reporter: Reporter,
         before: int,
         failed: int,
+        told: Said,
     ) -> None:
         self.units = units
         """Those that can be read, once the datasets are open; positions are places among them."""
         self._store, self._how, self._workers = store, how, workers
         self._reporter, self._before, self._failed = reporter, before, failed
         self._monitor = ray.remote(Monitor).options(**beside_driver()).remote()
-        self._heard = Heard()
+        self._heard, self._said = Heard(), told
         self._unreadable: Mapping[tuple[str, str], str] = {}
 
     def run(self, without: set[str]) -> Exception | None:
@@ -245,6 +247,7 @@ class _Attempt:
         except RayError:  # why it is gone is for the run to say
             return
         heard = self._heard
+        self._said.say(heard.notices)
         done = self._before + sum(unit.size for unit in self.units[: heard.position or 0]) + heard.done
         waiting_for = "" if heard.position is not None else f"{self._workers.count} workers to start"
         self._reporter.update(done, waiting_for, self._failed + len(heard.failures), **heard.facts)
@@ -297,6 +300,8 @@ class Heard:
     done: int = 0
     facts: Facts = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    notices: dict[str, None] = field(default_factory=dict)
+    """What workers have warned of, in the order of telling."""
 
 
 class Monitor:
@@ -311,6 +316,9 @@ class Monitor:
     def fail(self, position: int, reason: str) -> None:
         self._heard.failures[position] = reason
 
+    def warn(self, notices: Sequence[str]) -> None:
+        self._heard.notices |= dict.fromkeys(notices)
+
     def heard(self) -> Heard:
         return self._heard
 
@@ -322,6 +330,7 @@ def _train_units(loop: dict[str, Any]) -> None:
 
     context, node = ray.train.get_context(), ray.get_runtime_context().get_node_id()
     collectives = Collectives(context.get_world_rank(), context.get_world_size())
+    listen()  # from the loading on
     position: int | None = None
     try:
         check_sees_run(loop["run_url"], loop["scratch"])
@@ -346,10 +355,12 @@ def _train_units(loop: dict[str, Any]) -> None:
 
 def _reporter(monitor: ActorHandle, position: int, rank: int) -> Report:
     """Tells the monitor of a unit's steps, now and then; only rank 0 talks."""
-    last, known = 0.0, {}
+    last, known, notices = 0.0, {}, listen()
 
     def report(done: int, facts: Facts | Callable[[], Facts]) -> None:
         nonlocal last
+        if warned := notices.take():
+            monitor.warn.remote(warned)
         is_news = bool(facts) and not callable(facts)
         if rank == 0 and (is_news or time.monotonic() - last > SECONDS_BETWEEN_REPORTS):
             last = time.monotonic()

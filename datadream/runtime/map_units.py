@@ -22,6 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from datadream.run.store import RunStore
 from datadream.runtime.failures import GIVE_UP_AFTER, Failure, Kind, Ledger
 from datadream.runtime.nodes import address_of, avoiding, check_sees_run, living_nodes, scratch, to_avoid
+from datadream.runtime.notices import Said, listen
 from datadream.runtime.ray_errors import failure_of, plain_errors
 from datadream.runtime.unit import P, Unit
 from datadream.runtime.workers import Workers
@@ -74,11 +75,12 @@ def run_mapped(
     Units that met a host's fault are done again by others, as long as there are any. `store` lends scratch space.
     Raises RuntimeError when Ray itself gives up.
     """
-    by_key = {unit.key: unit for unit in units}
+    by_key, said = {unit.key: unit for unit in units}, Said()
     with scratch(store) as folder, quiet_data(), plain_errors(how.what):
         while todo := [unit for unit in by_key.values() if unit.key not in ledger.given_up]:
             without = to_avoid(ledger.suspects)
             for row in _rows(todo, how, workers, (store.url, folder), without).iter_rows():
+                said.say(pickle.loads(row["notices"]))
                 failure: Failure | None = pickle.loads(row["failure"])
                 unit = by_key[tuple(pickle.loads(row["key"]))]
                 if failure is None:
@@ -130,7 +132,7 @@ class _Worker:
     """Ray Data actor: holds what `load` returned."""
 
     def __init__(self, how: Mapped, workers: Workers | None, probe: tuple[str, str]) -> None:
-        self._node = ray.get_runtime_context().get_node_id()
+        self._node, self._notices = ray.get_runtime_context().get_node_id(), listen()
         self._faults = 0
         self._ended: float | None = None
         """When the last unit was done."""
@@ -152,7 +154,8 @@ class _Worker:
         if self._faults >= GIVE_UP_AFTER:
             time.sleep(SECONDS_TO_STEP_BACK)
         told = {"busy_seconds": self._ended - started, "idle_seconds": idle_seconds, "node": self._node}
-        return {**row, "value": pickle.dumps(value), "failure": pickle.dumps(failure), **told}
+        notices = pickle.dumps(self._notices.take())
+        return {**row, "value": pickle.dumps(value), "failure": pickle.dumps(failure), "notices": notices, **told}
 
 
 def _device(workers: Workers) -> torch.device:
@@ -171,9 +174,10 @@ def _commit(row: dict[str, Any], how: Mapped) -> dict[str, Any]:
     """The second step, for rows whose first succeeded."""
     if pickle.loads(row["failure"]) is not None or how.commit is None:
         return row
-    commit, value = how.commit, pickle.loads(row["value"])
+    commit, value, notices = how.commit, pickle.loads(row["value"]), listen()
     value, failure = _attempt(lambda unit: commit(unit, value), pickle.loads(row["unit"]))
     told = {"value": pickle.dumps(value), "failure": pickle.dumps(failure)}
+    told["notices"] = pickle.dumps([*pickle.loads(row["notices"]), *notices.take()])
     return row | told | {"node": ray.get_runtime_context().get_node_id()}
 
 
@@ -182,7 +186,7 @@ def _attempt(work: Callable[[Unit], Any], unit: Unit) -> tuple[Any, Failure | No
         return work(unit), None
     except Exception as error:
         failure = failure_of(error)
-        log.warning("%s: %s", unit.name, failure.reason)
+        log.error("%s: %s", unit.name, failure.reason)
         return None, failure
 
 

@@ -53,6 +53,8 @@ class QueueProgress:
     """Mean over the units in progress."""
     workers: int
     """That have asked for work so far."""
+    notices: tuple[str, ...] = ()
+    """What workers have warned of."""
 
 
 class WorkQueue(Generic[P]):
@@ -85,6 +87,7 @@ class WorkQueue(Generic[P]):
         self._heard = clock()
         self._group_size: int | None = None
         self._controllers: dict[str, ActorHandle] = {}
+        self._notices: dict[str, None] = {}  # a set in the order of telling
 
     def lease(self, place: str, worker: str, size: int) -> Group[P] | None:
         """The next group of at most `size` units for a worker; the first size that anybody names holds for all.
@@ -117,9 +120,17 @@ class WorkQueue(Generic[P]):
             if done is not None:
                 lease.done, lease.loss = done, loss
 
-    def finish(self, worker: str, place: str, group: Group[P], failures: Mapping[int, Failure]) -> None:
+    def finish(
+        self,
+        worker: str,
+        place: str,
+        group: Group[P],
+        failures: Mapping[int, Failure],
+        notices: Sequence[str] = (),
+    ) -> None:
         """A worker is through with its group; `failures` tells why units were not done, by their positions."""
         self._heard = self._clock()
+        self._notices |= dict.fromkeys(notices)
         lease = self._leases.pop(worker, None)
         if lease is not None:
             self._busy += self._heard - lease.since
@@ -196,6 +207,7 @@ class WorkQueue(Generic[P]):
             failed=failed,
             loss=fmean(losses) if losses else None,
             workers=len(self._first_lease),
+            notices=tuple(self._notices),
         )
 
     def _group_of(self, first: int, size: int) -> Group[P]:

@@ -38,6 +38,7 @@ from datadream.runtime.nodes import (
     train_storage,
     workers_to_add,
 )
+from datadream.runtime.notices import Said, listen
 from datadream.runtime.ray_errors import failure_text
 from datadream.runtime.unit import Unit
 from datadream.runtime.work_queue import Group, QueueProgress, WorkQueue
@@ -125,7 +126,14 @@ def run_leased(
     with scratch(store) as folder:
         settings = {"queue": queue, "how": how, "run_url": store.url, "scratch": folder}
         groups = _Groups(queue, settings, workers, train_storage(store, folder))
-        groups.run(lambda: look(ray.get(queue.progress.remote())))
+        said = Said()
+
+        def look_and_say() -> None:
+            progress = ray.get(queue.progress.remote())
+            said.say(progress.notices)
+            look(progress)
+
+        groups.run(look_and_say)
     return ray.get(queue.failures.remote()), ray.get(queue.usage.remote())
 
 
@@ -296,6 +304,7 @@ def _lease_and_work(loop: dict[str, Any]) -> None:
     place, name = f"{loop['group']}/{ray.train.get_context().get_world_rank()}", uuid.uuid4().hex
     if ray.get(queue.is_over.remote(place)):
         return
+    notices = listen()
     try:
         check_sees_run(loop["run_url"], loop["scratch"])
         # Imported here, not above: torch takes a second, and the queue's process imports this module as well.
@@ -318,4 +327,4 @@ def _lease_and_work(loop: dict[str, Any]) -> None:
         except Exception as error:
             ray.get(queue.finish.remote(name, place, group, dict.fromkeys(group.positions, Failure.of(error))))
             raise  # nobody knows what state this process is in
-        ray.get(queue.finish.remote(name, place, group, failures))
+        ray.get(queue.finish.remote(name, place, group, failures, notices.take()))

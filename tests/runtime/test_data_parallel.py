@@ -6,6 +6,7 @@ in its payload; what it did is counted in files, because each start has new proc
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -60,6 +61,8 @@ def load(greeting, device, collectives):
             ):
                 os._exit(1)
             collectives.sum(torch.ones(1))
+            if behaviour == "warns":
+                logging.getLogger("datadream.toy").warning("memory is short\nand more")
             if behaviour == "diverges":
                 raise FloatingPointError("the loss became nan.")
             if behaviour == "broken on rank 1" and collectives.rank == 1:
@@ -102,15 +105,20 @@ def unreadable(left, n_workers):
     return Datasets({"names": rows}, unreadable=broken), f"{n_workers} workers"
 
 
-def test_a_units_own_fault_costs_no_start(tmp_path):
+def test_a_units_own_fault_costs_no_start_and_what_workers_warn_of_is_said_once(tmp_path, caplog):
     store = RunStore(str(tmp_path))
-    units = [unit_of(store, *each) for each in (("first",), ("diverges", "diverges"), ("unreadable",), ("last",))]
+    units = [
+        unit_of(store, *each) for each in (("first", "warns"), ("diverges", "diverges"), ("unreadable",), ("last",))
+    ]
     failures, reporter = run(store, units, datasets=unreadable)
     assert failures == {units[1].key: "the loss became nan.", units[2].key: "its shard is broken."}
     assert done(*units) == [True, False, False, True]
     assert [starts(unit) for unit in units] == [1, 1, 0, 1]
     assert store.read_json("last.json") == {"began": 0, "ranks": 2, "said": "2 workers"}
     assert (reporter.done, reporter.now.facts["failed"]) == (STEPS * len(units), 2)
+    assert [record.getMessage() for record in caplog.records if "memory" in record.getMessage()] == [
+        "a worker: memory is short"
+    ]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(SCRATCH)]
 
 

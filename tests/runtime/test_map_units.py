@@ -5,6 +5,7 @@ What fails is counted by files in the run, because a unit that goes back is done
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ def fail_as_asked(unit: Unit[str], step: str) -> None:
 def load(greeting, device):
     def work(unit):
         fail_as_asked(unit, "work")
+        logging.getLogger("datadream.toy").warning("memory is short")
         return {"said": f"{greeting} {unit.payload}", "pixels": np.full(3, len(unit.payload), np.uint8)}
 
     return work
@@ -94,7 +96,7 @@ def store(local_ray, tmp_path) -> RunStore:
     return RunStore(str(tmp_path))
 
 
-def test_a_units_own_fault_is_named_at_once_and_a_hosts_goes_back_to_others(store):
+def test_a_units_own_fault_is_named_at_once_and_a_hosts_goes_back_to_others(store, caplog):
     units = units_of(store, "one", "work:unit", "work:twice", "work:always", "five")
     done, given_up = run(store, units, Mapped(load=load, load_from="hello", what="greeting"))
     assert {name: value["said"] for name, value in done.items()} == {
@@ -108,6 +110,7 @@ def test_a_units_own_fault_is_named_at_once_and_a_hosts_goes_back_to_others(stor
         "unit 3": f"given up after {GIVE_UP_AFTER} attempts: FileNotFoundError: no photos here for unit 3",
     }
     assert [attempts(unit) for unit in units] == [1, 1, 3, GIVE_UP_AFTER, 1]
+    assert caplog.text.count("a worker: memory is short") == 1
 
 
 @pytest.mark.soak
