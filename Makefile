@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak lint
+.PHONY: demo test soak slow lint
 
 demo: .venv/installed
 	$(BIN)/datadream run --recipe digits --run runs/demo
@@ -11,6 +11,9 @@ test: lint
 
 soak: .venv/installed
 	$(BIN)/pytest -m 'soak and not gpu'
+
+slow: .venv/installed
+	$(BIN)/pytest -m 'slow and not gpu'
 
 lint: .venv/installed
 	$(BIN)/ruff check .

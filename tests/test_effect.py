@@ -20,7 +20,7 @@ from datadream.runtime.collectives import ALONE
 CPU = torch.device("cpu")
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_generated_images_alone_teach_clip_digits_it_did_not_know():
     changes = {
         "method": "datadream-dset",

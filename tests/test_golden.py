@@ -21,7 +21,7 @@ PASSING = {"seconds", "versions", "sha256", "n_bytes"}
 NEWER = {"resolution", "precision"}
 """What an image's provenance did not say then."""
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ SMALL = [
     "cluster.device=cpu",
 ]
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

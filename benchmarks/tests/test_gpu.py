@@ -51,7 +51,7 @@ def arms(figures: dict) -> Iterator[dict]:
             yield from [own] if "ms" in own else arms(own)
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_every_part_has_its_figures_and_is_measured_once(tmp_path, capsys):
     command = ["--device", "cpu", "--shapes", "tiny", "--out", str(tmp_path), "--parts", *PARTS]
     assert gpu.main(command) == 0
@@ -85,7 +85,7 @@ def test_every_part_has_its_figures_and_is_measured_once(tmp_path, capsys):
     assert "| C=2 |" in capsys.readouterr().out
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_part_that_fails_hangs_or_dies_is_recorded_and_the_others_go_on(tmp_path):
     parts = own_parts("fails", "hangs", "dies", "works")
     assert not gpu.run(tmp_path, "cpu", "tiny", parts, seconds=600)
@@ -99,7 +99,7 @@ def test_a_part_that_fails_hangs_or_dies_is_recorded_and_the_others_go_on(tmp_pa
     assert "Not complete: ValueError: this part is broken" in table(read(tmp_path))
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_what_the_time_did_not_suffice_for_is_done_by_the_next_call(tmp_path):
     parts = own_parts("works", "fails")
     gpu.run(tmp_path, "cpu", "tiny", own_parts("works"), seconds=600)

@@ -74,8 +74,9 @@ def assert_close(found: bytes, expected: bytes, tolerance: float = 1e-4) -> None
         assert (found[key] - expected[key]).norm() / expected[key].norm() < tolerance, key
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize(
+    "kill", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.soak)]
+)
 @pytest.mark.usefixtures("local_ray")
 def test_on_ray_a_killed_worker_costs_the_steps_since_the_last_checkpoint(train, pipeline_folder, tmp_path, kill):
     """Or none is killed, and it is the adapter that two ranks train without Ray."""

@@ -181,7 +181,7 @@ def test_what_is_committed_is_not_trained_again(run, few_shot, config, monkeypat
     train(run, few_shot, config, workers(2))
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_large_set_streams(tmp_path, few_shot, config, monkeypatch):
     """A WebDataset that is too large for memory, so we say, is split among two workers; its shards are ragged."""
     monkeypatch.setattr(feed, "MEMORY_LIMIT", 0)
@@ -218,7 +218,7 @@ def test_a_setting_that_diverges_is_named_the_others_are_trained_and_the_next_ca
     assert not stores[0].exists(FAILED_CLASSIFIERS)
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [feed.MEMORY_LIMIT, 0])
 def test_an_image_that_cannot_be_decoded_is_named_and_costs_what_needs_it(
     tmp_path, few_shot, config, monkeypatch, limit

@@ -47,7 +47,12 @@ def undisturbed(local_ray, pipeline_folder, adapters, tmp_path_factory):
     return {name: published(store, pipeline_folder, name) for name in chaos.FORMATS}
 
 
-@pytest.fixture(params=[("local", "generating"), ("s3", "publishing")], ids=lambda param: param[0])
+@pytest.fixture(
+    params=[
+        pytest.param(("local", "generating"), marks=pytest.mark.soak, id="local"),
+        pytest.param(("s3", "publishing"), marks=pytest.mark.slow, id="s3"),
+    ]
+)
 def store_and_stage(request, tmp_path):
     """Where the run lies, and when its driver dies."""
     where, stage = request.param
@@ -58,7 +63,6 @@ def store_and_stage(request, tmp_path):
         yield RunStore(f"{url}/run"), stage
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(WATCHDOG_SECONDS + 60)
 def test_whatever_dies_the_published_bytes_are_those_of_an_undisturbed_run(
     undisturbed, store_and_stage, adapters, pipeline_folder

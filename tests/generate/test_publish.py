@@ -77,7 +77,7 @@ def copy_chunks(source: RunStore, store: RunStore, chunks) -> None:
             store.write_bytes(name, source.read_bytes(name))
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_two_workers_and_an_interrupted_start_give_the_same_bytes(published, config, tmp_path):
     source, expected = published
     cell = cell_in(tmp_path, config)

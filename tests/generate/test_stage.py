@@ -67,7 +67,7 @@ def test_chunks_whose_adapters_are_broken_are_named_at_once_and_stop_no_others(
     assert not store.exists(FAILED_CHUNKS)
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_file_that_is_not_there_may_be_there_for_others(local_ray, config, few_shot, adapter, tmp_path):
     """A trained adapter without its weights is what a worker sees whose node does not see all of the run."""
     store = RunStore(str(tmp_path))

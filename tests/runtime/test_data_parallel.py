@@ -147,7 +147,7 @@ def story(local_ray, tmp_path_factory) -> Story:
     return Story(units, *run(a, list(units.values()), datasets=unreadable))
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_what_is_at_fault_is_named_and_all_others_are_done(story):
     assert {name: story.failures.get(unit.key) for name, unit in story.units.items()} == {
         "first": None,
@@ -163,7 +163,7 @@ def test_what_is_at_fault_is_named_and_all_others_are_done(story):
     assert story.units["last"].store.read_json("dataset.json") == {"began": 0, "ranks": 2, "said": "2 workers"}
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_of_units_with_one_name_the_broken_one_is_blamed_and_what_was_told_before_is_kept(story):
     """Every run of a table may have an adapter called `dataset`: the first used to be blamed for the second, and a
     divergence before it was forgotten."""
@@ -178,19 +178,19 @@ def test_of_units_with_one_name_the_broken_one_is_blamed_and_what_was_told_befor
     }
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_unit_whose_worker_dies_goes_on_from_its_checkpoint(story):
     assert story.units["dies"].store.read_json("dies.json")["began"] == 1
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_the_count_ends_at_all_units_and_nothing_is_left_behind(story):
     assert (story.reporter.done, story.reporter.now.facts["failed"]) == (STEPS * len(story.units), 3)
     folder = Path(story.units["first"].run_url)
     assert not [path for path in folder.iterdir() if path.name.startswith(SCRATCH)]
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_workers_that_cannot_load_say_why(tmp_path):
     store = RunStore(str(tmp_path))
     with pytest.raises(RuntimeError, match="^there is no such model.$"):

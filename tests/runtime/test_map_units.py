@@ -113,7 +113,7 @@ def test_a_units_own_fault_is_named_at_once_and_a_hosts_goes_back_to_others(stor
     assert caplog.text.count("a worker: memory is short") == 1
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_faults_of_the_second_step_are_told_apart_as_well(store):
     units = units_of(store, "one", "commit:unit", "commit:twice", "work:unit")
     how = Mapped(load=load, load_from="hello", what="greeting", commit=commit)
@@ -124,7 +124,7 @@ def test_faults_of_the_second_step_are_told_apart_as_well(store):
     assert [attempts(unit, "commit") for unit in units] == [1, 1, 3, 0]
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_worker_that_cannot_load_costs_no_unit(store):
     """Its units are done by others: here by whoever is started next, for there is one node."""
     units = units_of(store, "one", "two", "three", "four")

@@ -95,7 +95,7 @@ def test_units_are_done_or_named_whoever_dies(store):
     assert not list(Path(store.root).glob(".*"))
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_workers_of_which_none_can_start_end_the_stage_with_their_reason(store):
     with pytest.raises(RuntimeError, match="no worker can go on:\n  node .*: no such model"):
         run(store, units_of(store, "one", "two"), load_nothing)

@@ -16,7 +16,7 @@ from tests.classify.colors import break_image, publish
 
 GRID = {"learning_rates": [1e-7, 1e-2, 1e30], "grace": 0.3}
 GOOD = {"learning_rate": 1e-2}
-pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture(scope="module")

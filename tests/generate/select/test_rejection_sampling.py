@@ -137,7 +137,7 @@ def test_classes_that_are_complete_propose_no_more_and_status_tells(undisturbed)
     assert (said["label"], said["copy"]) == (rejected["label"], rejected["copy"])
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_two_workers_and_an_interrupted_start_give_the_same_bytes(undisturbed, config, tmp_path):
     """The other start had all candidates, but lost the features of most of the first attempt's and of the shots."""
     source, expected, *_ = undisturbed

@@ -32,7 +32,7 @@ def unet() -> UNet2DConditionModel:
     ).eval()
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_no_batch_size_of_a_chunk_is_given_up(unet):
     """torch keeps 8 graphs unless it is told otherwise: the second size used to run uncompiled without a word."""
     torch._dynamo.reset()
