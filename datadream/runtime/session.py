@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,16 +16,20 @@ from dataclasses import replace
 from datadream.config import ClusterConfig
 from datadream.runtime.workers import CPUS_FOR_DATA_TASKS, Workers
 
+SECONDS_TO_ANSWER = 5.0
+
 
 def check_workers(config: ClusterConfig) -> None:
     """Refuse what can never be held, before any work starts and without starting Ray; raises ValueError.
 
-    A cluster that is not joined yet answers when it is (see `connected`).
+    A cluster that is not joined yet says what it holds when it is (see `connected`); here it only has to answer.
     """
     if _joined():
         _check_fits(config, *_cluster_size(), "the cluster")
-    elif _address(config) is None:
+    elif (address := _address(config)) is None:
         _check_fits(config, _local_cpus(), _local_gpus(config), "this machine")
+    else:
+        _check_answers(address, "cluster.address" if config.address else "$RAY_ADDRESS")
 
 
 @contextmanager
@@ -72,6 +77,21 @@ def _start(config: ClusterConfig) -> None:
         ray.init(address=address, **quiet)
     if on_main and before is not None:
         signal.signal(signal.SIGTERM, before)
+
+
+def _check_answers(address: str, named_by: str) -> None:
+    """Raises ValueError where nothing listens: Ray itself would try for minutes, and then not say who named it."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # such as auto
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise ValueError(
+            f"{named_by} is {address!r}, but no Ray answers there ({reason}). Start one, or unset it to use this "
+            "machine."
+        ) from None
 
 
 def _workers(config: ClusterConfig, own: bool) -> Workers:

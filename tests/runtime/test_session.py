@@ -1,6 +1,8 @@
 """Workers fit the cluster, or it says so before Ray starts."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
 
@@ -42,6 +44,19 @@ def test_what_this_machine_can_never_hold_is_refused_without_starting_ray(config
     ).stdout
     assert said.startswith(message)
     assert said.endswith("False\n")
+
+
+@pytest.mark.parametrize("named_by", ["cluster.address", "$RAY_ADDRESS"])
+def test_an_address_where_no_ray_answers_is_refused_at_once(named_by, monkeypatch):
+    """A stale RAY_ADDRESS in a shell's profile would make Ray try for minutes."""
+    monkeypatch.setattr("datadream.runtime.session._joined", lambda: False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    config = ClusterConfig(address=address) if named_by == "cluster.address" else ClusterConfig()
+    with pytest.raises(ValueError, match=rf"^{re.escape(named_by)} is '{address}', but no Ray answers there"):
+        check_workers(config)
 
 
 def test_a_session_is_joined_and_left_running(local_ray):
