@@ -12,7 +12,7 @@ from datadream.classify.model_selection import check_selection
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import check_photos
-from datadream.models.source import check_pipeline
+from datadream.models.source import check_pipeline, check_scheduler
 from datadream.run.cell import Cell
 from datadream.run.config_record import check_config
 from datadream.run.layout import FEW_SHOT
@@ -44,6 +44,7 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
     check_workers(config.cluster)
     if any(cell.plan.images for cell in cells):
         check_pipeline(config.diffusion.model, config.diffusion.revision)
+        check_scheduler(config.generate.scheduler)
 
 
 def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:

@@ -6,9 +6,13 @@ Imports nothing heavy, so that a wrong id is told at once.
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
+
+from datadream.config import nearest
 
 PACKAGE_SCHEME = "package://"
 PIPELINE_CLASSES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
@@ -71,6 +75,21 @@ def check_pipeline(model: str, revision: str | None) -> str | None:
             )
         variants.add(None if plain else HALF)
     return HALF if HALF in variants else None
+
+
+def check_scheduler(name: str | None) -> None:
+    """Raises ValueError when diffusers has no such scheduler for Stable Diffusion, without importing it.
+
+    It takes seconds to import, so its source is read; where that has changed, the sampler finds out.
+    """
+    diffusers = importlib.util.find_spec("diffusers")
+    if name is None or diffusers is None or diffusers.origin is None:
+        return
+    source = Path(diffusers.origin).parent / "schedulers" / "scheduling_utils.py"
+    known = re.findall(r"^    (\w+Scheduler) = \d+$", source.read_text() if source.is_file() else "", re.MULTILINE)
+    if known and name not in known:
+        hint = nearest(name, known) or f"Known: {', '.join(known)}."
+        raise ValueError(f"generate.scheduler is {name!r}: no scheduler of diffusers for Stable Diffusion. {hint}")
 
 
 def _files_below(folder: Path) -> set[str]:

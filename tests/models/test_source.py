@@ -4,8 +4,9 @@ import json
 import shutil
 
 import pytest
+from diffusers.schedulers import KarrasDiffusionSchedulers
 
-from datadream.models.source import check_pipeline, resolve
+from datadream.models.source import check_pipeline, check_scheduler, resolve
 
 
 def test_package_ids_resolve_inside_the_package():
@@ -34,3 +35,12 @@ def test_missing_weights_are_named_with_what_is_there(pipeline_folder, tmp_path)
     shutil.rmtree(folder / "vae")
     with pytest.raises(ValueError, match="no weights for its vae .there is: no such folder"):
         check_pipeline(str(folder), None)
+
+
+def test_schedulers_are_known_before_work_starts():
+    for name in (None, *(kind.name for kind in KarrasDiffusionSchedulers)):
+        check_scheduler(name)
+    with pytest.raises(ValueError, match="generate.scheduler is 'DDIM': .* Known: DDIMScheduler, "):
+        check_scheduler("DDIM")
+    with pytest.raises(ValueError, match="Did you mean 'DDIMScheduler'"):
+        check_scheduler("DDIMSheduler")
