@@ -53,6 +53,7 @@ def error_of(arguments: list[str], run, capsys) -> str:
         ([*DIGITS, "grid.seeds=0,1"], "grid.seeds is '0,1': expected a list, such as [0,1]."),
         ([*DIGITS, "generate.guidance_interval=[0.1]"], "guidance_interval is [0.1]: the list has too few values."),
         (["--config", "nowhere.yaml"], "--config 'nowhere.yaml' cannot be read"),
+        ([*DIGITS, "data.source=nosuch://bucket/x"], "data.source 'nosuch://bucket/x' cannot be reached: "),
         ([], "Add --recipe NAME or --config FILE.yaml"),
     ],
 )
@@ -125,6 +126,12 @@ def test_yaml_file_then_overrides(tmp_path, capsys):
     assert "data.prompt is the mapping {'name': None}, but takes one value. In YAML, text with" in message
     file.write_text("data:\n  source: 2024\n")
     assert "data.source is 2024: expected text: quote it, as in '2024'." in error_of(arguments, run, capsys)
+
+
+def test_yaml_whose_keys_are_no_names(tmp_path, capsys):
+    (tmp_path / "odd.yaml").write_text("1: 2\n")
+    message = error_of(["--config", str(tmp_path / "odd.yaml")], tmp_path / "run", capsys)
+    assert "unknown config key 1: expected the name of a knob" in message
 
 
 def test_status_of_a_run_and_of_nothing(tmp_path, capsys):

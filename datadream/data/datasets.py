@@ -74,11 +74,22 @@ class PhotoSource(Protocol):
 
 
 def open_source(source: str) -> PhotoSource:
-    """The source that `data.source` names; raises FileNotFoundError when it is neither known nor a folder."""
+    """The source that `data.source` names.
+
+    Raises FileNotFoundError when it is neither known nor a folder, ValueError when its file system cannot be reached.
+    """
     if source == "digits":
         return Digits()
-    fs, root = fsspec.core.url_to_fs(source)
-    if not fs.isdir(root):
+    try:
+        fs, root = fsspec.core.url_to_fs(source)
+        is_folder = fs.isdir(root)
+    except Exception as error:  # every file system has its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"data.source {source!r} cannot be reached: {reason}. Check it, and its file system's package, endpoint "
+            "and credentials."
+        ) from None
+    if not is_folder:
         raise FileNotFoundError(
             f"data.source is {source!r}: neither a known data set nor a folder that exists. "
             "Use 'digits' or a folder with one sub-folder of photos per class."
