@@ -128,12 +128,6 @@ def test_yaml_file_then_overrides(tmp_path, capsys):
     assert "data.source is 2024: expected text: quote it, as in '2024'." in error_of(arguments, run, capsys)
 
 
-def test_yaml_whose_keys_are_no_names(tmp_path, capsys):
-    (tmp_path / "odd.yaml").write_text("1: 2\n")
-    message = error_of(["--config", str(tmp_path / "odd.yaml")], tmp_path / "run", capsys)
-    assert "unknown config key 1: expected the name of a knob" in message
-
-
 def test_status_of_a_run_and_of_nothing(tmp_path, capsys):
     assert main(["status", "--run", str(tmp_path / "nowhere")]) == 2
     assert "holds no config.json" in capsys.readouterr().err

@@ -50,8 +50,6 @@ def flatten(values: dict[str, Any], prefix: str = "", known: Container[str] = ()
     """Dotted form of a nested dict of knobs; raises ValueError where one of the `known` knobs got a mapping."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if not isinstance(name, str):
-            raise ValueError(f"unknown config key {prefix}{name!r}: expected the name of a knob.")
         key = f"{prefix}{name}"
         if not isinstance(value, dict):
             flat[key] = value
