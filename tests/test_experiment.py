@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -186,6 +187,21 @@ def test_adapters_whose_training_was_killed_are_finished_by_one_worker_as_if_it_
     assert (run / "few_shot.json").read_bytes() == quiet.store.read_bytes("few_shot.json")
     assert weights(run) == weights(quiet.store.root)
     assert not list(run.rglob(".*"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_scheduler_that_ends_a_run_is_told_how_it_goes_on(config, tmp_path, number):
+    """Slurm and Kubernetes send SIGTERM, which Ray would answer with a native stack."""
+    run = tmp_path / "run"
+    with _started("adapt", config.updated({"adapt.steps_per_class": 2000}), run) as driver:
+        _wait_for(lambda: (run / "stages" / "adapt-running.json").exists(), driver)
+        driver.send_signal(number)
+        said = driver.communicate(timeout=SECONDS_TO_START)[1]
+    assert driver.returncode == 130
+    assert said.splitlines()[-1] == "datadream: interrupted. The same command goes on from here."
+    assert "***" not in said
+    assert not (run / LOCK).exists()
 
 
 @pytest.mark.soak
