@@ -76,8 +76,6 @@ def test_whatever_dies_the_published_bytes_are_those_of_an_undisturbed_run(
     assert told["exit_code"] == 0
     assert len(told["killed"]) == 10, told
     assert {what for what, *_ in told["killed"]} == {"worker", "driver", "node", "replaced node"}
-    # A driver that starts uses a node that joined; one that runs sees it within 20 seconds, and may be done by then.
-    assert told["joined_node_worked"] or stage == "publishing"
     for name in chaos.FORMATS:
         assert published(store, pipeline_folder, name) == undisturbed[name]
     chunks = chaos.cell_of(store, str(pipeline_folder), "parquet").chunks

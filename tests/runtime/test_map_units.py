@@ -6,6 +6,8 @@ What fails is counted by files in the run, because a unit that goes back is done
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +156,10 @@ def test_the_folder_that_a_stage_borrows_is_gone_when_its_reader_stops(store):
     next(rows)
     rows.close()
     assert store.files("") == {"attempts/unit 0/work-0"}
+
+
+@pytest.mark.soak
+def test_a_node_that_joins_is_used(tmp_path):
+    command = [sys.executable, "-m", "tests.runtime.growing", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert ended.returncode == 0, ended.stderr
