@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+ROOMS ?= tests benchmarks/tests
 
 .PHONY: demo test soak slow lint
 
@@ -10,7 +11,7 @@ test: lint
 	$(BIN)/pytest
 
 soak: .venv/installed
-	$(BIN)/pytest -m 'soak and not gpu'
+	$(BIN)/pytest -m 'soak and not gpu' $(ROOMS)
 
 slow: .venv/installed
 	$(BIN)/pytest -m 'slow and not gpu'

@@ -50,8 +50,7 @@ def config(pipeline_folder, tmp_path_factory) -> ExperimentConfig:
 
 @pytest.fixture(scope="module")
 def undisturbed(local_ray, config, tmp_path_factory) -> Experiment:
-    # One worker: starting another one takes most of the time of so small a run.
-    experiment = Experiment(config.updated({"cluster.workers": 1}), str(tmp_path_factory.mktemp("run")))
+    experiment = Experiment(config, str(tmp_path_factory.mktemp("run")))
     experiment.run()
     return experiment
 
@@ -116,6 +115,7 @@ def _cut(weights: Path) -> bytes:
     return weights.read_bytes()[:-1]
 
 
+@pytest.mark.soak
 def test_spare_workers_generate_classes_whose_adapters_are_there(undisturbed, config, tmp_path):
     """The session holds three workers, one is asked for, and one adapter is missing."""
     run = tmp_path / "run"
