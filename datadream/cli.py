@@ -315,7 +315,9 @@ def _end_like_ctrl_c() -> None:
     """Take the signals with which schedulers and closed terminals end a command for what Ctrl-C is."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)
+            # nohup and the like start a command with a signal ignored, and mean it.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.default_int_handler)
 
 
 def _quiet_libraries() -> None:

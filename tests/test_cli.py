@@ -194,6 +194,13 @@ def test_the_module_and_the_version_answer():
     )
 
 
+def test_a_command_under_nohup_outlives_its_terminal():
+    code = "import signal; from datadream.cli import main; main(['recipes']); print(signal.getsignal(signal.SIGHUP))"
+    command = ["nohup", sys.executable, "-c", code]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said.splitlines()[-1] == str(signal.SIG_IGN)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_scheduler_ends_a_command_as_ctrl_c_does(number, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Experiment, "check_inputs", lambda self: os.kill(os.getpid(), number))
