@@ -229,7 +229,7 @@ class _Attempt:
     def culprit(self, error: Exception) -> Unit | None:
         """The unit that was in training when the run ended; None when none had begun.
 
-        Who failed knows best: the monitor hears of rank 0, which may be a unit behind.
+        Who failed knows best: another rank may have begun the next.
         """
         self._look()
         told = [fault.position for fault in _faults(error) if fault.position is not None]
@@ -296,7 +296,7 @@ class Heard:
     """What the workers have said."""
 
     position: int | None = None
-    """Of the unit in training."""
+    """Of the unit in training: the last that any rank has begun."""
     done: int = 0
     facts: Facts = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
@@ -310,8 +310,13 @@ class Monitor:
     def __init__(self) -> None:
         self._heard = Heard()
 
+    def begin(self, position: int) -> None:
+        if self._heard.position is None or position > self._heard.position:
+            self._heard.position, self._heard.done, self._heard.facts = position, 0, {}
+
     def put(self, position: int, done: int, facts: Facts) -> None:
-        self._heard.position, self._heard.done, self._heard.facts = position, done, facts
+        if position == self._heard.position:
+            self._heard.done, self._heard.facts = done, facts
 
     def fail(self, position: int, reason: str) -> None:
         self._heard.failures[position] = reason
@@ -338,9 +343,9 @@ def _train_units(loop: dict[str, Any]) -> None:
         train = loop["load"](loop["load_from"], shared_worker_device(loop["workers"].use_gpu), collectives)
         for position, unit in enumerate(loop["units"]):
             report = _reporter(loop["monitor"], position, collectives.rank)
-            if collectives.rank == 0:
-                # Waited for: a unit that kills its worker at once must not be taken for the one before it.
-                ray.get(loop["monitor"].put.remote(position, 0, {}))
+            # By every rank, and waited for: a unit that kills its worker at once must not be taken for the one before
+            # it, and the rank that dies may be ahead of rank 0.
+            ray.get(loop["monitor"].begin.remote(position))
             try:
                 train(unit, report)
             except FloatingPointError as error:  # on all ranks, which go on with the next
