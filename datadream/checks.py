@@ -69,11 +69,11 @@ def _check_settings(config: ExperimentConfig) -> None:
 
 def _check_photos(cells: Sequence[Cell]) -> None:
     """Decode every photo that the runs will read, each once however many runs of a table share it."""
-    by_source: dict[str, list[Cell]] = defaultdict(list)
+    by_source: dict[tuple[str, str], list[Cell]] = defaultdict(list)
     for cell in cells:
-        by_source[cell.config.data.source].append(cell)
-    for name, own in by_source.items():
-        source = open_source(name)
+        by_source[cell.config.data.source, cell.config.data.background].append(cell)
+    for named, own in by_source.items():
+        source = open_source(*named)
         pool = source.dataset().pool
         check_photos(source, [cell.few_shot for cell in own], pool if len(pool) <= SMALL_POOL else ())
 

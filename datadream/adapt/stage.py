@@ -139,7 +139,7 @@ class _AdapterWorker:
     """A loaded base model that trains groups of adapters (see runtime.worker_groups.GroupWorker)."""
 
     def __init__(self, config: ExperimentConfig, device: torch.device) -> None:
-        self._config, self._source = config, open_source(config.data.source)
+        self._config, self._source = config, open_source(config.data.source, config.data.background)
         self._trainer = load_trainer(config, device)
 
     def group_size(self, most: int) -> int:
@@ -175,7 +175,7 @@ class _AdapterWorker:
 
 def _load_shared(config: ExperimentConfig, device: torch.device, collectives: Collectives) -> Train:
     """What every worker does to train adapters of several classes, each on its share of the batches."""
-    trainer, source = load_trainer(config, device), open_source(config.data.source)
+    trainer, source = load_trainer(config, device), open_source(config.data.source, config.data.background)
 
     def train(unit: AdapterUnit, report: Report) -> None:
         run, name = unit.store, adapter_checkpoint(unit.payload.adapter_id)

@@ -9,6 +9,7 @@ from typing import Any, Self
 from safetensors.torch import load, save
 from torch import Tensor
 
+from datadream.config import WHITE
 from datadream.models.clip.trainable import is_lora
 from datadream.run.layout import CLASSIFIERS
 from datadream.run.store import RunStore
@@ -41,6 +42,8 @@ class SavedClassifier:
     """Factor of the cosine similarities, a scalar; 1 for a Gaussian head."""
     bias: Tensor
     """fp32 [n_classes]; zeros but for a Gaussian head."""
+    background: str = WHITE
+    """As data.background."""
 
     def to_files(self) -> dict[str, bytes]:
         """Content by file name. LoRA is apart from the weights of a fully trained image tower, which are large."""
@@ -50,6 +53,8 @@ class SavedClassifier:
             "model": self.model,
             "pretrained": self.pretrained,
             "trained": self.learning,
+            # Files that do not say are of photos over white, as all of earlier versions are.
+            **({"background": self.background} if self.background != WHITE else {}),
         }
         files = {
             HEAD: save({name: getattr(self, name) for name in HEAD_TENSORS}),
@@ -84,5 +89,6 @@ class SavedClassifier:
             pretrained=labels["pretrained"],
             learning=labels["trained"],
             state=state,
+            background=labels.get("background", WHITE),
             **{name: head[name] for name in HEAD_TENSORS},
         )

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from datadream.classify.files import SavedClassifier
-from datadream.config import Setting
+from datadream.config import WHITE, Setting
 from datadream.data.decode import as_shown, decode_photo
 from datadream.models.clip.export import save_checkpoint
 from datadream.models.clip.load import load_clip
@@ -35,6 +35,7 @@ class Classifier:
     def __init__(self, saved: SavedClassifier, device: torch.device | str) -> None:
         """Raises ValueError or FileNotFoundError when the CLIP that the run names cannot be loaded here."""
         self.classes = saved.classes
+        self._background = saved.background
         self._model_id, self._device = saved.model, device
         self._clip = load_clip(saved.model, saved.pretrained, device)
         if saved.learning is not None:
@@ -54,7 +55,8 @@ class Classifier:
         photos = [images] if isinstance(images, (Image.Image, np.ndarray, str, PathLike)) else images
         found: list[dict[str, float]] = []
         for start in range(0, len(photos), BATCH):
-            pixels = torch.stack([self._clip.preprocess(_open(photo)) for photo in photos[start : start + BATCH]])
+            opened = [_open(photo, self._background) for photo in photos[start : start + BATCH]]
+            pixels = torch.stack([self._clip.preprocess(image) for image in opened])
             with torch.inference_mode():
                 features = self._clip.encode_image(pixels.to(self._device))
                 rows = (features @ self._weight.T + self._bias).softmax(dim=1).cpu()
@@ -104,9 +106,9 @@ def load_classifier(run: str | PathLike[str], setting: Setting | None = None) ->
     return Classifier(SavedClassifier.read(store, chosen), "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _open(photo: Photo) -> Image.Image:
+def _open(photo: Photo, background: str = WHITE) -> Image.Image:
     if isinstance(photo, Image.Image):
-        return as_shown(photo)
+        return as_shown(photo, background)
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim not in (2, 3) or (photo.ndim == 3 and photo.shape[2] != 3):
             raise ValueError(
@@ -119,4 +121,4 @@ def _open(photo: Photo) -> Image.Image:
             data = file.read()
     except (FileNotFoundError, IsADirectoryError):
         raise FileNotFoundError(f"photo {path!r} does not exist, or is no file.") from None
-    return decode_photo(data, path)
+    return decode_photo(data, path, background)

@@ -54,7 +54,7 @@ class SettingTrainer:
         self.clip = load_clip(config.classify.model, config.classify.pretrained, device)
         self._tokens = self.clip.tokenizer(list(few_shot.prompts)).to(device)
         self._autocast = autocast_of(config.classify.precision, device)
-        self._source = open_source(config.data.source)
+        self._source = open_source(config.data.source, config.data.background)
         self._batches: dict[tuple[Photo, ...], PhotoBatches] = {}
         # A list, not a value: copies made by `with_knobs` before the shots are decoded must share them too.
         self._decoded: list[LabelledImages] = []
@@ -280,6 +280,7 @@ class SettingTrainer:
             text_features=text_features.cpu(),
             logit_scale=logit_scale.cpu(),
             bias=bias.cpu(),
+            background=self._config.data.background,
         )
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from datadream.config.classify import (
     Setting,
 )
 from datadream.config.cluster import ClusterConfig, TrackerName, TrackingConfig
-from datadream.config.data import DataConfig
+from datadream.config.data import WHITE, DataConfig
 from datadream.config.experiment import ExperimentConfig, GridConfig, MethodName, parse_config
 from datadream.config.generate import PRESETS, GenerateConfig, SelectConfig
 from datadream.config.locations import LOCATIONS, is_same_place, located
@@ -29,6 +29,7 @@ __all__ = [
     "PRESETS",
     "SETTINGS_WITHOUT_IMAGES",
     "TRAINED_SETTINGS",
+    "WHITE",
     "AdaptConfig",
     "AugmentConfig",
     "ClassifyConfig",

@@ -5,9 +5,13 @@ from __future__ import annotations
 from string import Formatter
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from PIL import ImageColor
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from datadream.config.section import Section
+
+WHITE = "white"
+"""What viewers show behind transparent photos."""
 
 
 def _prompt_template(value: Any) -> str:
@@ -26,6 +30,15 @@ def _prompt_template(value: Any) -> str:
     return value
 
 
+def _opaque_color(name: str) -> str:
+    try:
+        if len(ImageColor.getrgb(name)) == 3:
+            return name
+    except ValueError:
+        pass
+    raise ValueError("expected a colour that hides what is behind it, such as white, grey or '#808080'")
+
+
 class DataConfig(Section):
     """The photos."""
 
@@ -40,3 +53,5 @@ class DataConfig(Section):
     underscores, and for ImageNet's WordNet ids the names of CLIP's prompts."""
     prompt: Annotated[str, BeforeValidator(_prompt_template)] = "a photo of a {name}"
     """Prompt of a class, to train and to generate with (paper, section 3); {name} stands for the name of the class."""
+    background: Annotated[str, AfterValidator(_opaque_color)] = WHITE
+    """What shows through transparent photos, in training, in tests and in predict: a name of a colour, or #rrggbb."""

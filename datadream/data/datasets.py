@@ -16,7 +16,7 @@ import fsspec
 import numpy as np
 from PIL import Image
 
-from datadream.config import DataConfig
+from datadream.config import WHITE, DataConfig
 from datadream.data.decode import decode_photo, look_of
 from datadream.data.image_folder import list_photos
 from datadream.data.names import readable_names
@@ -73,8 +73,8 @@ class PhotoSource(Protocol):
         ...
 
 
-def open_source(source: str) -> PhotoSource:
-    """The source that `data.source` names.
+def open_source(source: str, background: str = WHITE) -> PhotoSource:
+    """The source that `data.source` names; `background` shows through transparent photos.
 
     Raises FileNotFoundError when it is neither known nor a folder, ValueError when its file system cannot be reached.
     """
@@ -94,12 +94,12 @@ def open_source(source: str) -> PhotoSource:
             f"data.source is {source!r}: neither a known data set nor a folder that exists. "
             "Use 'digits' or a folder with one sub-folder of photos per class."
         )
-    return ImageFolder(source)
+    return ImageFolder(source, background)
 
 
 def open_dataset(config: DataConfig) -> Dataset:
     """The photos that a run's config names, with readable class names; raises what its source and names file raise."""
-    dataset = open_source(config.source).dataset()
+    dataset = open_source(config.source, config.background).dataset()
     return replace(dataset, class_names=readable_names(dataset.class_names, config.names))
 
 
@@ -136,6 +136,7 @@ class ImageFolder:
     """<root>/<class>/... or <root>/{train,val,test}/<class>/..., at any fsspec URL; see list_photos."""
 
     root: str
+    background: str = WHITE
 
     def dataset(self) -> Dataset:
         listing = list_photos(*fsspec.core.url_to_fs(self.root))
@@ -148,11 +149,11 @@ class ImageFolder:
 
     def read(self, key: str) -> Image.Image:
         path, data = self._file(key)
-        return decode_photo(data, path)
+        return decode_photo(data, path, self.background)
 
     def fingerprint(self, key: str) -> Fingerprint:
         path, data = self._file(key)
-        return Fingerprint(sha256(data), look_of(decode_photo(data, path)))
+        return Fingerprint(sha256(data), look_of(decode_photo(data, path, self.background)))
 
     def _file(self, key: str) -> tuple[str, bytes]:
         """Path and content."""

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from datadream.config import WHITE
+
 MOST_ASPECT = 50
 """Longer photos are refused: resized for training, a strip of 8000 x 20 pixels would become 200,000 pixels wide."""
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -27,7 +29,7 @@ if find_spec("pillow_heif"):
     pillow_heif.register_heif_opener()
 
 
-def decode_photo(data: bytes, path: str, background: str = "white") -> Image.Image:
+def decode_photo(data: bytes, path: str, background: str = WHITE) -> Image.Image:
     """An encoded photo as RGB; raises ValueError naming its path, the reason and the way out.
 
     `background` is what shows through transparent pixels.
@@ -59,7 +61,7 @@ def look_of(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
-def as_shown(image: Image.Image, background: str = "white") -> Image.Image:
+def as_shown(image: Image.Image, background: str = WHITE) -> Image.Image:
     """RGB as a viewer shows it: the first frame, upright, in sRGB, over `background` where it is transparent.
 
     Raises ValueError for a strip, and what Pillow raises for a photo that is broken.

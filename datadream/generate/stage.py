@@ -150,7 +150,7 @@ def _load_sampler(
             measured = GenerateBatch(batch_size=sampler.fastest_batch())
             noted = run.write_json_once(GENERATE_BATCH, measured.to_json())
         sampler.batch_size = GenerateBatch.from_json(noted).batch_size
-    source = open_source(config.data.source)
+    source = open_source(config.data.source, config.data.background)
 
     def generate(unit: Unit[Chunk]) -> Generated:
         # The retries are around the reads alone: an image costs far more than the file that it needs.

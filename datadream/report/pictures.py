@@ -64,7 +64,7 @@ def class_pictures(cells: Sequence[tuple[RunStore, ExperimentConfig]]) -> tuple[
     names = few_shot.class_names[:MAX_CLASSES]
     generated = {config.method: _generated(store, len(names)) for store, config in generating}
     try:
-        source = open_source(config.data.source)
+        source = open_source(config.data.source, config.data.background)
         shots = [keys[:REAL_PER_CLASS] for keys in few_shot.shots[: len(names)]]
         real = [[thumbnail(source.read(key)) for key in keys] for keys in shots]
     except Exception as error:

@@ -63,6 +63,20 @@ def test_a_photo_may_be_a_picture_a_path_or_pixels(run, photo_folder):
     assert all(named == pytest.approx(alone) for named in several), "a batch is rounded otherwise than one photo"
 
 
+def test_transparent_photos_are_classified_over_the_background_that_the_run_had(config, few_shot, tmp_path):
+    black, store = config.updated({"data.background": "black"}), RunStore(str(tmp_path))
+    outcome = SettingTrainer(black, few_shot, torch.device("cpu"), ALONE).run("zero-shot", None, lambda *_: None)
+    for name, data in outcome.files.items():
+        store.write_bytes(f"classifier/zero-shot/{name}", data)
+    store.write_json(classifier_marker("zero-shot"), outcome.metrics)
+    transparent = Image.new("RGBA", (20, 24), (0, 255, 0, 0))
+    black_photo = Image.new("RGB", (20, 24), "black")
+    asked = [transparent, black_photo, Image.new("RGB", (20, 24), "white")]
+    over_black, same, over_white = datadream.load_classifier(store.root).predict(asked)
+    assert over_black == pytest.approx(same)
+    assert over_black != pytest.approx(over_white)
+
+
 def test_the_exported_checkpoint_is_the_classifier(run, few_shot, photo_folder, tmp_path, capsys):
     assert main(["export", run, "--to", str(tmp_path / "clip")]) == 0
     name = capsys.readouterr().out.strip()

@@ -35,3 +35,10 @@ def test_a_prompt_is_text(prompt):
 def test_a_prompt_names_the_class(prompt, of_three):
     config = parse_config({"data": {"prompt": prompt}})
     assert sample_shots(open_source("digits").dataset(), 1, 0, config.data.prompt).prompts[3] == of_three
+
+
+@pytest.mark.parametrize("color", ["withe", "", "#12", "#00000080", "rgba(0, 0, 0, 0)"])
+def test_a_background_is_a_colour_that_hides(color):
+    with pytest.raises(ValueError, match="data.background is '.*': expected a colour that hides what is behind it"):
+        parse_config({"data": {"background": color}})
+    assert parse_config({"data": {"background": "#808080"}}).data.background == "#808080"

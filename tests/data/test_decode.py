@@ -133,3 +133,12 @@ def test_shots_test_photos_and_photos_to_predict_are_decoded_alike(tmp_path):
     given = [_open(tmp_path / "a" / "x.jpg"), _open(Image.open(tmp_path / "a" / "x.jpg"))]
     assert all(np.array_equal(np.asarray(shot), np.asarray(image)) for image in given)
     assert shot.size == picture().size
+
+
+def test_every_reader_of_a_run_shows_its_background(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGBA", (20, 10), (0, 255, 0, 0)).save(tmp_path / name / "x.png")
+    source, path = open_source(str(tmp_path), "#102030"), tmp_path / "a" / "x.png"
+    shown = [source.read("a/x.png"), _open(path, "#102030"), _open(Image.open(path), "#102030")]
+    assert [image.getpixel((4, 4)) for image in shown] == [(16, 32, 48)] * 3

@@ -77,7 +77,7 @@ class FeatureEncoder:
 
         self._device = device
         self._clip = load_clip(config.classify.model, config.classify.pretrained, device)
-        self._source = open_source(config.data.source)
+        self._source = open_source(config.data.source, config.data.background)
         self._threads = ThreadPoolExecutor(DECODE_THREADS)
 
     def commit(self, unit: Unit[FeatureJob]) -> None:
