@@ -48,7 +48,8 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
 
 
 def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
-    """The CLIP can be loaded, and tells the classes apart. It imports open_clip, which takes seconds."""
+    """The CLIP can be loaded, and the text encoders tell the classes apart. It imports open_clip, which takes
+    seconds."""
     from datadream.models.clip.load import check_clip, check_prompts
     from datadream.models.clip.trainable import check_trainable
 
@@ -56,6 +57,12 @@ def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
     check_trainable(config.classify)
     for prompts in {cell.few_shot.prompts for cell in cells}:
         check_prompts(config.classify.model, prompts)
+    if config.generate.prompts:
+        from datadream.models.diffusion.prompts import check_templates
+
+        model = config.diffusion
+        for names in {cell.few_shot.class_names for cell in cells if cell.plan.images}:
+            check_templates(model.model, model.revision, config.generate.prompts, names)
 
 
 def _check_settings(config: ExperimentConfig) -> None:

@@ -285,6 +285,12 @@ def test_filters_that_ask_for_more_classes_than_there_are_are_refused(config, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_templates_under_which_names_are_cut_are_refused(config, tmp_path):
+    templates = ["a photo of a {name}", "a very " + "long " * 30 + "{name}"]
+    with pytest.raises(ValueError, match=r"generate.prompts has 'a very long .*: with class 'digit zero' it has"):
+        Experiment(config.updated({"generate.prompts": templates}), str(tmp_path / "run")).check()
+
+
 def test_another_config_in_the_same_folder_is_refused(undisturbed):
     other = Experiment(undisturbed.config.updated({"adapt.rank": 8}), undisturbed.store.root)
     with pytest.raises(ValueError, match=r"made with another config: adapt.rank \(16 there, 8 now\)"):

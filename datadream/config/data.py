@@ -30,6 +30,10 @@ def _prompt_template(value: Any) -> str:
     return value
 
 
+PromptTemplate = Annotated[str, BeforeValidator(_prompt_template)]
+"""Text with {name} in it."""
+
+
 def _opaque_color(name: str) -> str:
     try:
         if len(ImageColor.getrgb(name)) == 3:
@@ -51,7 +55,8 @@ class DataConfig(Section):
     names: str | None = None
     """A YAML or JSON file of names by class folder ("folder: name"). Unset: folders' names with blanks for
     underscores, and for ImageNet's WordNet ids the names of CLIP's prompts."""
-    prompt: Annotated[str, BeforeValidator(_prompt_template)] = "a photo of a {name}"
-    """Prompt of a class, to train and to generate with (paper, section 3); {name} stands for the name of the class."""
+    prompt: PromptTemplate = "a photo of a {name}"
+    """Prompt of a class, to train and to generate with (paper, section 3); {name} stands for the name of the class.
+    generate.prompts has others to generate with."""
     background: Annotated[str, AfterValidator(_opaque_color)] = WHITE
     """What shows through transparent photos, in training, in tests and in predict: a name of a colour, or #rrggbb."""

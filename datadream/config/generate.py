@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from datadream.config.data import PromptTemplate
 from datadream.config.section import Section, Share
 
 Preset = Literal["exact", "fast", "turbo"]
@@ -24,6 +25,12 @@ def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
     if interval[0] > interval[1]:
         raise ValueError("the first number must not be larger than the second")
     return interval
+
+
+def _distinct(templates: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(templates)) < len(templates):
+        raise ValueError("a template is listed twice")
+    return templates
 
 
 class SelectConfig(Section):
@@ -60,6 +67,9 @@ class GenerateConfig(Section):
     unset: as they are. Measured effect: README."""
     images_per_class: int = Field(500, ge=1)
     """Synthetic images per class (paper: 500)."""
+    prompts: Annotated[tuple[PromptTemplate, ...], AfterValidator(_distinct)] = ()
+    """Templates of the images' prompts, such as ["a photo of a {name}", "a drawing of a {name}"]: each image's seed
+    chooses its own among them. Empty: data.prompt, which adapters and classifiers learn in any case."""
     steps: int = Field(50, ge=1)
     """Denoising steps (paper: 50)."""
     guidance_scale: float = Field(2.0, ge=1)

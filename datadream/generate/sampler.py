@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 
@@ -38,7 +39,7 @@ DECODE_BATCH = 8
 
 
 class Sampler:
-    """Generates batches of images that share adapters and a prompt."""
+    """Generates images that share adapters, in batches that share a prompt."""
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: GenerateConfig, resolution: int) -> None:
         """Raises ValueError when `config.scheduler` is no diffusers scheduler."""
@@ -80,8 +81,7 @@ class Sampler:
         read_photo: Callable[[str], Image.Image],
         run: str = "",
     ) -> np.ndarray:
-        """Images [n, height, width, 3], uint8, in the order of `requests`, which share adapters, prompt and
-        strength.
+        """Images [n, height, width, 3], uint8, in the order of `requests`, which share adapters and strength.
 
         `run` says whose adapters are meant: another run's may have the same ids.
         Raises MemoryError when the device's memory does not suffice for one image, FloatingPointError when an image
@@ -93,7 +93,20 @@ class Sampler:
         if wanted != self._merged:
             self._merger.merge([(read_adapter(adapter_id), weight) for adapter_id, weight in adapters])
             self._merged = wanted
-        prompts = self._prompts(requests[0].prompt)
+        requests = list(requests)
+        by_prompt: dict[str, list[int]] = defaultdict(list)
+        for place, request in enumerate(requests):
+            by_prompt[request.prompt].append(place)
+        generated: dict[int, np.ndarray] = {}
+        for prompt, places in by_prompt.items():
+            own = [requests[place] for place in places]
+            generated |= zip(places, self._generate_all(own, self._prompts(prompt), read_photo), strict=True)
+        return np.stack([generated[place] for place in range(len(requests))])
+
+    def _generate_all(
+        self, requests: Sequence[ImageRequest], prompts: Tensor, read_photo: Callable[[str], Image.Image]
+    ) -> list[np.ndarray]:
+        """Images of one prompt, in as many batches as memory asks for."""
         images: list[np.ndarray] = []
         while len(images) < len(requests):
             try:
@@ -110,7 +123,7 @@ class Sampler:
             self.batch_size = (self.batch_size + 1) // 2
             log.warning("out of memory: going on with %d images at once", self.batch_size)
             torch.cuda.empty_cache()
-        return np.stack(images)
+        return images
 
     def fastest_batch(self) -> int:
         """The part of a chunk that this device denoises fastest per image, of those that its memory holds.

@@ -50,14 +50,16 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class ImageSeries(Sequence[ImageRequest]):
-    """Images of one class that differ in nothing but their index, and so in noise and the photo that they start from.
+    """Images of one class that differ in nothing but their index, and so noise, in which of the prompts they
+    have, and in the photo that they start from.
 
     It is a sequence of `ImageRequest`s that makes each when it is asked for: half a million images are planned in the
     memory of their series, and a seed is derived where its image is generated. A slice is a series again.
     """
 
     label: int
-    prompt: str
+    prompts: tuple[str, ...]
+    """An image's seed chooses its prompt among these."""
     n_images: int
     run_seed: int
     first_index: int = 0
@@ -100,7 +102,7 @@ class ImageSeries(Sequence[ImageRequest]):
         # The seed has neither adapter nor prompt in it: all methods start an image from the same noise.
         seed = derive_seed(self.run_seed, "image", self.label, index)
         photo = self.source_keys[index % len(self.source_keys)] if self.source_keys else None
-        return self.label, index, self.prompt, seed, self.adapters, photo, self.strength
+        return self.label, index, self.prompts[seed % len(self.prompts)], seed, self.adapters, photo, self.strength
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +145,20 @@ def class_photos(few_shot: FewShotSet, label: int) -> tuple[TrainingPhoto, ...]:
 def series_per_class(
     few_shot: FewShotSet, config: ExperimentConfig, adapter_of: Callable[[int], str] | None = None
 ) -> tuple[ImageSeries, ...]:
-    """For every class its images from noise and the class prompt; from the base generator unless `adapter_of` names a
-    class's adapter.
+    """For every class its images from noise and the class prompt, or those of `generate.prompts`; from the base
+    generator unless `adapter_of` names a class's adapter.
 
     `images_per_class` of them, or where filters choose, all that may be generated: the first of these are
     the ones that would be without filters.
     """
     n_images, seed = config.generate.candidates_per_class, config.seed
     return tuple(
-        ImageSeries(label, prompt, n_images, seed, adapters=((adapter_of(label), 1.0),) if adapter_of else ())
-        for label, prompt in enumerate(few_shot.prompts)
+        ImageSeries(
+            label,
+            tuple(template.format(name=name) for template in config.generate.prompts) or (few_shot.prompts[label],),
+            n_images,
+            seed,
+            adapters=((adapter_of(label), 1.0),) if adapter_of else (),
+        )
+        for label, name in enumerate(few_shot.class_names)
     )

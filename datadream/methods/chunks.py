@@ -41,7 +41,7 @@ class Chunk:
 
 def split_into_chunks(run_url: str, images: Iterable[ImageSeries], chunk_size: int) -> list[Chunk]:
     """Chunks of at most `chunk_size` neighbours in a series, in the plan's order."""
-    # Cut within a series, so that a chunk has one class, prompt and set of adapters: these are merged once for it.
+    # Cut within a series, so that a chunk has one class and set of adapters: these are merged once for it.
     parts = (series[start : start + chunk_size] for series in images for start in range(0, len(series), chunk_size))
     return [Chunk(run_url, f"{part.label:05d}-{part.first_index:06d}", part) for part in parts]
 

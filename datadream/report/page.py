@@ -94,7 +94,7 @@ def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: 
         "setting_notes": [(name, text.SETTING_NOTES[name]) for name in SETTINGS if name in settings],
         "method_notes": [(name, text.METHOD_NOTES[name]) for name in METHODS if name in methods],
         "pictures": pictures,
-        "prompt": config.data.prompt,
+        "prompts": config.generate.prompts or (config.data.prompt,),
         "n_classes": n_classes,
         "max_classes": MAX_CLASSES,
         "selection": selection_rows(cells),

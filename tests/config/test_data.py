@@ -1,4 +1,4 @@
-"""A prompt that does not name the class is refused where it is written."""
+"""What the photos are and how classes are prompted is refused where it is written."""
 
 import pytest
 
@@ -42,3 +42,17 @@ def test_a_background_is_a_colour_that_hides(color):
     with pytest.raises(ValueError, match="data.background is '.*': expected a colour that hides what is behind it"):
         parse_config({"data": {"background": color}})
     assert parse_config({"data": {"background": "#808080"}}).data.background == "#808080"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["a {name}", "a photo"], "generate.prompts is 'a photo': expected {name} where the name of the class goes"),
+        (["a {name} {x}"], "generate.prompts is 'a {name} {x}': expected {name}"),
+        ("a {name}", "generate.prompts is 'a {name}': expected a list, such as"),
+        (["a {name}", "a {name}"], "generate.prompts is .*: a template is listed twice"),
+    ],
+)
+def test_each_template_names_the_class(prompts, message):
+    with pytest.raises(ValueError, match=message):
+        parse_config({"generate": {"prompts": prompts}})

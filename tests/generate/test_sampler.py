@@ -1,6 +1,7 @@
 """Our images are the ones that plain diffusers generates with the same seed."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,17 @@ def test_an_image_does_not_depend_on_its_batch_or_on_the_adapters_before(sampler
     alone = sampler.generate(requests(7, "class-1")[4:5], adapters.__getitem__, read_photo)
     assert np.abs(alone[0].astype(int) - batch[4].astype(int)).max() <= 1
     assert np.array_equal(sampler.generate(requests(7, "class-1"), adapters.__getitem__, read_photo), batch)
+
+
+def test_images_of_several_prompts_are_those_of_each_prompt_in_their_order(sampler, adapters):
+    prompts = [PROMPT, "a drawing of a dog", PROMPT, PROMPT, "a drawing of a dog"]
+    asked = [replace(each, prompt=prompt) for each, prompt in zip(requests(5, "class-1"), prompts, strict=True)]
+    ours = sampler.generate(asked, adapters.__getitem__, read_photo)
+    for places in ((0, 2, 3), (1, 4)):
+        own = sampler.generate([asked[place] for place in places], adapters.__getitem__, read_photo)
+        assert np.array_equal(ours[list(places)], own)
+    one_prompt = sampler.generate(requests(5, "class-1"), adapters.__getitem__, read_photo)
+    assert not np.array_equal(ours[1], one_prompt[1])
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")])

@@ -1,7 +1,7 @@
 """Plans: which adapters, which images, and seeds that nothing else shares."""
 
 from collections import Counter
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 
@@ -70,18 +70,18 @@ def test_another_run_seed_changes_every_image(few_shot):
 def test_images_of_an_adapter_that_is_not_trained_are_refused():
     spec = AdapterSpec("class-00000", (), 1, 0)
     with pytest.raises(ValueError, match="class 3 asks for adapter 'clas-00000'.*Did you mean 'class-00000'?"):
-        Plan((spec,), (ImageSeries(3, "a cat", 2, 0, adapters=(("clas-00000", 1.0),)),))
+        Plan((spec,), (ImageSeries(3, ("a cat",), 2, 0, adapters=(("clas-00000", 1.0),)),))
 
 
 def test_a_class_may_have_several_series_but_an_index_once():
-    of_shots = [ImageSeries(3, f"a cat, {n}", 5, 0, first_index=5 * n, source_keys=(f"{n}.png",)) for n in range(3)]
+    of_shots = [ImageSeries(3, (f"a cat, {n}",), 5, 0, first_index=5 * n, source_keys=(f"{n}.png",)) for n in range(3)]
     assert [request.index for request in requests(Plan(images=tuple(of_shots)))] == list(range(15))
     with pytest.raises(ValueError, match="two series of class 3 have an image 9. .*first_index=10 or above"):
-        Plan(images=(*of_shots, ImageSeries(3, "a cat", 1, 0, first_index=9)))
+        Plan(images=(*of_shots, ImageSeries(3, ("a cat",), 1, 0, first_index=9)))
 
 
 def test_a_part_of_a_series_has_the_same_requests():
-    series = ImageSeries(3, "a cat", 7, 11, first_index=4, source_keys=("a.png", "b.png", "c.png"), strength=0.5)
+    series = ImageSeries(3, ("a cat",), 7, 11, first_index=4, source_keys=("a.png", "b.png", "c.png"), strength=0.5)
     whole = list(series)
     assert (len(series), [request.index for request in whole]) == (7, list(series.indices))
     assert list(series.values()) == [astuple(request) for request in whole]
@@ -93,3 +93,19 @@ def test_a_part_of_a_series_has_the_same_requests():
         series[7]
     with pytest.raises(ValueError, match="has step 2"):
         series[::2]
+
+
+@pytest.mark.parametrize("method", ["zero-shot", "is-synth", "datadream-cls", "datadream-dset"])
+def test_the_seed_of_an_image_chooses_its_prompt_and_nothing_else(few_shot, method):
+    templates = ["a photo of a {name}", "a drawing of a {name}", "{name}, blurred"]
+    one, same, three = (
+        plan(few_shot, method, **{"generate.prompts": each, "generate.images_per_class": 30})
+        for each in ([], templates[:1], templates)
+    )
+    assert same == one
+    assert three.adapters == one.adapters
+    chosen = Counter(image.prompt for image in requests(three) if image.label == 7)
+    assert set(chosen) == {template.format(name="digit seven") for template in templates}
+    assert min(chosen.values()) > 1
+    for image, plain in zip(requests(three), requests(one), strict=True):
+        assert replace(image, prompt=plain.prompt) == plain
