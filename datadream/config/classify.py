@@ -30,7 +30,8 @@ class AugmentConfig(Section):
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     """Range of a crop's width over its height; (1, 1) keeps squares."""
     flip: bool | None = None
-    """Mirror half of the images (paper: true); unset: no, for a mirrored character or sign is another one."""
+    """Mirror half of the images (paper: true); unset: no, for a mirrored character or sign is another one.
+    classify.search.flips=[false, true] lets validation photos choose."""
     rotation: float = Field(0.0, ge=0, le=180)
     """Largest rotation, in degrees either way; 0 turns it off."""
     color_jitter: float = Field(0.4, ge=0, le=1)

@@ -30,6 +30,8 @@ class SearchConfig(Section):
     mixes: tuple[Mix, ...] = ()
     """Mixing of images to choose from, with the authors' Beta parameter 1 (paper: with and without mixup and CutMix);
     empty: classify.mixup and classify.cutmix."""
+    flips: tuple[bool, ...] = ()
+    """Mirroring half of the images to choose from, [false, true]; empty: classify.augment.flip."""
     grace: float = Field(0.1, gt=0, le=1)
     """Share of classify.steps that every combination is trained for, at least, before any is given up; 1: all train
     to the end (paper)."""
@@ -38,11 +40,12 @@ class SearchConfig(Section):
 
     @property
     def combinations(self) -> list[dict[str, float]]:
-        """Knobs of `ClassifyConfig` and their values, one dict for each combination, in the order of the lists."""
-        listed = [
+        """Dotted knobs of `ClassifyConfig` and their values, a dict for each combination, in the order of the lists."""
+        listed: list[list[dict[str, float]]] = [
             [{"learning_rate": rate} for rate in self.learning_rates],
             [{"weight_decay": decay} for decay in self.weight_decays],
             [MIXES[mix] for mix in self.mixes],
+            [{"augment.flip": flip} for flip in self.flips],
         ]
         products = itertools.product(*filter(None, listed))
         return [dict(itertools.chain.from_iterable(map(dict.items, parts))) for parts in products if parts]

@@ -96,4 +96,6 @@ def _key(knobs: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
 
 
 def _value(value: float | None) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "–" if value is None else f"{value:g}"

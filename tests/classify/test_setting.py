@@ -107,6 +107,16 @@ def test_one_loaded_clip_serves_several_knobs(config, few_shot):
         trainer.with_knobs({"model": "RN50"})
 
 
+def test_a_search_may_mirror_images(config, few_shot):
+    trainer = SettingTrainer(config, few_shot, torch.device("cpu"), ALONE)
+    short = {"steps": 4, "eval_every": 4}
+    unset, no, yes = (
+        trainer.with_knobs(short | knobs).choose("real", None, lambda step, reading: None)["curve"]
+        for knobs in ({}, {"augment.flip": False}, {"augment.flip": True})
+    )
+    assert unset == no != yes
+
+
 def test_what_test_photos_chose_is_marked(config, few_shot):
     outcome, _ = run(SettingTrainer(config.updated({"classify.select_on": "test"}), few_shot, CPU, ALONE))
     metrics = outcome.metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datadream.report import write_report
 from datadream.report.search import choice_table, trial_tables
+from datadream.run.layout import SearchRecord, classifier_marker
 from datadream.run.store import RunStore
 from tests.report.fabricate import write_search
 
@@ -38,6 +39,16 @@ def test_own_knobs_that_are_not_listed_stand_last_and_may_be_chosen(make_run):
         (["1e-05"], ["72.0", "82.0"], False),
         (["0.0001"], ["60.0", "90.0"], True),
     ]
+
+
+def test_whether_images_are_mirrored_reads_yes_or_no(make_run):
+    store, config = make_run("run", {"real": 80.0}, classify__search__flips=(False, True))
+    trials = [{"knobs": {"augment.flip": flip}, "steps": 100, "val_top1": 70.0 + flip} for flip in (True, False)]
+    name = classifier_marker("real")
+    search = SearchRecord(**trials[0], n_trials=2, trials=trials)
+    store.write_json(name, store.read_json(name) | {"search": search.to_json()})
+    (table,) = trial_tables([(store, config)])
+    assert (table.knobs, table.rows) == (["augment.flip"], [(["no"], ["70.0"], False), (["yes"], ["71.0"], True)])
 
 
 def test_a_table_of_runs_has_a_row_for_each_choice(make_run):

@@ -12,6 +12,7 @@ steps costs a third of the last.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from datadream.config import ClassifyConfig, Setting
@@ -99,7 +100,8 @@ class Search:
 def candidates(config: ClassifyConfig) -> list[dict[str, float]]:
     """The config's own values of the knobs that are searched, then all other combinations."""
     listed = config.search.combinations
-    own = {name: getattr(config, name) for name in listed[0]}
+    # A knob that is unset is one that is off.
+    own = {name: False if (value := attrgetter(name)(config)) is None else value for name in listed[0]}
     return [own, *(combination for combination in listed if combination != own)]
 
 

@@ -134,3 +134,14 @@ def test_records_of_other_knobs_are_not_taken_for_a_trial(tmp_path):
         record(store, trial, 50.0)
     store.write_json(first.marker, {"knobs": second.knobs, "number": 0, "steps": first.steps, "val_top1": 99.0})
     assert search.next_trials() == [first]
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, [False, True]), (False, [False, True]), (True, [True, False])])
+def test_mirroring_is_chosen_like_other_knobs(tmp_path, own, expected):
+    flips = ClassifyConfig(augment={"flip": own}, search={"flips": [False, True], "grace": 1})
+    assert candidates(flips) == [{"augment.flip": flip} for flip in expected]
+    store = RunStore(str(tmp_path))
+    for trial in Search(store, "real", flips).next_trials():
+        record(store, trial, 60.0 + 10 * trial.knobs["augment.flip"])
+    assert Search(store, "real", flips).next_trials() == []
+    assert found_knobs(store, "real").knobs == {"augment.flip": True}
