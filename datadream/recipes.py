@@ -37,6 +37,8 @@ def digits(**changes: Any) -> ExperimentConfig:
         "classify.learning_rate": 1e-3,
         "classify.warmup_steps": 20,
         "classify.eval_every": 50,
+        # A scan is a square of the CLIP's input: the same images as from "photo", and earlier runs go on.
+        "classify.augment.crop_from": "square",
         # Milder changes than the paper's: a scan has 8 x 8 grey pixels.
         "classify.augment.crop_scale": [0.75, 1.0],
         "classify.augment.rotation": 12.0,
@@ -55,6 +57,7 @@ def laptop(**changes: Any) -> ExperimentConfig:
     pictures = {
         "adapt.steps_per_class": 100,
         "generate.images_per_class": 100,
+        "classify.augment.crop_from": "photo",
         "classify.augment.rotation": 0.0,
         "classify.augment.color_jitter": 0.4,
     }

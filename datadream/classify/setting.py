@@ -15,7 +15,13 @@ from torch import Tensor
 from datadream.classify import gda
 from datadream.classify.evaluate import PhotoBatches, Scores, count_correct, features_of, score
 from datadream.classify.files import SavedClassifier
-from datadream.classify.ingest.batches import LabelledImages, SyntheticImages, read_photos, shuffled_batches
+from datadream.classify.ingest.batches import (
+    Labelled,
+    SyntheticImages,
+    read_photos,
+    read_whole_photos,
+    shuffled_batches,
+)
 from datadream.classify.loop import Checkpoints, Report, Trained, train
 from datadream.classify.metrics import logits_parquet, measure
 from datadream.classify.model_selection import ALL_SHOTS, Selection, best_of, readings, selection_of, train_chosen
@@ -57,7 +63,7 @@ class SettingTrainer:
         self._source = open_source(config.data.source, config.data.background)
         self._batches: dict[tuple[Photo, ...], PhotoBatches] = {}
         # A list, not a value: copies made by `with_knobs` before the shots are decoded must share them too.
-        self._decoded: list[LabelledImages] = []
+        self._decoded: list[Labelled] = []
 
     def with_knobs(self, changes: dict[str, Any]) -> SettingTrainer:
         """A trainer with other knobs of `classify`, by their names, on the same loaded CLIP and photos.
@@ -65,7 +71,7 @@ class SettingTrainer:
         Raises ValueError for knobs that are about what is loaded.
         """
         # A copy shares the CLIP, the shots and the photos that are kept; nothing of these depends on other knobs.
-        loaded = {"model", "pretrained", "precision"} & changes.keys()
+        loaded = {"model", "pretrained", "precision", "augment.crop_from"} & changes.keys()
         if loaded:
             raise ValueError(
                 f"classify.{min(loaded)} cannot be changed on a CLIP that is loaded. Make another trainer."
@@ -217,12 +223,13 @@ class SettingTrainer:
         for origin, batch_size, weight in batch_plan(setting, config.batch_size, config.real_weight):
             if origin == "real":
                 if not self._decoded:
-                    shots = read_photos(self._source, self._few_shot.photos, self.clip.size)
-                    self._decoded.append(shots.to(self._device))
+                    read = read_whole_photos if config.augment.crop_from == "photo" else read_photos
+                    photos: Labelled = read(self._source, self._few_shot.photos, self.clip.size)
+                    self._decoded.append(photos.to(self._device))
                 # `few_shot` may be a fold: its shots are among the run's, which are decoded once.
                 kept = set(few_shot.photos)
                 rows = [row for row, photo in enumerate(self._few_shot.photos) if photo in kept]
-                shots = self._decoded[0][torch.tensor(rows, device=self._device)]
+                shots = self._decoded[0][torch.tensor(rows)]
                 batches = partial(shuffled_batches, shots, batch_size, self._collectives, seed(origin))
             else:
                 assert synthetic is not None  # check_job asks for a dataset

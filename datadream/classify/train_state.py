@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from datadream.classify.ingest.batches import LabelledImages
+from datadream.classify.ingest.batches import Labelled
 from datadream.config import ClassifyConfig
 from datadream.data.augment import Augment
 from datadream.data.mix import draw_mix
@@ -37,7 +37,7 @@ from datadream.runtime.device import dtype_of
 class Part:
     """One origin of the images of every batch."""
 
-    batches: Callable[[int], Iterator[LabelledImages]]
+    batches: Callable[[int], Iterator[Labelled]]
     """Step -> this rank's share of endless batches from that step on."""
     batch_size: int
     """Images of a batch over all ranks."""
@@ -196,16 +196,17 @@ class Training:
                 )
             # Drawn for the batch of all ranks: an image's crop does not depend on how many share the batch.
             numbers = self._augment.draw(part.batch_size, self._rng)
-            pixels, other_labels, share = self._augment.apply(images.images, numbers[rows]), images.labels, 1.0
+            pixels = self._augment.apply(images.images, numbers[rows]).to(device)
+            other_labels, share = images.labels, 1.0
             # A generator of its own for each step and part: mixing or not moves no other random number.
             mix = draw_mix(self._config, self._clip.size, derive_seed(self._seed, "mix", self.steps, number))
             if mix is not None:
                 # Every image with the one before it in the batch of all ranks, as in torchvision.
                 before = torch.arange(rows.start, rows.stop) - 1
                 others, other_labels = (
-                    self._collectives.gather(ours, part.batch_size)[before] for ours in (images.images, images.labels)
+                    self._collectives.gather(ours, part.batch_size)[before] for ours in (pixels, images.labels)
                 )
-                pixels, share = mix.apply(pixels, self._augment.apply(others, numbers[before])), mix.share
+                pixels, share = mix.apply(pixels, others), mix.share
             weights, shares = (
                 torch.full((n,), value, device=device) for value in (part.weight / part.batch_size, share)
             )

@@ -25,8 +25,12 @@ class AugmentConfig(Section):
     """Random changes to the classifier's training images (paper: random resized crop, flip, colour jitter,
     grayscale), in the order: RandAugment, crop, colours, blur, solarisation."""
 
+    crop_from: Literal["photo", "square"] = "photo"
+    """What crops of real photos are cut from: photo (all of it, with a short side of up to twice the CLIP's input) or
+    square (its middle at the size of the input, as in earlier versions). Generated images are squares already."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    """Range of the area of a random resized crop, as a share of the image; (1, 1) turns it off."""
+    """Range of the area of a random resized crop, as a share of the image; (1, 1): the largest that crop_ratio
+    allows."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     """Range of a crop's width over its height; (1, 1) keeps squares."""
     flip: bool | None = None

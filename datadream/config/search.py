@@ -40,7 +40,7 @@ class SearchConfig(Section):
 
     @property
     def combinations(self) -> list[dict[str, float]]:
-        """Dotted knobs of `ClassifyConfig` and their values, a dict for each combination, in the order of the lists."""
+        """Dotted knobs of `ClassifyConfig` and their values, a dict for each combination, in the lists' order."""
         listed: list[list[dict[str, float]]] = [
             [{"learning_rate": rate} for rate in self.learning_rates],
             [{"weight_decay": decay} for decay in self.weight_decays],

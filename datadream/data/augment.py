@@ -8,6 +8,7 @@ result does not depend on how many workers share the batch.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,8 @@ BLUR_SIGMA, BLUR_SIZE = (0.1, 2.0), 224
 
 
 class Augment:
-    """uint8 images [n, 3, H, W] -> augmented, normalised float32 images [n, 3, size, size]."""
+    """uint8 images, [n, 3, H, W] or n images [3, H, W] of many sizes -> augmented, normalised float32 images
+    [n, 3, size, size]."""
 
     def __init__(
         self, config: AugmentConfig, flip: bool, size: int, mean: Sequence[float], std: Sequence[float]
@@ -38,26 +40,19 @@ class Augment:
         self.n_numbers = N_NUMBERS + has_blur * N_BLUR_NUMBERS + config.rand_augment * NUMBERS_PER_OPERATION
         self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
 
-    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor | Sequence[Tensor], rng: torch.Generator) -> Tensor:
         return self.apply(images, self.draw(len(images), rng))
 
     def draw(self, n: int, rng: torch.Generator) -> Tensor:
         """Random numbers in [0, 1) for n images, [n, n_numbers], on the generator's device."""
         return torch.rand(n, self.n_numbers, generator=rng, device=rng.device)
 
-    def apply(self, images: Tensor, numbers: Tensor) -> Tensor:
+    def apply(self, images: Tensor | Sequence[Tensor], numbers: Tensor) -> Tensor:
         """Change each image by its own row of numbers."""
-        of_operations, of_blur = self.config.rand_augment * NUMBERS_PER_OPERATION, numbers[:, N_NUMBERS:]
-        if of_operations:
-            images = rand_augment(images, numbers[:, -of_operations:], self.config.rand_augment_magnitude)
-        numbers = numbers[:, :N_NUMBERS].to(images.device, non_blocking=True)
-        theta = self._affine(*numbers[:, :6].unbind(1))
-        grid = F.affine_grid(theta, [len(images), 3, self.size, self.size], align_corners=False)
-        pixels = F.grid_sample(
-            images.float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False
-        )
-        pixels = self._change_colors(pixels, numbers[:, 6:])
+        pixels = self._crop(images, numbers) if isinstance(images, Tensor) else self._crop_each(images, numbers)
+        pixels = self._change_colors(pixels, numbers[:, 6:N_NUMBERS].to(pixels.device, non_blocking=True))
         # The numbers of blur and solarisation stay on the CPU: which images they meet decides shapes there.
+        of_blur = numbers[:, N_NUMBERS:]
         if self.config.blur > 0:
             pixels = self._blur(pixels, *of_blur[:, :2].unbind(1))
         if self.config.solarize > 0:
@@ -65,17 +60,52 @@ class Augment:
             pixels = pixels.index_copy(0, rows, tv.solarize(pixels[rows], threshold=0.5))
         return (pixels - self._mean.to(pixels.device)) / self._std.to(pixels.device)
 
-    def _affine(self, scale: Tensor, ratio: Tensor, x: Tensor, y: Tensor, mirror: Tensor, angle: Tensor) -> Tensor:
-        """Maps [n, 2, 3] from output to input coordinates, both in [-1, 1]: a crop, turned about its own centre."""
+    def _crop_each(self, images: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        """As `_crop`, for images of many sizes; those of one size together."""
+        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+        for row, image in enumerate(images):
+            by_shape[image.shape].append(row)
+        parts = [self._crop(torch.stack([images[row] for row in own]), numbers[own]) for own in by_shape.values()]
+        if len(parts) < 2:
+            return parts[0] if parts else torch.empty(0, 3, self.size, self.size)
+        order = torch.tensor([row for own in by_shape.values() for row in own]).argsort()
+        return torch.cat(parts)[order]
+
+    def _crop(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """uint8 images [n, 3, H, W] -> RandAugment, crop, mirroring and rotation, float32 [n, 3, size, size]."""
+        if of_operations := self.config.rand_augment * NUMBERS_PER_OPERATION:
+            images = rand_augment(images, numbers[:, -of_operations:], self.config.rand_augment_magnitude)
+        height, width = images.shape[2:]
+        theta = self._affine(width / height, *numbers[:, :6].to(images.device, non_blocking=True).unbind(1))
+        # Bilinear interpolation alone would skip pixels where it shrinks by more than two.
+        fine = 2 if min(height, width) > self.size else 1
+        grid = F.affine_grid(theta, [len(images), 3, fine * self.size, fine * self.size], align_corners=False)
+        pixels = F.grid_sample(
+            images.float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+        )
+        return F.avg_pool2d(pixels, fine) if fine > 1 else pixels
+
+    def _affine(
+        self, shape: float, scale: Tensor, ratio: Tensor, x: Tensor, y: Tensor, mirror: Tensor, angle: Tensor
+    ) -> Tensor:
+        """Maps [n, 2, 3] from output to input coordinates, both in [-1, 1]: a crop, turned about its own centre.
+
+        `shape` is the width of the images over their height.
+        """
         area = _between(scale, *self.config.crop_scale)
         aspect = torch.exp(_between(ratio, *map(math.log, self.config.crop_ratio)))
-        width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+        width, height = (area * aspect / shape).sqrt().clamp(max=1), (area / aspect * shape).sqrt().clamp(max=1)
+        if shape != 1:
+            # A large crop of a long image ends at its edges, and would become as long as the image.
+            narrowest, widest = self.config.crop_ratio
+            width = torch.minimum(width, widest * height / shape)
+            height = torch.minimum(height, width * shape / narrowest)
         center_x, center_y = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
         if self.flip:
             width = torch.where(mirror < 0.5, -width, width)
         turn = torch.deg2rad(_between(angle, -self.config.rotation, self.config.rotation))
         cos, sin = turn.cos(), turn.sin()
-        rows = [cos * width, -sin * height, center_x, sin * width, cos * height, center_y]
+        rows = [cos * width, -sin * height / shape, center_x, sin * width * shape, cos * height, center_y]
         return torch.stack(rows, dim=1).view(-1, 2, 3)
 
     def _change_colors(self, pixels: Tensor, numbers: Tensor) -> Tensor:

@@ -115,6 +115,17 @@ def square(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
 
 
+def whole(image: Image.Image, least: int, most: int) -> np.ndarray:
+    """uint8 [3, height, width]: a whole image, resized with antialiasing where its short side is not `least` to
+    `most` pixels."""
+    image, short = image.convert("RGB"), min(image.size)
+    side = min(max(short, least), most)
+    if side != short:
+        width, height = (round(length * side / short) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
 def decode_squares(encoded: Sequence[bytes], keys: Sequence[str], size: int) -> np.ndarray:
     """`square` of each encoded image, uint8 [n, 3, size, size]; raises ValueError naming one that is broken."""
     squares = np.empty((len(encoded), 3, size, size), np.uint8)

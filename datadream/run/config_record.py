@@ -28,8 +28,10 @@ def recorded_config(store: RunStore) -> ExperimentConfig | None:
     if not there:
         return None
     config = store.read_json(CONFIG)["config"]
-    # Runs that do not say were trained without.
-    config.setdefault("classify", {}).setdefault("lora_dropout", 0.0)
+    # Runs that do not say were trained without dropout, on squares.
+    classify = config.setdefault("classify", {})
+    classify.setdefault("lora_dropout", 0.0)
+    classify.setdefault("augment", {}).setdefault("crop_from", "square")
     try:
         return parse_config(config)
     except ValueError as error:

@@ -97,6 +97,51 @@ def test_crops_show_the_share_of_the_image_that_was_asked_for():
     assert result.amin(dim=1).std() > 0.05
 
 
+@pytest.mark.parametrize("landscape", [True, False])
+def test_crops_of_a_long_photo_reach_all_of_it_and_keep_their_ratio(landscape):
+    """On a ramp along the long side, the range of levels is the crop's length."""
+    ramp = torch.linspace(0, 255, 96).to(torch.uint8).expand(3, 32, 96)
+    ramp = ramp if landscape else ramp.transpose(1, 2)
+    for ratio in ((1.0, 1.0), (0.75, 4 / 3)):
+        result = pixels(augment(crop_scale=(0.2, 1.0), crop_ratio=ratio)([ramp] * 256, rng()))[:, 0]
+        levels = result[:, 8] if landscape else result[:, :, 8]
+        length = (levels.amax(dim=1) - levels.amin(dim=1)) * 16 / 15  # from centre to centre of the outer pixels
+        longest = max(ratio) * 32 / 96
+        assert longest - 0.05 < length.max() <= longest + 0.02
+        assert levels.min() < 0.05
+        assert levels.max() > 0.95
+
+
+def test_a_rotated_long_photo_is_not_sheared():
+    """A disc stays a disc."""
+    y, x = torch.meshgrid(torch.arange(48) - 23.5, torch.arange(96) - 47.5, indexing="ij")
+    disc = ((x.hypot(y) < 12) * 255).to(torch.uint8).expand(3, 48, 96)
+    turned = augment(size=48, rotation=180, crop_scale=(1, 1)).apply([disc] * 16, torch.rand(16, 10, generator=rng()))
+    found = [(result > 0.5).nonzero().float() for result in pixels(turned)[:, 0]]
+    inside = [each for each in found if len(each) and each.min() > 0 and each.max() < 47]
+    assert len(inside) > 3
+    for each in inside:
+        assert abs(each[:, 0].std() - each[:, 1].std()) < 0.3
+
+
+def test_photos_of_many_sizes_are_changed_as_each_alone(images):
+    photos = [torch.randint(256, (3, *shape), dtype=torch.uint8, generator=rng(1)) for shape in ((16, 20), (30, 16))]
+    mixed = [photos[0], images[0], photos[1], photos[0], images[1]]
+    every = augment(flip=True, crop_scale=(0.3, 1), rotation=30, color_jitter=0.4, blur=0.5, rand_augment=2)
+    numbers = every.draw(len(mixed), rng())
+    alone = [every.apply([image], numbers[[row]]) for row, image in enumerate(mixed)]
+    torch.testing.assert_close(every.apply(mixed, numbers), torch.cat(alone))
+    assert torch.equal(every.apply(list(images), every.draw(64, rng())), every.apply(images, every.draw(64, rng())))
+    assert every.apply([], numbers[:0]).shape == (0, 3, 16, 16)
+
+
+def test_fine_detail_of_a_large_photo_is_averaged_and_not_skipped():
+    stripes = (torch.arange(36) % 2 * 255).to(torch.uint8).expand(3, 36, 36)
+    result = pixels(augment(size=16)([stripes], rng()))
+    assert (result - 0.5).abs().max() < 0.3
+    assert (result.mean() - 0.5).abs() < 0.02
+
+
 def test_grayscale_leaves_no_colour(images):
     grey = pixels(augment(grayscale=1)(images, rng()))
     torch.testing.assert_close(grey[:, 0], grey[:, 1])

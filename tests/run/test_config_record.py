@@ -35,6 +35,20 @@ def test_a_run_that_does_not_say_was_made_without_lora_dropout(store, recipe, re
         check_config(store, config)
 
 
+@pytest.mark.parametrize(("recipe", "refused"), [(recipes.digits, False), (recipes.laptop, True)])
+def test_a_run_that_does_not_say_was_trained_on_squares_and_goes_on_with_them(store, recipe, refused):
+    config = recipe()
+    older = config.model_dump(mode="json")
+    del older["classify"]["augment"]["crop_from"]
+    store.write_json(CONFIG, {"config": older})
+    squares = config.updated({"classify.augment.crop_from": "square"})
+    assert recorded_config(store) == squares
+    check_config(store, squares)
+    told = pytest.raises(ValueError, match=r"classify.augment.crop_from \(square there, photo now\)")
+    with told if refused else nullcontext():
+        check_config(store, config)
+
+
 def test_photos_that_moved_are_found_again(photo_folder, tmp_path, store):
     """The folder around them was renamed, and a command may be typed from another directory."""
     config = recipes.digits(**{"data.source": str(photo_folder), "data.n_shots": 2})

@@ -1,4 +1,4 @@
-"""Training images as uint8 squares: endless seeded batches of them, from memory or from a stream.
+"""Training images as uint8 pixels: endless seeded batches of them, from memory or from a stream.
 
 Every rank draws the same global batches from memory and takes its share, so what is learnt does not depend on how many
 ranks there are. A stream is for sets that do not fit: each rank shuffles its own split of it through a buffer.
@@ -6,6 +6,7 @@ ranks there are. A stream is for sets that do not fit: each rank shuffles its ow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ import torch
 from torch import Tensor
 
 from datadream.data.datasets import Photo, PhotoSource
-from datadream.data.decode import square
+from datadream.data.decode import square, whole
 from datadream.runtime.collectives import Collectives
 from datadream.runtime.device import upload
 
 DECODE_THREADS = 4
 """Pillow decodes and resizes outside of Python's lock; more threads than this only take memory."""
+
+PHOTO_BYTES = 2**31
+"""Of the shots that a worker keeps: 3,500 squares of 448 pixels, or 14,000 of 224."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +45,31 @@ class LabelledImages:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelledPhotos:
+    """Whole photos uint8 [3, height, width], each of its own size, and labels int64 [n]."""
+
+    images: tuple[Tensor, ...]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor) -> LabelledPhotos:
+        return LabelledPhotos(tuple(self.images[row] for row in rows.tolist()), self.labels[rows])
+
+    def to(self, device: torch.device) -> LabelledPhotos:
+        return LabelledPhotos(tuple(upload(image, device) for image in self.images), upload(self.labels, device))
+
+
+Labelled = LabelledImages | LabelledPhotos
+
+
+@dataclass(frozen=True, slots=True)
 class SyntheticImages:
     """The synthetic training images: how many there are, and this rank's share of seeded endless batches of them."""
 
     n: int
-    batches: Callable[[int, int, int], Iterator[LabelledImages]]
+    batches: Callable[[int, int, int], Iterator[Labelled]]
     """(batch size over all ranks, seed, step) -> batches from that step on."""
 
 
@@ -56,9 +80,22 @@ def read_photos(source: PhotoSource, photos: Sequence[Photo], size: int) -> Labe
     return LabelledImages(torch.from_numpy(np.stack(squares)), torch.tensor([photo.label for photo in photos]))
 
 
+def read_whole_photos(source: PhotoSource, photos: Sequence[Photo], size: int) -> LabelledPhotos:
+    """Decode photos into memory for crops of `size` pixels a side.
+
+    With a short side of up to twice that, so that a crop of a quarter of a photo is still sharp, but of less where
+    all photos would take more than PHOTO_BYTES; never of less than `size`.
+    """
+    # As if all were squares: others take up to a half more.
+    most = max(size, min(2 * size, math.isqrt(PHOTO_BYTES // (3 * len(photos)))))
+    with ThreadPoolExecutor(DECODE_THREADS) as threads:
+        pixels = list(threads.map(lambda photo: whole(source.read(photo.key), size, most), photos))
+    return LabelledPhotos(tuple(map(torch.from_numpy, pixels)), torch.tensor([photo.label for photo in photos]))
+
+
 def shuffled_batches(
-    pool: LabelledImages, batch_size: int, collectives: Collectives, seed: int, start: int = 0
-) -> Iterator[LabelledImages]:
+    pool: Labelled, batch_size: int, collectives: Collectives, seed: int, start: int = 0
+) -> Iterator[Labelled]:
     """Our share of endless batches of `batch_size` images over all ranks; each epoch has every image once.
 
     From batch `start` on they are those of an undisturbed run; of what came before only the epochs' orders are made.
@@ -74,7 +111,7 @@ def shuffled_batches(
         while len(rows) < batch_size:
             rows = torch.cat([rows, torch.randperm(len(pool), generator=rng)])
         batch, rows = rows[:batch_size], rows[batch_size:]
-        yield pool[batch[collectives.share(batch_size)].to(pool.labels.device)]
+        yield pool[batch[collectives.share(batch_size)]]
 
 
 def rows_per_read(batch_size: int, collectives: Collectives) -> int:

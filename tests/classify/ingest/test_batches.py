@@ -1,4 +1,4 @@
-"""Squares, and seeded batches from memory and from a stream."""
+"""Photos whole and as squares, and seeded batches from memory and from a stream."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from datadream.classify.ingest import batches
 from datadream.classify.ingest.batches import (
     LabelledImages,
     buffered_batches,
     read_photos,
+    read_whole_photos,
     rows_per_read,
     shuffled_batches,
 )
@@ -53,6 +55,46 @@ def test_photos_keep_their_labels(few_shot, photo_folder):
     assert shots.images.dtype == torch.uint8
     assert shots.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert shots.images.float().mean((2, 3)).argmax(1).tolist() == [2, 2, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("photo", "size", "kept"),
+    [((20, 24), 8, (16, 19)), ((24, 20), 8, (19, 16)), ((20, 24), 16, (20, 24)), ((20, 24), 40, (40, 48))],
+)
+def test_whole_photos_are_kept_at_one_to_twice_the_size(tmp_path, photo, size, kept):
+    source = folder_of(tmp_path, photo)
+    found = read_whole_photos(source, source.dataset().pool, size)
+    assert [tuple(image.shape) for image in found.images] == [(3, *kept)] * 2
+    assert found.labels.tolist() == [0, 1]
+
+
+def test_many_whole_photos_are_kept_smaller_but_not_below_the_size(tmp_path, monkeypatch):
+    source = folder_of(tmp_path, (40, 60))
+    for budget, short in ((2 * 3 * 12**2, 12), (2 * 3 * 4**2, 8)):
+        monkeypatch.setattr(batches, "PHOTO_BYTES", budget)
+        found = read_whole_photos(source, source.dataset().pool, 8)
+        assert {min(image.shape[1:]) for image in found.images} == {short}
+
+
+def test_photos_at_the_size_are_the_squares_of_them(tmp_path):
+    source = folder_of(tmp_path, (16, 16))
+    squares, photos = (read(source, source.dataset().pool, 16) for read in (read_photos, read_whole_photos))
+    assert torch.equal(torch.stack(photos.images), squares.images)
+    for ours, theirs in zip(
+        islice(shuffled_batches(photos, 3, ALONE, seed=0), 4),
+        islice(shuffled_batches(squares, 3, ALONE, seed=0), 4),
+        strict=True,
+    ):
+        assert torch.equal(torch.stack(ours.images), theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+
+
+def folder_of(root, shape: tuple[int, int]):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).save(root / name / "0.png")
+    return open_source(str(root))
 
 
 def test_every_image_is_drawn_once_in_each_epoch():
