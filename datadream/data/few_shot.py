@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 SAME_LOOK_BITS = 12
 """Of 256. Two photographs differed by 2 to 8 from themselves as JPEG or WebP of low quality and in a third of their
 size, and by 100 from each other. Plain pictures on one ground may come nearer, so that likeness is but a warning."""
+MOST_PAIRS = 5
+"""Pairs of photos that look alike which a warning names."""
+COMPARED_AT_ONCE = 64
+"""Photos that are compared with all others in one piece: with ImageNet's 16,000 shots a piece takes 32 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,43 +131,62 @@ def check_photos(source: PhotoSource, few_shots: Sequence[FewShotSet], others: I
     """Read every photo of these sets, and `others`, once: all must decode, and none may be held out from its own copy.
 
     Raises ValueError naming the first photo that is broken, or a validation or test photo that is a copy of a shot of
-    its set, so that its accuracy would flatter. Warns of those that only look like copies.
+    its set, so that its accuracy would flatter. Warns of those that only look like copies, and of test photos that
+    are copies of validation photos or look like them.
     """
     keys = list(dict.fromkeys(photo.key for photo in chain(*(each.all_photos for each in few_shots), others)))
     # Threads: reading is waiting for storage, and Pillow decodes without the interpreter's lock.
     with ThreadPoolExecutor() as threads:
         prints = dict(zip(keys, threads.map(source.fingerprint, keys), strict=True))
+    # The sets of a table share photos, and a pair is told once.
+    alike: dict[tuple[str, str], dict[tuple[str, str], None]] = defaultdict(dict)
     for few_shot in few_shots:
-        shots = {prints[photo.key].content: photo.key for photo in few_shot.photos}
-        alike: list[tuple[str, str]] = []
         for part, photos in (("validation", few_shot.val), ("test", few_shot.test)):
-            for photo in photos:
-                if prints[photo.key].content in shots:
-                    raise ValueError(
-                        f"{part} photo {photo.key!r} is a copy of the training photo "
-                        f"{shots[prints[photo.key].content]!r}. Remove one."
-                    )
-                alike += _look_alikes(photo.key, few_shot, prints)
-        if alike:
+            for key, other in _copies(photos, few_shot.photos, prints):
+                raise ValueError(f"{part} photo {key!r} is a copy of the training photo {other!r}. Remove one.")
+        held_out = few_shot.val + few_shot.test
+        near = _look_alikes(held_out, few_shot.photos, prints)
+        alike["validation or test photos look like shots", "accuracy"].update(dict.fromkeys(near))
+        near = [*_copies(few_shot.test, few_shot.val, prints), *_look_alikes(few_shot.test, few_shot.val, prints)]
+        alike["test photos look like validation photos", "the choice of weights"].update(dict.fromkeys(near))
+    for (what, flattered), pairs in alike.items():
+        if pairs:
+            shown = ", ".join(f"{key!r} like {other!r}" for key, other in islice(pairs, MOST_PAIRS))
             log.warning(
-                "%d validation or test photos look like shots, such as %r like %r: if these are copies, accuracy "
-                "flatters. Remove one of each.",
-                len(alike),
-                *alike[0],
+                "%d %s, such as %s: if these are copies, %s flatters. Remove one of each.",
+                *(len(pairs), what, shown, flattered),
             )
 
 
-def _look_alikes(key: str, few_shot: FewShotSet, prints: Mapping[str, Fingerprint]) -> list[tuple[str, str]]:
-    """The photo with the first shot that looks like it, if there is one."""
-    own = prints[key].look
-    # A blank picture looks like every other blank one.
-    if own is None or own.bit_count() <= SAME_LOOK_BITS:
-        return []
-    for shot in few_shot.photos:
-        other = prints[shot.key].look
-        if other is not None and (own ^ other).bit_count() <= SAME_LOOK_BITS:
-            return [(key, shot.key)]
-    return []
+def _copies(
+    photos: Sequence[Photo], others: Sequence[Photo], prints: Mapping[str, Fingerprint]
+) -> list[tuple[str, str]]:
+    """Photos whose file is that of another, with the other."""
+    known = {prints[other.key].content: other.key for other in others}
+    return [(photo.key, known[content]) for photo in photos if (content := prints[photo.key].content) in known]
+
+
+def _look_alikes(
+    photos: Sequence[Photo], others: Sequence[Photo], prints: Mapping[str, Fingerprint]
+) -> list[tuple[str, str]]:
+    """Photos that look like another, each with the first such one."""
+    (keys, looks), (other_keys, other_looks) = (_looks(each, prints) for each in (photos, others))
+    found = []
+    for start in range(0, len(keys) if other_keys else 0, COMPARED_AT_ONCE):
+        some = looks[start : start + COMPARED_AT_ONCE, None]
+        near = np.bitwise_count(some ^ other_looks).sum(axis=2, dtype=np.int16) <= SAME_LOOK_BITS
+        found += [(keys[start + row], other_keys[near[row].argmax()]) for row in np.flatnonzero(near.any(axis=1))]
+    return found
+
+
+def _looks(photos: Sequence[Photo], prints: Mapping[str, Fingerprint]) -> tuple[list[str], np.ndarray]:
+    """Keys of photos that a look tells apart, and the looks, uint64 [n, 4]. A blank picture looks like every other."""
+    told = {
+        photo.key: look.to_bytes(32, "big")
+        for photo in photos
+        if (look := prints[photo.key].look) is not None and look.bit_count() > SAME_LOOK_BITS
+    }
+    return list(told), np.frombuffer(b"".join(told.values()), np.uint64).reshape(-1, 4)
 
 
 def _shuffled(photos: Sequence[Photo], seed: int, stage: str, label: int) -> list[Photo]:

@@ -178,3 +178,43 @@ def test_a_shot_in_another_size_and_container_among_the_test_photos_is_told(tmp_
     source = open_source(str(tmp_path))
     check_photos(source, [sample_shots(source.dataset(), 1, 0, PROMPT)])
     assert "1 validation or test photos look like shots, such as 'test/b/1.jpg' like 'train/a/0.png'" in caplog.text
+
+
+COPIES = [("jpg", 1.0, {"quality": 70}), ("webp", 2.0, {"quality": 60}), ("gif", 0.4, {}), ("bmp", 1.3, {})]
+
+
+@pytest.mark.parametrize(("suffix", "scale", "options"), COPIES)
+@pytest.mark.parametrize(
+    ("part", "other", "what"),
+    [
+        ("val", "train", "validation or test photos look like shots"),
+        ("test", "train", "validation or test photos look like shots"),
+        ("test", "val", "test photos look like validation photos"),
+    ],
+)
+def test_copies_between_parts_are_named_in_every_container_and_size(
+    tmp_path, caplog, part, other, what, suffix, scale, options
+):
+    rng = np.random.default_rng(0)
+    for folder, name in itertools.product(("train", "val", "test"), ("a", "b")):
+        (tmp_path / folder / name).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC).save(tmp_path / folder / name / "0.png")
+    source = open_source(str(tmp_path))
+    check_photos(source, [sample_shots(source.dataset(), 1, 0, PROMPT)])
+    assert not caplog.text
+    copied = Image.open(tmp_path / other / "a" / "0.png").resize((round(160 * scale), round(120 * scale)))
+    copied.save(tmp_path / part / "b" / f"1.{suffix}", **options)
+    few_shot = sample_shots(source.dataset(), 1, 0, PROMPT)
+    check_photos(source, [few_shot, few_shot])
+    assert len(caplog.records) == 1
+    assert f"1 {what}, such as '{part}/b/1.{suffix}' like '{other}/a/0.png': if these are copies" in caplog.text
+
+
+def test_a_test_photo_that_is_a_validation_photo_is_told(photo_folder, caplog):
+    source = open_source(str(photo_folder))
+    few_shot = sample_shots(source.dataset(), 2, 0, PROMPT)
+    shutil.copy(photo_folder / few_shot.val[0].key, photo_folder / few_shot.test[1].key)
+    check_photos(source, [few_shot])
+    assert f"'{few_shot.test[1].key}' like '{few_shot.val[0].key}'" in caplog.text
+    assert "the choice of weights flatters" in caplog.text
