@@ -47,9 +47,11 @@ class DataConfig(Section):
     """The photos."""
 
     source: str = "digits"
-    """`digits` (scikit-learn's scanned handwriting) or an image folder: <root>/<class name>/ with photos in
-    any usual format, with optional train, val and test folders above the classes. Without test, half of each class is
-    for shots, a quarter for validation and a quarter for test."""
+    """`digits` (scikit-learn's scanned handwriting); an image folder, <root>/<class name>/ with photos in any usual
+    format, with optional train, val and test folders above the classes; a list, .csv or .jsonl, with columns path,
+    label and perhaps split, whose paths count from its folder; or with the library datasets a folder that it saved,
+    one of Parquet files, or hf-hub:<owner>/<name>[@revision]. Without test, half of each class is for shots, a quarter
+    for validation and a quarter for test."""
     n_shots: int = Field(16, ge=1)
     """Real photos per class, K (paper: 1 to 16). Samples are nested: the 1-shot set is inside the 16-shot set."""
     names: str | None = None

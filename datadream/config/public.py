@@ -44,7 +44,10 @@ def public_config(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def public_source(source: str) -> str:
-    """``data.source`` by name: a known data set or the last folder of its location, or else "own photos"."""
+    """``data.source`` by name: a known data set, an id of the Hub, or the last folder of its location, or else "own
+    photos"."""
+    if source.startswith("hf-hub:") and _MODEL_ID.fullmatch(source.removeprefix("hf-hub:").partition("@")[0]):
+        return source.partition("@")[0]
     return _last_name(source) or OWN_PHOTOS
 
 

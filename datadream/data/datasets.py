@@ -1,25 +1,32 @@
 """Labelled photos in three parts: a pool to sample shots from, a validation part and a test part.
 
 `digits` is scikit-learn's copy of the UCI handwritten digits: 1,797 scans, real data inside a dependency. Any other
-source is an image folder. A folder with only classes has no test part: few_shot.sample_shots then keeps a part of
-every class for validation and test, so that people with spare photos still get an honest figure.
+source is an image folder, a list of photos or a data set of the library `datasets`. One without a test part, such as a
+folder with only classes, is as good: few_shot.sample_shots then keeps a part of every class for validation and test,
+so that people with spare photos still get an honest figure.
 """
 
 from __future__ import annotations
 
 import functools
 import posixpath
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import fsspec
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from datadream.config import WHITE, DataConfig
 from datadream.data.decode import decode_photo, look_of
+from datadream.data.hugging_face import HUB, is_saved, list_examples, read_example
 from datadream.data.image_folder import list_photos
+from datadream.data.listing import Listing
 from datadream.data.names import readable_names
+from datadream.data.photo_list import LIST_SUFFIXES, list_rows
 from datadream.hashing import sha256
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -76,25 +83,33 @@ class PhotoSource(Protocol):
 def open_source(source: str, background: str = WHITE) -> PhotoSource:
     """The source that `data.source` names; `background` shows through transparent photos.
 
-    Raises FileNotFoundError when it is neither known nor a folder, ValueError when its file system cannot be reached.
+    Raises FileNotFoundError when it is neither known nor there, ValueError when its file system cannot be reached.
     """
     if source == "digits":
         return Digits()
+    if source.startswith(HUB):
+        return HuggingFace(source, background)
     try:
         fs, root = fsspec.core.url_to_fs(source)
-        is_folder = fs.isdir(root)
+        is_list = source.lower().endswith(LIST_SUFFIXES) and fs.isfile(root)
+        is_folder = not is_list and fs.isdir(root)
     except Exception as error:  # every file system has its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"data.source {source!r} cannot be reached: {reason}. Check it, and its file system's package, endpoint "
             "and credentials."
         ) from None
+    if is_list:
+        return PhotoList(source, background)
     if not is_folder:
         raise FileNotFoundError(
             f"data.source is {source!r}: neither a known data set nor a folder that exists. "
-            "Use 'digits' or a folder with one sub-folder of photos per class."
+            "Use 'digits', a folder with one sub-folder of photos per class, a list of photos "
+            f"({', '.join(LIST_SUFFIXES)}) or {HUB}<owner>/<name>."
         )
-    return ImageFolder(source, background)
+    # The library reads folders of this machine alone.
+    is_local = isinstance(fs, LocalFileSystem)
+    return HuggingFace(root, background) if is_local and is_saved(Path(root)) else ImageFolder(source, background)
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -132,34 +147,69 @@ class Digits:
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """<root>/<class>/... or <root>/{train,val,test}/<class>/..., at any fsspec URL; see list_photos."""
+class EncodedPhotos(ABC):
+    """Photos that are files, or bytes like those of files."""
 
-    root: str
+    location: str
     background: str = WHITE
 
+    @abstractmethod
+    def _listing(self) -> Listing: ...
+
+    @abstractmethod
+    def _file(self, key: str) -> tuple[str, bytes]:
+        """What to call a photo, and its content."""
+
     def dataset(self) -> Dataset:
-        listing = list_photos(*fsspec.core.url_to_fs(self.root))
+        listing = self._listing()
         parts = {part: tuple(Photo(*each) for each in photos) for part, photos in listing.keys.items()}
         pool, val, test = (parts.get(part, ()) for part in ("pool", "val", "test"))
         left_out = tuple(f"{count} {reason}" for reason, count in sorted(listing.left_out.items()))
-        # Nobody knows whether a mirrored photo of this folder still belongs to its class: on a folder of characters
-        # mirroring cost 7.5 points.
+        # Nobody knows whether a mirrored photo still belongs to its class: on a folder of characters mirroring cost
+        # 7.5 points.
         return Dataset(listing.class_names, pool, val, test, flippable=False, left_out=left_out)
 
     def read(self, key: str) -> Image.Image:
-        path, data = self._file(key)
-        return decode_photo(data, path, self.background)
+        name, data = self._file(key)
+        return decode_photo(data, name, self.background)
 
     def fingerprint(self, key: str) -> Fingerprint:
-        path, data = self._file(key)
-        return Fingerprint(sha256(data), look_of(decode_photo(data, path, self.background)))
+        name, data = self._file(key)
+        return Fingerprint(sha256(data), look_of(decode_photo(data, name, self.background)))
+
+
+class ImageFolder(EncodedPhotos):
+    """<root>/<class>/... or <root>/{train,val,test}/<class>/..., at any fsspec URL; see list_photos."""
+
+    def _listing(self) -> Listing:
+        return list_photos(*fsspec.core.url_to_fs(self.location))
 
     def _file(self, key: str) -> tuple[str, bytes]:
-        """Path and content."""
-        fs, root = fsspec.core.url_to_fs(self.root)
+        fs, root = fsspec.core.url_to_fs(self.location)
         path = posixpath.join(root, key)
         return path, fs.cat_file(path)
+
+
+class PhotoList(EncodedPhotos):
+    """A CSV or JSON Lines file at any fsspec URL, with photos in its folder and below; see list_rows."""
+
+    def _listing(self) -> Listing:
+        return list_rows(*fsspec.core.url_to_fs(self.location))
+
+    def _file(self, key: str) -> tuple[str, bytes]:
+        fs, path = fsspec.core.url_to_fs(self.location)
+        path = posixpath.join(posixpath.dirname(path), key)
+        return path, fs.cat_file(path)
+
+
+class HuggingFace(EncodedPhotos):
+    """A data set of the library `datasets`: a local folder, or hf-hub:<id>; see list_examples."""
+
+    def _listing(self) -> Listing:
+        return list_examples(self.location)
+
+    def _file(self, key: str) -> tuple[str, bytes]:
+        return f"{self.location}/{key}", read_example(self.location, key)
 
 
 @functools.cache

@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import posixpath
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import fsspec
 
 from datadream.data.decode import IMAGE_SUFFIXES
+from datadream.data.listing import PART_NAMES, Listing, part_of
 
-PART_NAMES = {
-    "pool": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing", "eval"),
-}
-"""How people call the folders above the classes, in any case."""
 LITTER = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "thumbs.db", "desktop.ini")
 """What systems leave in folders, beside hidden names such as .DS_Store, ._1.jpg and .ipynb_checkpoints."""
 MOST_DEPTH = 8
 """Folders inside a class folder; links that lead in a circle end here."""
-
-
-@dataclass(slots=True)
-class Listing:
-    """Photos of an image folder."""
-
-    class_names: tuple[str, ...] = ()
-    keys: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
-    """Paths below the root and labels of the photos of each part: pool, val and test."""
-    left_out: Counter[str] = field(default_factory=Counter)
-    """How many files or folders were not taken, by reason."""
 
 
 def list_photos(fs: fsspec.AbstractFileSystem, root: str) -> Listing:
@@ -44,7 +26,7 @@ def list_photos(fs: fsspec.AbstractFileSystem, root: str) -> Listing:
     """
     listing = Listing()
     folders = _folders(fs, root, listing)
-    parts = {part: found for part, names in PART_NAMES.items() if (found := _part(fs, folders, names, listing))}
+    parts = {part: found for part in PART_NAMES if (found := _part(fs, folders, part))}
     beside = [name for name in folders if folders[name] not in parts.values()]
     if "pool" in parts:
         for name in beside:
@@ -76,12 +58,10 @@ def list_photos(fs: fsspec.AbstractFileSystem, root: str) -> Listing:
     return listing
 
 
-def _part(
-    fs: fsspec.AbstractFileSystem, folders: dict[str, str], names: tuple[str, ...], listing: Listing
-) -> str | None:
+def _part(fs: fsspec.AbstractFileSystem, folders: dict[str, str], part: str) -> str | None:
     """The folder of a part, if there is one: it has such a name, and folders of classes in place of photos."""
     for name, folder in folders.items():
-        if name.lower() in names:
+        if part_of(name) == part:
             entries = [posixpath.basename(entry["name"]) for entry in fs.ls(folder, detail=True)]
             holds_photos = any(_is_photo(entry) for entry in entries)
             if not holds_photos and _folders(fs, folder, Listing()):
