@@ -54,6 +54,9 @@ def test_a_location_tells_no_user_host_or_secret(location):
         ("..", "own photos"),
         ("~", "own photos"),
         ("C:\\", "own photos"),
+        ("hf-hub:owner/pets", "hf-hub:owner/pets"),
+        ("hf-hub:owner/pets@main", "hf-hub:owner/pets"),
+        ("photos/list.csv", "list.csv"),
     ],
 )
 def test_a_source_is_named_where_its_last_folder_tells_no_more(source, name):
