@@ -55,11 +55,13 @@ def commit_adapter(store: RunStore, spec: AdapterSpec, trained: TrainedAdapter, 
     for name, data in trained.exports.items():
         store.write_bytes(f"{folder}/{name}", data)
     plain = asdict(spec)
+    # Without what changes no weights: versions before it had no such knob.
+    knobs = config.adapt.model_dump(mode="json", exclude={"samples_every"})
     parts = [(start, min(len(losses), start + LOSS_EVERY)) for start in range(0, len(losses), LOSS_EVERY)]
     record = AdapterMarker(
         adapter_id=spec.adapter_id,
         spec=plain,
-        spec_sha256=spec_hash([plain, config.adapt.model_dump(mode="json"), config.diffusion.model_dump(mode="json")]),
+        spec_sha256=spec_hash([plain, knobs, config.diffusion.model_dump(mode="json")]),
         weights_sha256=sha256(trained.weights),
         base_model=config.diffusion.model,
         rank=config.adapt.rank,

@@ -19,6 +19,7 @@ from torch import Tensor
 from datadream.adapt.batches import Batches
 from datadream.adapt.latent_cache import MOMENTS_BYTES, LatentCache
 from datadream.adapt.prior_preservation import Prior, sample_priors
+from datadream.adapt.samples import sample_images
 from datadream.adapt.train_state import Training, target_of
 from datadream.config import AdaptConfig
 from datadream.methods.base import AdapterSpec, TrainingPhoto
@@ -38,6 +39,8 @@ OUT_OF_MEMORY = "the GPU's memory does not suffice for one adapter. Lower adapt.
 
 OnStep = Callable[[int, Tensor], None]
 """Hears the number of finished steps and each adapter's last loss, still on the device."""
+OnSample = Callable[[int, bytes], None]
+"""Gets the number of finished steps and a PNG of what an adapter then makes (adapt.samples_every)."""
 Photos = Sequence[Image.Image]
 """Of one adapter; asked for one by one when they are needed."""
 
@@ -83,19 +86,21 @@ class AdapterTrainer:
         photos: Sequence[Photos],
         on_step: OnStep = lambda step, losses: None,
         alive: Callable[[], None] = lambda: None,
+        on_samples: Sequence[OnSample] = (),
     ) -> list[Outcome]:
         """Train the adapters of `specs`, each on its own photos, for the number of steps that they share.
 
         Every step is one pass over a batch of each; losses, gradient norms and optimiser states stay apart, so an
         adapter becomes what it would have become alone. An adapter whose loss stopped being finite gets its error in
         place of its weights. Where memory does not suffice for all, two halves are trained one after the other, down
-        to one. `alive` is called now and then while something other than steps takes long.
+        to one. `alive` is called now and then while something other than steps takes long; `on_samples`, one for each
+        adapter, get its samples.
         """
         if not specs:
             return []
         (steps,) = {n_steps(spec, self._config) for spec in specs}
         try:
-            return self._train(specs, photos, steps, on_step, alive)
+            return self._train(specs, photos, steps, on_step, alive, on_samples)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -106,7 +111,11 @@ class AdapterTrainer:
         log.warning("out of memory with %d adapters side by side: going on with %d", len(specs), half)
         torch.cuda.empty_cache()
         parts = (slice(half), slice(half, None))
-        return [outcome for part in parts for outcome in self.train(specs[part], photos[part], on_step, alive)]
+        return [
+            outcome
+            for part in parts
+            for outcome in self.train(specs[part], photos[part], on_step, alive, on_samples[part])
+        ]
 
     def _train(
         self,
@@ -115,10 +124,12 @@ class AdapterTrainer:
         steps: int,
         on_step: OnStep,
         alive: Callable[[], None],
+        on_samples: Sequence[OnSample],
     ) -> list[Outcome]:
         training = self._start(specs, photos, steps, alive=alive)
         for step in range(1, steps + 1):
             on_step(step, training.step())
+            self._sample(specs, step, on_samples, alive)
         return self._finish(specs, training)
 
     def train_shared(
@@ -130,11 +141,13 @@ class AdapterTrainer:
         save: Callable[[bytes], None] | None = None,
         save_every: int = 500,
         on_step: OnStep = lambda step, losses: None,
+        on_samples: Sequence[OnSample] = (),
     ) -> TrainedAdapter:
         """Train one adapter by all ranks, each on its share of every batch; all return the same weights and losses.
 
-        `save` gets a checkpoint every `save_every` steps; training goes on from `checkpoint` if there is one. Raises
-        FloatingPointError when the loss stopped being finite, MemoryError when memory does not suffice.
+        `save` gets a checkpoint every `save_every` steps; training goes on from `checkpoint` if there is one. Ranks
+        that have `on_samples` make samples, and the others wait. Raises FloatingPointError when the loss stopped being
+        finite, MemoryError when memory does not suffice.
         """
         steps = n_steps(spec, self._config)
         try:
@@ -144,6 +157,7 @@ class AdapterTrainer:
             training.check_ranks_agree()
             for step in range(len(training.losses) + 1, steps + 1):
                 on_step(step, training.step())
+                self._sample([spec], step, on_samples)
                 if step % save_every == 0 and step < steps:
                     # On every rank, for all must stop at the same step; and a broken state must not be saved.
                     _check_finite(training.curves()[0])
@@ -218,6 +232,18 @@ class AdapterTrainer:
             n_times = pipeline.scheduler.config.num_train_timesteps
             streams.append(Batches(spec, latents, n_times, config.batch_size, prior, collectives))
         return Training(pipeline, self._lora, streams, config, steps, collectives)
+
+    def _sample(
+        self,
+        specs: Sequence[AdapterSpec],
+        step: int,
+        on_samples: Sequence[OnSample],
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        if self._config.samples_every and step % self._config.samples_every == 0:
+            for row, on_sample in enumerate(on_samples):
+                on_sample(step, sample_images(self._pipeline, self._lora, row, specs[row], self._resolution))
+                alive()
 
     def _finish(self, specs: Sequence[AdapterSpec], training: Training) -> list[Outcome]:
         curves, seconds = training.curves(), training.seconds / len(specs)

@@ -24,6 +24,7 @@ from datadream.run.layout import (
     WorkerUsage,
     adapter_checkpoint,
     adapter_marker,
+    adapter_samples,
 )
 from datadream.run.store import RunStore
 from datadream.runtime.data_parallel import DataParallel, Report, Train, run_together
@@ -159,7 +160,8 @@ class _AdapterWorker:
         if not any(missing for *_, missing in kept):
             return failures  # those that could be read are done already
         specs = [unit.payload for _, unit, _ in kept]
-        trained = self._trainer.train(specs, photos, heartbeat.step, heartbeat.alive)
+        on_samples = [partial(save_sample, unit) for _, unit, _ in kept]
+        trained = self._trainer.train(specs, photos, heartbeat.step, heartbeat.alive, on_samples)
         for (position, unit, missing), outcome in zip(kept, trained, strict=True):
             if isinstance(outcome, Exception):
                 failures[position] = Failure.of(outcome)
@@ -187,6 +189,7 @@ def _load_shared(config: ExperimentConfig, device: torch.device, collectives: Co
             save=partial(run.write_bytes, name) if collectives.rank == 0 else None,
             save_every=config.cluster.checkpoint_steps,
             on_step=lambda step, losses: report(step, lambda: {"loss": losses.mean().item()}),
+            on_samples=[partial(save_sample, unit)] if collectives.rank == 0 else [],
         )
         if collectives.rank == 0:
             retried(partial(commit_adapter, run, unit.payload, trained, config), f"committing {unit.name}")
@@ -194,6 +197,12 @@ def _load_shared(config: ExperimentConfig, device: torch.device, collectives: Co
                 run.remove(name)
 
     return train
+
+
+def save_sample(unit: AdapterUnit, step: int, png: bytes) -> None:
+    """Keep what an adapter made after a step of its training; a training that begins anew writes the same again."""
+    name = adapter_samples(unit.payload.adapter_id, step)
+    retried(partial(unit.store.write_bytes, name, png), f"writing {name}")
 
 
 def load_trainer(config: ExperimentConfig, device: torch.device) -> AdapterTrainer:

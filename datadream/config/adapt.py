@@ -57,6 +57,10 @@ class AdaptConfig(Section):
     """Adapters that a worker trains side by side in one batch; each becomes what it would have become alone, up to
     rounding. Unset: on CPUs 5 or fewer, so that all have equal work, as the first start found it; on GPUs what a
     short measurement finds fastest. Out of memory halves it."""
+    samples_every: int = Field(0, ge=0)
+    """Every so many steps, each adapter generates four images of its prompts from fixed noise into
+    adapters/<id>/samples, which the page shows. 0: none. It changes no weights, and takes time: four images are
+    12 denoising steps each."""
     crop_grid: int = Field(8, ge=1)
     """Offsets of the random crops are multiples of so many pixels, so that a photo has few distinct crops to encode;
     1 is the authors' law."""

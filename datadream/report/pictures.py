@@ -18,7 +18,15 @@ from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.decode import IMAGE_SUFFIXES
 from datadream.data.few_shot import FewShotSet
-from datadream.run.layout import DATASET, FEW_SHOT, DatasetMarker, shard_file
+from datadream.run.layout import (
+    ADAPTER_INDEX,
+    DATASET,
+    FEW_SHOT,
+    AdapterEntry,
+    DatasetMarker,
+    adapter_samples,
+    shard_file,
+)
 from datadream.run.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -26,6 +34,7 @@ log = logging.getLogger(__name__)
 MAX_CLASSES = 20
 REAL_PER_CLASS = 4
 GENERATED_PER_CLASS = 8
+MAX_SAMPLES = 8
 # Longest side: twice the size on the page, for fine screens.
 THUMBNAIL_PIXELS = 144
 # Images of fewer pixels a side are enlarged as squares: smoothing would hide what the generator made.
@@ -53,6 +62,15 @@ class ClassPictures:
     generated: dict[str, list[Picture]]
 
 
+@dataclass(frozen=True, slots=True)
+class SampleStrip:
+    """The samples of one adapter, named by its prompt, or by its id where it has several."""
+
+    name: str
+    samples: list[tuple[int, Picture]]
+    """By step."""
+
+
 def class_pictures(cells: Sequence[tuple[RunStore, ExperimentConfig]]) -> tuple[list[ClassPictures], int]:
     """Pictures of the first classes, and the number of all classes; shots are those of the first cell."""
     generating = [(store, config) for store, config in cells if store.exists(DATASET)]
@@ -77,6 +95,23 @@ def class_pictures(cells: Sequence[tuple[RunStore, ExperimentConfig]]) -> tuple[
         for label, (name, photos) in enumerate(zip(names, real, strict=True))
     ]
     return [each for each in pictures if each.real or any(each.generated.values())], len(few_shot.class_names)
+
+
+def sample_strips(store: RunStore, config: ExperimentConfig) -> list[SampleStrip]:
+    """What the first adapters made while they were trained; none where adapt.samples_every is 0."""
+    every = config.adapt.samples_every
+    if not every or not store.exists(ADAPTER_INDEX):
+        return []
+    strips = []
+    for entry in map(AdapterEntry.from_json, store.read_json(ADAPTER_INDEX)[:MAX_CLASSES]):
+        steps = range(every, entry.steps + 1, every)
+        # Evenly over the training, with its end.
+        shown = sorted({steps[-1 - n * len(steps) // MAX_SAMPLES] for n in range(MAX_SAMPLES)}) if steps else []
+        files = [(step, name) for step in shown if store.exists(name := adapter_samples(entry.adapter_id, step))]
+        made = [(step, thumbnail(Image.open(io.BytesIO(store.read_bytes(name))))) for step, name in files]
+        name = entry.prompts[0] if len(entry.prompts) == 1 else entry.adapter_id
+        strips += [SampleStrip(name, made)] if made else []
+    return strips
 
 
 def thumbnail(image: Image.Image) -> Picture:

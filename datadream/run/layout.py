@@ -45,6 +45,7 @@ CARD = "dataset/README.md"
 CLASSIFIERS = "classifier"
 FAILED_CLASSIFIERS = "stages/classify-failed.json"
 FAILED_TRIALS = "stages/search-failed.json"
+LOGITS = "logits.parquet"
 METRICS = "metrics.json"
 PAGE = "report/index.html"
 SCRATCH = ".ray-train-"
@@ -60,6 +61,11 @@ def adapter_weights(adapter_id: str) -> str:
 def adapter_marker(adapter_id: str) -> str:
     """The marker that an adapter is trained: an AdapterMarker."""
     return f"{ADAPTERS}/{adapter_id}/adapter.json"
+
+
+def adapter_samples(adapter_id: str, step: int) -> str:
+    """The images that an adapter made after so many steps of its training (adapt.samples_every)."""
+    return f"{ADAPTERS}/{adapter_id}/samples/{step:06d}.png"
 
 
 def adapter_checkpoint(adapter_id: str) -> str:
@@ -93,6 +99,11 @@ def window_marker(plan: str, number: int) -> str:
 def classifier_marker(setting: str) -> str:
     """The marker that a setting's classifier is trained and tested: a ClassifierMarker."""
     return f"{CLASSIFIERS}/{setting}/{METRICS}"
+
+
+def classifier_logits(setting: str) -> str:
+    """Key, label and logits of every test photo; none without test photos."""
+    return f"{CLASSIFIERS}/{setting}/{LOGITS}"
 
 
 def classifier_checkpoint(setting: str, training: str) -> str:
@@ -344,9 +355,13 @@ class ClassifierMarker(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSeconds(Record):
-    """Of all starts of a stage, those that failed included."""
+    """Of all starts of a stage, those that failed included; when the last one ended, and on what."""
 
     seconds: float
+    ended: str | None = _absent()
+    """Date and time in UTC, to the minute."""
+    hardware: Mapping[str, Any] | None = _absent()
+    """`workers`, what `each` had, and `nodes`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

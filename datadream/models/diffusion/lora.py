@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -77,6 +79,19 @@ class StackedLora:
         for layer in (layer for model in self._layers.values() for layer in model.values()):
             layer.down[row] = torch.randn(layer.down.shape[1:], generator=generator) / self.rank
             layer.up[row] = 0
+
+    @contextmanager
+    def alone(self, row: int) -> Iterator[None]:
+        """For the length of a block, the adapter in `row` is that of a whole batch of any size."""
+        parts = self.parts
+        stacked = [part.data for part in parts]
+        for part in parts:
+            part.data = part.data[row : row + 1]
+        try:
+            yield
+        finally:
+            for part, data in zip(parts, stacked, strict=True):
+                part.data = data
 
     def to_bytes(self, row: int) -> bytes:
         """An adapter as a `pytorch_lora_weights.safetensors` that diffusers loads."""
