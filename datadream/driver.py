@@ -6,9 +6,11 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
 from datadream.adapt.stage import AdapterUnit, train_adapters
 from datadream.checks import RefusedError, check_models
@@ -32,7 +34,7 @@ from datadream.run.lock import RunLock
 from datadream.run.plan_record import check_plan, record_plan
 from datadream.run.store import RunStore
 from datadream.runtime.metrics import RayMetrics
-from datadream.runtime.nodes import check_shared
+from datadream.runtime.nodes import check_shared, hardware
 from datadream.runtime.progress import Listener, ProgressFile, Terminal
 from datadream.runtime.session import connected
 from datadream.runtime.unit import Unit, pending, ready
@@ -59,9 +61,10 @@ class Driver:
         workers: Workers,
         tracking: Tracking,
         listeners: Sequence[Listener],
+        hardware: Mapping[str, Any],
     ) -> None:
         self._config, self._store, self._cells, self._adapters = config, store, cells, adapters
-        self._workers, self._tracking, self._listeners = workers, tracking, listeners
+        self._workers, self._tracking, self._listeners, self._hardware = workers, tracking, listeners, hardware
 
     def adapt(self) -> None:
         with self._timed("adapt"):
@@ -163,7 +166,9 @@ class Driver:
             yield
         finally:
             seconds = round(before + time.monotonic() - started, 2)
-            self._store.write_json(name, StageSeconds(seconds=seconds).to_json())
+            ended = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+            record = StageSeconds(seconds=seconds, ended=ended, hardware=self._hardware)
+            self._store.write_json(name, record.to_json())
 
 
 @contextmanager
@@ -197,4 +202,4 @@ def driving(
                 cell.store.write_json(FEW_SHOT, cell.few_shot.to_json())
         tracking = stack.enter_context(tracked(config, store))
         listeners: list[Listener] = [Terminal(), ProgressFile(store), RayMetrics(), tracking]
-        yield Driver(config, store, cells, adapters, workers, tracking, listeners)
+        yield Driver(config, store, cells, adapters, workers, tracking, listeners, hardware(workers))

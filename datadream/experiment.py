@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from datadream import recipes
 from datadream.checks import RefusedError, check_inputs, check_models
 from datadream.config import ExperimentConfig, located
 from datadream.run.cell import Cell, cells_of
@@ -71,7 +72,8 @@ class Experiment:
         from datadream.report.page import write_report
 
         self.check_inputs()
-        write_report(self.store, [(cell.store, cell.config) for cell in self.cells], self.config)
+        cells = [(cell.store, cell.config) for cell in self.cells]
+        write_report(self.store, cells, self.config, recipes.command(self.config))
         return self.store.read_json(METRICS)
 
     def check(self) -> None:

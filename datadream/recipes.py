@@ -5,10 +5,16 @@ recipes.digits(seed=3, data={"n_shots": 16})
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
-from datadream.config import ExperimentConfig, nearest
+from datadream.config import ExperimentConfig, flatten, nearest, public_config
+
+PLAIN = re.compile(r"[A-Za-z][\w./-]*")
+"""Text that YAML takes for text."""
 
 # The backbone inside the package: nothing is downloaded, and a CPU trains it in minutes.
 TINY = {
@@ -103,6 +109,23 @@ RECIPES: dict[str, Callable[..., ExperimentConfig]] = {
     "digits-curve": digits_curve,
     "paper": paper,
 }
+
+
+def command(config: ExperimentConfig) -> str:
+    """The shortest `datadream run` that gives this config, with locations by their public names."""
+    shown = flatten(public_config(config))
+    changes = {}
+    for name, made in RECIPES.items():
+        own = flatten(public_config(made()))
+        changes[name] = {key: value for key, value in shown.items() if own[key] != value}
+    recipe = min(changes, key=lambda name: len(changes[name]))
+    # JSON is YAML, which the command line reads; plain names go without its quotes.
+    plain = {key: isinstance(value, str) and PLAIN.fullmatch(value) for key, value in changes[recipe].items()}
+    words = [
+        f"{key}={value if plain[key] else json.dumps(value, ensure_ascii=False)}"
+        for key, value in changes[recipe].items()
+    ]
+    return shlex.join(["datadream", "run", "--recipe", recipe, *words])
 
 
 def by_name(name: str) -> ExperimentConfig:

@@ -38,7 +38,14 @@ def adapters_of(started: Experiment) -> list[AdapterUnit]:
 def driver_of(started: Experiment, workers: Workers = JOINED) -> Driver:
     """A driver without a lock, Ray or listeners."""
     return Driver(
-        started.config, started.store, started.cells, adapters_of(started), workers, Tracking(()), listeners=()
+        started.config,
+        started.store,
+        started.cells,
+        adapters_of(started),
+        workers,
+        Tracking(()),
+        listeners=(),
+        hardware={"workers": 1, "each": "1 CPU", "nodes": 1},
     )
 
 

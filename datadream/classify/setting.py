@@ -33,9 +33,8 @@ from datadream.data.few_shot import FewShotSet
 from datadream.hashing import derive_seed
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.trainable import load_trainable_state, make_trainable, restore
+from datadream.run.layout import LOGITS
 from datadream.runtime.collectives import Collectives
-
-LOGITS = "logits.parquet"
 
 
 @dataclass(frozen=True, slots=True)

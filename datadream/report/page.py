@@ -10,7 +10,8 @@ from datadream.config import ExperimentConfig, public_source
 from datadream.report import records as metrics
 from datadream.report import text
 from datadream.report.curves import accuracy_by_images, accuracy_by_shots, gain_by_shots, run_charts
-from datadream.report.pictures import MAX_CLASSES, class_pictures
+from datadream.report.mistakes import class_changes, differences, mistakes
+from datadream.report.pictures import MAX_CLASSES, class_pictures, sample_strips
 from datadream.report.records import METHODS, NO_METHOD, SETTINGS, Summary
 from datadream.report.search import choice_table, trial_tables
 from datadream.report.tables import (
@@ -19,20 +20,24 @@ from datadream.report.tables import (
     accuracy_rows,
     class_table,
     column_name,
-    confusion,
     further_rows,
     gain_rows,
     knob_rows,
+    next_steps,
     run_name,
     selection_rows,
+    stage_ends,
     stage_rows,
 )
 from datadream.run.layout import CONFIG, METRICS, PAGE
 from datadream.run.store import RunStore
 
 
-def write_report(store: RunStore, cells: Cells, config: ExperimentConfig) -> None:
-    """Write metrics.json and report/index.html of a run: `cells` is the run itself, or the runs of a table."""
+def write_report(store: RunStore, cells: Cells, config: ExperimentConfig, command: str = "") -> None:
+    """Write metrics.json and report/index.html of a run: `cells` is the run itself, or the runs of a table.
+
+    `command` is what would make the run again, as others may see it.
+    """
     found = metrics.unique(record for cell in cells for record in metrics.records(*cell))
     store.write_json(METRICS, found)
     environment = Environment(
@@ -43,11 +48,16 @@ def write_report(store: RunStore, cells: Cells, config: ExperimentConfig) -> Non
         undefined=StrictUndefined,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": text.number, "duration": text.duration, "gain": text.gain_text}
+    environment.filters |= {
+        "number": text.number,
+        "signed": text.signed,
+        "duration": text.duration,
+        "gain": text.gain_text,
+    }
     environment.globals |= {"column_name": column_name, "count": text.count}
     summary = metrics.summarise(found)
     page = environment.get_template("template.html.j2").render(
-        **_heading(cells, summary), **_sections(store, cells, config, summary)
+        **_heading(cells, summary), **_sections(store, cells, config, summary), command=command
     )
     store.write_bytes(PAGE, page.encode())
 
@@ -83,6 +93,7 @@ def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: 
     curves = [(run_name(config), run_charts(store)) for store, config in shown]
     settings = {row.setting for row in summary.rows}
     methods = {config.method for _, config in cells} & text.METHOD_NOTES.keys()
+    ended, hardware = stage_ends(store, cells)
     return {
         "summary": summary,
         "accuracy": accuracy_rows(summary),
@@ -100,7 +111,13 @@ def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: 
         "selection": selection_rows(cells),
         "reasons": REASONS,
         "per_class": class_table(cells, max(config.data.n_shots for _, config in cells)),
-        "confusion": confusion(*shown[0]) if shown else None,
+        "differences": differences(*cells[0]) if len(cells) == 1 else [],
+        "mistakes": mistakes(*shown[0]),
+        "changes": class_changes(cells, shown[0][1]),
+        "sample_strips": [strip for cell in shown for strip in sample_strips(*cell)],
+        "next_steps": next_steps(shown[0][0], is_table=len(cells) > 1),
+        "ended": ended,
+        "hardware": hardware,
         "curves": [(name, made) for name, made in curves if made],
         "trial_tables": trial_tables(cells),
         "choices": choice_table(cells),

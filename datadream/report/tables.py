@@ -18,14 +18,12 @@ from datadream.report.records import (
     selection_totals,
 )
 from datadream.report.text import count, number, shown_sd, signed
-from datadream.run.layout import STAGES, StageSeconds, stage_seconds
+from datadream.run.layout import DATASET, DATASET_FOLDER, STAGES, StageSeconds, stage_seconds
 from datadream.run.store import RunStore
 
 Cells = list[tuple[RunStore, ExperimentConfig]]
 
 MAX_CLASS_ROWS = 30
-# Classes of a confusion matrix that can be read on a page.
-MAX_CONFUSION = 20
 # Why an image is left out, in words; the order is that of the page's columns.
 REASONS = {"label": "CLIP sees another class", "copy": "Copies a shot", "redundant": "Others cover the class better"}
 
@@ -48,16 +46,6 @@ class AccuracyRow:
     trained_on: str
     figures: list[FigureCell]
     validation: FigureCell | None
-
-
-@dataclass(frozen=True, slots=True)
-class Confusion:
-    """How often photos of a class (row) were taken for another (column), for one classifier of one run."""
-
-    setting: str
-    run: str
-    names: list[str]
-    rows: list[list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +149,6 @@ def selection_rows(cells: Cells) -> list[SelectionRow]:
     return rows
 
 
-def confusion(store: RunStore, config: ExperimentConfig) -> Confusion | None:
-    """Of a run's last setting in the paper's order; None with many classes or without test photos."""
-    measured = [(setting, found) for setting, found in classifiers(store).items() if found.confusion]
-    if not measured:
-        return None
-    setting, found = measured[-1]
-    rows, names = [list(row) for row in found.confusion or ()], [entry["name"] for entry in found.per_class or ()]
-    return Confusion(setting, run_name(config), names, rows) if len(rows) <= MAX_CONFUSION else None
-
-
 def class_table(cells: Cells, shots: int) -> ClassTable | None:
     """Accuracy of each class at `shots` photos: all classes by label, or the worst when there are many."""
     # By (setting, method), class and seed; runs of a table share the baselines, which count once for a seed.
@@ -212,6 +190,35 @@ def stage_rows(store: RunStore, cells: Cells) -> list[tuple[str, list[float | No
         if known:
             rows.append((name, seconds, sum(known)))
     return rows
+
+
+def stage_ends(store: RunStore, cells: Cells) -> tuple[str, list[str]]:
+    """When the last stage ended, and on what the stages ran; empty where no stage of this version did."""
+    files = [(each, stage_seconds(stage)) for each in (store, *(cell for cell, _ in cells)) for stage in STAGES]
+    found = [StageSeconds.from_json(each.read_json(name)) for each, name in files if each.exists(name)]
+    ended = max((stage.ended for stage in found if stage.ended), default="")
+    used = [
+        f"{count(on['workers'], 'worker')} with {on['each']} each on {count(on['nodes'], 'node')}"
+        for stage in found
+        if (on := stage.hardware)
+    ]
+    return ended, list(dict.fromkeys(used))
+
+
+def next_steps(shown: RunStore, is_table: bool) -> list[tuple[str, str]]:
+    """Commands to paste where the run's folder is the current one, for its path is private, each with what it does.
+
+    Of a table, the classifier and the images are those of the run that is `shown`.
+    """
+    run = f"cells/{shown.name}" if is_table else "."
+    steps = []
+    if classifiers(shown):
+        steps.append(("name what is on a photo, or on all in a folder", f"datadream predict {run} photo.jpg"))
+        steps.append(("one checkpoint that plain open_clip loads", f"datadream export {run} --to clip"))
+    if shown.exists(DATASET):
+        load = f"from datasets import load_dataset; print(load_dataset('{run}/{DATASET_FOLDER}'))"
+        steps.append(("the generated images, in Python", f'python -c "{load}"'))
+    return [*steps, ("go on where the run stopped; nothing is done twice", "datadream run .")]
 
 
 def knob_rows(config: ExperimentConfig) -> list[Knob]:

@@ -49,9 +49,9 @@ def shown_sd(setting: str, sd: float | None) -> float | None:
     return None if setting == "zero-shot" and sd == 0 else sd
 
 
-def count(n: int, noun: str) -> str:
-    """``1 photo``, ``2,000 photos``."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+def count(n: int, noun: str, plural: str = "") -> str:
+    """``1 photo``, ``2,000 photos``, ``2 classes``."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 def listing(words: Iterable[object]) -> str:

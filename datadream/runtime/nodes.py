@@ -59,6 +59,15 @@ def rooms(workers: Workers, nodes: Sequence[Node]) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
+def hardware(workers: Workers) -> dict[str, Any]:
+    """What does the work, without any host's name: workers, what each has, and nodes."""
+    nodes, kind = living_nodes(), "accelerator_type:"
+    gpus = {name.removeprefix(kind) for node in nodes for name in node["Resources"] if name.startswith(kind)}
+    cpus = f"{workers.threads} CPU" + ("" if workers.threads == 1 else "s")
+    each = " or ".join(sorted(gpus)) or "GPU" if workers.use_gpu else cpus
+    return {"workers": workers.count, "each": each, "nodes": len(nodes)}
+
+
 def workers_now(workers: Workers, without: Collection[str] = ()) -> Workers:
     """As many of these workers as were asked for, or as the nodes that answer can hold, at least one.
 

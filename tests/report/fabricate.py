@@ -17,8 +17,10 @@ from PIL import Image
 
 from datadream.data.few_shot import FewShotSet
 from datadream.run.layout import (
+    ADAPTER_INDEX,
     DATASET,
     FEW_SHOT,
+    AdapterEntry,
     AdapterMarker,
     ClassifierMarker,
     DatasetMarker,
@@ -26,6 +28,8 @@ from datadream.run.layout import (
     SelectionTotals,
     StageSeconds,
     adapter_marker,
+    adapter_samples,
+    classifier_logits,
     classifier_marker,
     shard_file,
     stage_seconds,
@@ -184,6 +188,37 @@ def write_setting(
         **tested,
     )
     store.write_json(classifier_marker(setting), marker.to_json())
+
+
+def write_logits(store: RunStore, setting: str, labels: list[int], predicted: list[int], n_classes: int) -> None:
+    """Judgements of a setting's test photos, the photo in place i of class c being <class name>/<i % 4>.png; the
+    later, the surer."""
+    logits = np.zeros((len(labels), n_classes), np.float32)
+    logits[range(len(labels)), predicted] = [1 + place for place in range(len(labels))]
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(logits.flatten()), n_classes)
+    keys = [f"{CLASS_NAMES[label % len(CLASS_NAMES)]}/{place % 4}.png" for place, label in enumerate(labels)]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"key": keys, "label": pa.array(labels, pa.int64()), "logits": rows}), buffer)
+    store.write_bytes(classifier_logits(setting), buffer.getvalue())
+
+
+def write_samples(store: RunStore, adapter_id: str, steps: list[int]) -> None:
+    """An adapter that made samples after these steps, and is in the index."""
+    for step in steps:
+        store.write_bytes(adapter_samples(adapter_id, step), image_bytes(0, 0))
+    entry = AdapterEntry(
+        adapter_id=adapter_id,
+        file="",
+        sha256="",
+        prompts=["a photo of a cat"],
+        n_photos=4,
+        steps=steps[-1],
+        last_loss=0.1,
+        rank=16,
+        base_model="tiny",
+        seconds=3.5,
+    )
+    store.write_json(ADAPTER_INDEX, [entry.to_json()])
 
 
 def write_search(

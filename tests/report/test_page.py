@@ -11,12 +11,15 @@ import pytest
 from PIL import Image
 
 from datadream.report import write_report
+from datadream.run.layout import StageSeconds, stage_seconds
 from datadream.run.store import RunStore
 from tests.report.fabricate import (
     CLASS_NAMES,
     write_adapters,
     write_dataset,
     write_few_shot,
+    write_logits,
+    write_samples,
     write_selection,
     write_setting,
     write_stage_seconds,
@@ -112,15 +115,79 @@ def test_intervals_calibration_and_confusion_are_shown(make_run):
         "real+synthetic, datadream-cls 87.9 85.9 to 89.9 99.0 98.0 to 100.0 87.9 84.9 to 90.9 5.5 4.5 to 7.5"
         in page.text
     )
-    assert "by the classifier trained on real+synthetic" in page.text
-    assert f"{CLASS_NAMES[0]} 97 1 1" in page.text
     assert "chosen on the test photos" not in page.text.lower()
+
+
+def test_the_page_says_what_went_wrong_and_what_images_changed(make_run):
+    store, config = make_run("run", ACCURACIES)
+    labels = [0] * 4 + [1] * 4 + [2] * 4
+    write_logits(store, "real", labels, [0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2], 3)
+    write_logits(store, "real+synthetic", labels, [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 1], 3)
+    write_report(store, [(store, config)], config)
+    html, page = read_page(store)
+    assert "2 of 12 test photos were taken for another class by the classifier trained on real+synthetic" in page.text
+    assert html.count('alt="photo of dog"') == html.count('alt="photo of cat"') == 1
+    assert "cat, taken for dog: 1 of 4 photos" in page.text
+    assert "Of 3 classes, 1 got better with generated images and 1 got worse." in page.text
+    assert f"{CLASS_NAMES[0]} 4 75.0 100.0 +25.0 1 0" in page.text
+    assert "cat 4 100.0 75.0 −25.0 0 1" in page.text
+    assert "cat 4 75 25" in page.text
+    assert "real+synthetic +0.0 −33.3 to +33.3 2 2" in page.text
 
 
 def test_a_matrix_of_many_classes_is_not_shown(make_run):
     store, config = make_run("run", ACCURACIES, n_classes=21)
+    write_logits(store, "real+synthetic", list(range(21)), [0, *range(20)], 21)
     write_report(store, [(store, config)], config)
-    assert "taken for" not in read_page(store)[1].text
+    html, page = read_page(store)
+    assert "taken for" in page.text
+    assert 'class="confusion"' not in html
+
+
+def test_the_page_of_a_thousand_classes_stays_bounded(make_run):
+    store, config = make_run("run", ACCURACIES, n_classes=1000)
+    labels = list(range(1000)) * 2
+    write_logits(store, "real", labels, labels, 1000)
+    write_logits(store, "real+synthetic", labels, labels[1:] + labels[:1], 1000)
+    write_report(store, [(store, config)], config)
+    html, page = read_page(store)
+    assert "2,000 of 2,000 test photos were taken for another class" in page.text
+    assert "The 10 that got better most, and as many that got worse most." in page.text
+    assert html.count("taken for <strong>") == 12
+    assert len(html) < 500_000
+
+
+def test_what_to_do_next_can_be_pasted_and_names_no_folder(make_run, table):
+    store, config = make_run("run", ACCURACIES)
+    write_report(store, [(store, config)], config, "datadream run --recipe paper data.source=photos")
+    _, page = read_page(store)
+    for words in ("predict . photo.jpg", "export . --to clip", "load_dataset('./dataset')", "datadream run ."):
+        assert words in page.text
+    assert "Made by datadream run --recipe paper data.source=photos" in page.text
+    assert store.root not in page.text
+    store, cells, config = table
+    write_report(store, cells, config)
+    assert "predict cells/datadream-cls-4-0 photo.jpg" in read_page(store)[1].text
+
+
+def test_when_and_on_what_the_run_was_made_is_said(make_run):
+    store, config = make_run("run", ACCURACIES)
+    on = {"workers": 2, "each": "1 CPU", "nodes": 1}
+    for stage, minute in {"adapt": "10:05", "classify": "10:09"}.items():
+        record = StageSeconds(seconds=1.0, ended=f"2026-01-02 {minute} UTC", hardware=on)
+        store.write_json(stage_seconds(stage), record.to_json())
+    write_report(store, [(store, config)], config)
+    assert "On 2 workers with 1 CPU each on 1 node; ended 2026-01-02 10:09 UTC." in read_page(store)[1].text
+
+
+def test_samples_of_a_training_are_a_strip_for_each_adapter(make_run):
+    store, config = make_run("run", ACCURACIES, adapt__samples_every=2)
+    write_samples(store, "class-00000", list(range(2, 41, 2)))
+    write_report(store, [(store, config)], config)
+    html, page = read_page(store)
+    assert html.count("four images after step") == 8
+    assert "a photo of a cat step 6 step 10" in page.text
+    assert "step 40" in page.text
 
 
 def test_weights_that_test_photos_chose_are_marked_wherever_figures_are(make_run):

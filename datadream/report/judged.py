@@ -1,0 +1,76 @@
+"""What a classifier said of each test photo, and how two classifiers differ on the same photos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from datadream.run.layout import classifier_logits
+from datadream.run.store import RunStore
+
+# Logits of ImageNet's 50,000 photos are 200 MB: they are read in parts, of which three numbers a photo are kept.
+ROWS = 4096
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The test photos of one setting of one run, in the run's order."""
+
+    keys: tuple[str, ...]
+    """Paths below data.source."""
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    """Probability of the predicted class, in [0, 1]."""
+
+    @cached_property
+    def hits(self) -> NDArray[np.bool_]:
+        return self.predicted == self.labels
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Accuracy of a setting minus that of another on the same photos, in points."""
+
+    setting: str
+    mean: float
+    low: float
+    high: float
+    """Ends of the paired 95 % bootstrap interval."""
+    gained: int
+    """Photos that this setting alone gets right."""
+    lost: int
+    """Photos that the other alone gets right."""
+
+
+def judged(store: RunStore, setting: str) -> Judged | None:
+    """The judgements of a committed setting; None without test photos, and in runs whose version kept no logits."""
+    if not store.exists(name := classifier_logits(setting)):
+        return None
+    keys: list[str] = []
+    labels, predicted, confidence = [], [], []
+    with store.fs.open(store.path(name), "rb") as file:
+        for rows in pq.ParquetFile(file).iter_batches(ROWS):
+            logits = rows["logits"].flatten().to_numpy().reshape(len(rows), -1).astype(np.float64)
+            best = logits.max(axis=1)
+            keys += rows["key"].to_pylist()
+            labels.append(rows["label"].to_numpy())
+            predicted.append(logits.argmax(axis=1))
+            confidence.append(1 / np.exp(logits - best[:, None]).sum(axis=1))
+    return Judged(tuple(keys), *map(np.concatenate, (labels, predicted, confidence))) if keys else None
+
+
+def difference(setting: str, ours: Judged, theirs: Judged, seed: int) -> Difference | None:
+    """How `ours`, of `setting`, differs from `theirs`; None where they judged other photos."""
+    if ours.keys != theirs.keys:
+        return None
+    n, gained, lost = len(ours.keys), int((ours.hits & ~theirs.hits).sum()), int((theirs.hits & ~ours.hits).sum())
+    # A photo counts 1, -1 or 0, so that resampling photos is sampling how many there are of each.
+    counts = np.random.default_rng(seed).multinomial(n, [gained / n, lost / n, 1 - (gained + lost) / n], RESAMPLES)
+    low, high = np.percentile(100 * (counts[:, 0] - counts[:, 1]) / n, [2.5, 97.5])
+    return Difference(setting, 100 * (gained - lost) / n, float(low), float(high), gained, lost)
