@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from datadream.config.adapt import AdaptConfig, DiffusionConfig
 from datadream.config.classify import ClassifyConfig
 from datadream.config.cluster import ClusterConfig, TrackingConfig
 from datadream.config.data import DataConfig
 from datadream.config.generate import PRESET_KNOBS, GenerateConfig
-from datadream.config.section import Section, flatten, knobs, parse, replace_dotted
+from datadream.config.section import Section, flatten, knobs, nearest, parse, replace_dotted
 
 MethodName = Literal["none", "zero-shot", "is-synth", "datadream-dset", "datadream-cls"]
+"""The methods of this package."""
+
+
+def _method(value: str) -> str:
+    """Its form alone: whether a function of the user's is there is seen where it is loaded."""
+    if value not in get_args(MethodName) and not re.fullmatch(r"([\w.]+|.+\.py):[^\W\d]\w*", value):
+        raise ValueError(
+            "expected a method's name, or your own function as package.module:function or path/to/file.py:function. "
+            + nearest(value, list(get_args(MethodName)))
+        )
+    return value
+
+
+AnyMethod = Annotated[str, AfterValidator(_method)]
 
 
 class GridConfig(Section):
     """A table of runs: every combination of what is listed, each a complete run in its own folder."""
 
-    methods: tuple[MethodName, ...] = ()
+    methods: tuple[AnyMethod, ...] = ()
     """Methods; empty: the run's own method."""
     seeds: tuple[int, ...] = ()
     """Seeds of shots, generator and classifier together; empty: the run's own seed."""
@@ -38,10 +53,10 @@ class GridConfig(Section):
 class ExperimentConfig(Section):
     """One run, or with `grid` a table of runs."""
 
-    method: MethodName = "datadream-cls"
+    method: AnyMethod = "datadream-cls"
     """Which adapters to train and which images to generate: datadream-cls (an adapter per class), datadream-dset (one
     for all), is-synth (start from a noised photo), zero-shot (the base generator), none (no images: the baselines
-    alone)."""
+    alone), or a function of your own: package.module:function or path/to/file.py:function."""
     seed: int = Field(0, ge=0)
     """Seed of everything random: shots, adapters, images, classifier."""
     data: DataConfig = DataConfig()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 from pathlib import Path
+from typing import Any
 
 from datadream.config.experiment import ExperimentConfig
 from datadream.config.section import flatten
@@ -21,7 +22,11 @@ def located(config: ExperimentConfig) -> ExperimentConfig:
     What names no file or folder that is there stays as it is: a data set, a Hub id, an architecture, a URL.
     """
     values = flatten(config.model_dump())
-    found = {knob: _absolute(knob, values[knob]) for knob in LOCATIONS if values[knob] is not None}
+    found: dict[str, Any] = {knob: _absolute(knob, values[knob]) for knob in LOCATIONS if values[knob] is not None}
+    found |= {
+        "method": _absolute_method(config.method),
+        "grid.methods": tuple(map(_absolute_method, config.grid.methods)),
+    }
     changed = {knob: value for knob, value in found.items() if value != values[knob]}
     return config.updated(changed) if changed else config
 
@@ -34,6 +39,11 @@ def _absolute(knob: str, value: str) -> str:
     # A folder that is called like an architecture or a tag of weights is not meant by that name alone.
     is_name = knob.startswith("classify.") and not scheme and not (path.suffix and path.is_file())
     return value if is_name or not path.exists() else scheme + os.path.abspath(path)
+
+
+def _absolute_method(method: str) -> str:
+    file, _, function = method.rpartition(":")
+    return f"{os.path.abspath(Path(file).expanduser())}:{function}" if file.endswith(".py") else method
 
 
 def is_same_place(old: str | None, new: str | None) -> bool:

@@ -17,6 +17,7 @@ from datadream.config.experiment import ExperimentConfig
 OWN_PHOTOS = "own photos"
 OWN_NAMES = "own names"
 OWN_MODEL = "own model"
+OWN_METHOD = "own method"
 # Folders, in lower case, whose sub-folders bear the names of users: /home, C:\Users, /run/media and so on.
 USER_FOLDERS = {"home", "homes", "user", "users", "u", "media", "documents and settings"}
 # Schemes whose first component is a folder and no host.
@@ -33,6 +34,8 @@ def public_config(config: ExperimentConfig) -> dict[str, Any]:
     Without `cluster` and `tracking`: they say where the work is done and who watches, and do not change the result.
     """
     values = config.model_dump(mode="json", exclude={"cluster", "tracking"})
+    values["method"] = public_method(config.method)
+    values["grid"]["methods"] = list(map(public_method, config.grid.methods))
     values["data"]["source"] = public_source(config.data.source)
     if config.data.names is not None:
         values["data"]["names"] = _last_name(config.data.names) or OWN_NAMES
@@ -49,6 +52,12 @@ def public_source(source: str) -> str:
     if source.startswith("hf-hub:") and _MODEL_ID.fullmatch(source.removeprefix("hf-hub:").partition("@")[0]):
         return source.partition("@")[0]
     return _last_name(source) or OWN_PHOTOS
+
+
+def public_method(method: str) -> str:
+    """``method`` by name: ours and functions of modules as they are, those of a file with the file's name alone."""
+    place, _, function = method.rpartition(":")
+    return f"{_last_name(place) or OWN_METHOD}:{function}" if place.endswith(".py") else method
 
 
 def public_model(model: str) -> str:

@@ -1,7 +1,11 @@
-"""Methods by name. A new method is one new file here, one line below and its name in config.MethodName."""
+"""Methods by name. A new one is a new file here, one line below and its name in config.MethodName; or a function of
+the user's own, which needs neither (see `own`)."""
 
+from datadream.config import ExperimentConfig, public_method
+from datadream.data.few_shot import FewShotSet
 from datadream.methods import datadream, is_synth, zero_shot
 from datadream.methods.base import AdapterSpec, ImageRequest, ImageSeries, Method, Plan, TrainingPhoto
+from datadream.methods.own import load_method
 
 METHODS: dict[str, Method] = {
     "datadream-cls": datadream.plan_per_class,
@@ -12,4 +16,21 @@ METHODS: dict[str, Method] = {
     "none": lambda few_shot, config: Plan(),
 }
 
-__all__ = ["METHODS", "AdapterSpec", "ImageRequest", "ImageSeries", "Method", "Plan", "TrainingPhoto"]
+__all__ = ["METHODS", "AdapterSpec", "ImageRequest", "ImageSeries", "Method", "Plan", "TrainingPhoto", "make_plan"]
+
+
+def make_plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
+    """What the config's method asks for; raises ValueError where a method of the user's makes no plan for these
+    classes."""
+    if config.method in METHODS:
+        return METHODS[config.method](few_shot, config)
+    made, name = load_method(config.method)(few_shot, config), public_method(config.method)
+    if not isinstance(made, Plan):
+        raise ValueError(f"method {name!r} returned {type(made).__name__}: expected a datadream.methods.Plan.")
+    n_classes = len(few_shot.class_names)
+    for series in made.images:
+        if not 0 <= series.label < n_classes:
+            raise ValueError(
+                f"method {name!r} asks for images of class {series.label}: expected 0 to {n_classes - 1}."
+            )
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -113,11 +114,17 @@ class Plan:
     images: tuple[ImageSeries, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises ValueError when images ask for an adapter that the plan does not train, or two have the same index.
+        """Raises ValueError when images ask for an adapter that the plan does not train, or two have the same index,
+        and for adapters' ids that are not unique or are no names of folders.
 
         A class's index names its image: two with the same would be one file with the same noise.
         """
-        known = {spec.adapter_id for spec in self.adapters}
+        known: set[str] = set()
+        for spec in self.adapters:
+            if not re.fullmatch(r"\w[\w.-]*", spec.adapter_id) or spec.adapter_id in known:
+                fault = "is there twice" if spec.adapter_id in known else "is no name of a folder"
+                raise ValueError(f"adapter {spec.adapter_id!r} {fault}. Use letters, digits, '-', '_' and '.', once.")
+            known.add(spec.adapter_id)
         for series in self.images:
             for name, _ in series.adapters:
                 if name not in known:

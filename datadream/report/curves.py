@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import posixpath
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from datadream.config import TRAINED_SETTINGS
 from datadream.report.plots import MAX_LINES, Line, adapters_chart, line_chart
-from datadream.report.records import METHODS, NO_METHOD, Gain, Row, Summary, classifiers
+from datadream.report.records import METHODS, NO_METHOD, Gain, Row, Summary, classifiers, in_order
 from datadream.report.tables import column_name
 from datadream.run.layout import ADAPTERS, AdapterMarker, ClassifierMarker, adapter_marker
 from datadream.run.store import RunStore
@@ -23,6 +23,7 @@ SETTING_COLORS |= {f"gda-{setting}": color for setting, color in SETTING_COLORS.
 # Assigned from the end of the list, so that the paper's methods keep their colours when one is added in front.
 # Series 1 is the colour of real photos.
 METHOD_COLORS = dict(zip(METHODS[::-1], itertools.cycle(f"series-{i}" for i in (0, 2, 3, 4, 5, 6, 7)), strict=False))
+OWN_METHOD_COLORS = ("series-6", "series-7")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,9 @@ def accuracy_by_shots(summary: Summary) -> Chart | None:
     for row in summary.rows:
         if row.mean is not None and row.setting in ("zero-shot", "real", with_images):
             curves[row.setting, row.method].append(row)
-    lines, legend = [], []
+    lines, legend, colors = [], [], _method_colors(method for _, method in curves)
     for (setting, method), rows in curves.items():
-        color = SETTING_COLORS[setting] if method == NO_METHOD else METHOD_COLORS[method]
+        color = SETTING_COLORS[setting] if method == NO_METHOD else colors[method]
         # Zero-shot CLIP is one model that no seed changes: it has no spread.
         errors = None if setting == "zero-shot" else [row.sd or 0.0 for row in rows]
         points = [(row.shots, row.mean) for row in rows if row.mean is not None]
@@ -81,11 +82,12 @@ def gain_by_shots(summary: Summary) -> Chart | None:
         curves[gain.method].append(gain)
     if len({gain.shots for gain in summary.gains}) < 2:
         return None
+    colors = _method_colors(curves)
     lines = [Line([(shots, 0.0) for shots in (summary.shots[0], summary.shots[-1])], "muted", dashed=True)]
     for method, gains in curves.items():
         points, errors = [(gain.shots, gain.mean) for gain in gains], [gain.sd or 0.0 for gain in gains]
-        lines.append(Line(points, METHOD_COLORS[method], errors=errors))
-    legend = [(method, METHOD_COLORS[method]) for method in curves]
+        lines.append(Line(points, colors[method], errors=errors))
+    legend = [(method, colors[method]) for method in curves]
     has_sd = any(gain.sd is not None for gain in summary.gains)
     remark = "Bars: standard deviation over seeds of the difference." if has_sd else ""
     svg = line_chart(lines, "photos per class", summary.shots)
@@ -114,13 +116,19 @@ def accuracy_by_images(summary: Summary) -> Chart | None:
     for row in rows:
         if row.setting in TRAINED_SETTINGS and (is_one_method or row.setting == rows[-1].setting):
             curves[row.setting, row.method].append(row)
+    colors = _method_colors(method for _, method in curves)
     for (setting, method), members in curves.items():
-        color = SETTING_COLORS[setting] if is_one_method else METHOD_COLORS[method]
+        color = SETTING_COLORS[setting] if is_one_method else colors[method]
         points = [(row.images_per_class, row.mean) for row in members if row.mean is not None]
         lines.append(Line(points, color, errors=[row.sd or 0.0 for row in members]))
         legend.append((column_name(setting, method), color))
     svg = line_chart(lines, "generated images per class", numbers)
     return Chart("Test accuracy by generated images per class, %", Markup(svg), legend)
+
+
+def _method_colors(methods: Iterable[str]) -> dict[str, str]:
+    own = [method for method in in_order(methods) if method not in METHOD_COLORS]
+    return METHOD_COLORS | dict(zip(own, itertools.cycle(OWN_METHOD_COLORS), strict=False))
 
 
 def _classifiers(measured: Mapping[str, ClassifierMarker]) -> list[Chart]:

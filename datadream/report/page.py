@@ -6,13 +6,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from datadream.config import ExperimentConfig, public_source
+from datadream.config import ExperimentConfig, public_method, public_source
 from datadream.report import records as metrics
 from datadream.report import text
 from datadream.report.curves import accuracy_by_images, accuracy_by_shots, gain_by_shots, run_charts
 from datadream.report.mistakes import class_changes, differences, mistakes
 from datadream.report.pictures import MAX_CLASSES, class_pictures, sample_strips
-from datadream.report.records import METHODS, NO_METHOD, SETTINGS, Summary
+from datadream.report.records import NO_METHOD, SETTINGS, Summary, in_order
 from datadream.report.search import choice_table, trial_tables
 from datadream.report.tables import (
     REASONS,
@@ -65,7 +65,7 @@ def write_report(store: RunStore, cells: Cells, config: ExperimentConfig, comman
 def _heading(cells: Cells, summary: Summary) -> dict[str, Any]:
     """What was run, and the result in plain words."""
     configs = [config for _, config in cells]
-    methods = [name for name in METHODS if name != NO_METHOD and any(config.method == name for config in configs)]
+    methods = in_order({public_method(config.method) for config in configs} - {NO_METHOD})
     shots = sorted({config.data.n_shots for config in configs})
     seeds = sorted({config.seed for config in configs})
     return {
@@ -85,14 +85,14 @@ def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: 
     # Pictures and curves stand for one run of each method, that with the most shots and of those the first seed; the
     # paper's methods come first.
     first: dict[str, Any] = {}
-    for cell in sorted(cells, key=lambda cell: (-METHODS.index(cell[1].method), -cell[1].data.n_shots, cell[1].seed)):
-        first.setdefault(cell[1].method, cell)
-    shown: Cells = [cell for method, cell in first.items() if method != NO_METHOD] or list(first.values())
+    for cell in sorted(cells, key=lambda cell: (-cell[1].data.n_shots, cell[1].seed)):
+        first.setdefault(public_method(cell[1].method), cell)
+    methods = in_order(first)
+    shown: Cells = [first[name] for name in reversed(methods) if name != NO_METHOD] or list(first.values())
     pictures, n_classes = class_pictures(shown)
     charts = [make(summary) for make in (accuracy_by_shots, gain_by_shots, accuracy_by_images)]
     curves = [(run_name(config), run_charts(store)) for store, config in shown]
     settings = {row.setting for row in summary.rows}
-    methods = {config.method for _, config in cells} & text.METHOD_NOTES.keys()
     ended, hardware = stage_ends(store, cells)
     return {
         "summary": summary,
@@ -103,7 +103,7 @@ def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: 
         "charts": [chart for chart in charts if chart],
         "further": further_rows(summary),
         "setting_notes": [(name, text.SETTING_NOTES[name]) for name in SETTINGS if name in settings],
-        "method_notes": [(name, text.METHOD_NOTES[name]) for name in METHODS if name in methods],
+        "method_notes": [(name, text.METHOD_NOTES[name]) for name in methods if name in text.METHOD_NOTES],
         "pictures": pictures,
         "prompts": config.generate.prompts or (config.data.prompt,),
         "n_classes": n_classes,

@@ -14,7 +14,7 @@ from typing import IO
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datadream.config import ExperimentConfig
+from datadream.config import ExperimentConfig, public_method
 from datadream.data.datasets import open_source
 from datadream.data.decode import IMAGE_SUFFIXES
 from datadream.data.few_shot import FewShotSet
@@ -80,7 +80,7 @@ def class_pictures(cells: Sequence[tuple[RunStore, ExperimentConfig]]) -> tuple[
     store, config = first
     few_shot = FewShotSet.from_json(store.read_json(FEW_SHOT))
     names = few_shot.class_names[:MAX_CLASSES]
-    generated = {config.method: _generated(store, len(names)) for store, config in generating}
+    generated = {public_method(config.method): _generated(store, len(names)) for store, config in generating}
     try:
         source = open_source(config.data.source, config.data.background)
         shots = [keys[:REAL_PER_CLASS] for keys in few_shot.shots[: len(names)]]

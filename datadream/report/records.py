@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, MethodName, Setting, public_source
+from datadream.config import (
+    SETTINGS_WITHOUT_IMAGES,
+    ExperimentConfig,
+    MethodName,
+    Setting,
+    public_method,
+    public_source,
+)
 from datadream.run.layout import DATASET, ClassifierMarker, DatasetMarker, SelectionTotals, classifier_marker
 from datadream.run.store import RunStore
 
@@ -114,7 +121,16 @@ def classifiers(store: RunStore) -> dict[str, ClassifierMarker]:
 
 def method_of(setting: str, config: ExperimentConfig) -> str:
     """The method that a setting's figures belong to: none for the settings that use no images."""
-    return NO_METHOD if setting in SETTINGS_WITHOUT_IMAGES else config.method
+    return NO_METHOD if setting in SETTINGS_WITHOUT_IMAGES else public_method(config.method)
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Methods in the paper's order, then those of users by name."""
+    return sorted(set(methods), key=_method_order)
+
+
+def _method_order(method: str) -> tuple[int, str]:
+    return METHODS.index(method) if method in METHODS else len(METHODS), method
 
 
 def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
@@ -184,9 +200,9 @@ def _group(record: Record) -> Group:
     return record["method"], record["setting"], record["shots"], record["images_per_class"]
 
 
-def _paper_order(group: tuple) -> tuple[int, int, int]:
+def _paper_order(group: tuple) -> tuple[int, tuple[int, str], int]:
     method, setting, shots = group[:3]
-    return SETTINGS.index(setting), METHODS.index(method), shots
+    return SETTINGS.index(setting), _method_order(method), shots
 
 
 def _row(method: str, setting: str, shots: int, members: list[Record]) -> Row:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from datadream.config import ExperimentConfig, flatten, knobs, public_config
+from datadream.config import ExperimentConfig, flatten, knobs, public_config, public_method
 from datadream.report.records import (
-    METHODS,
     NO_METHOD,
     SETTINGS,
     Row,
     Summary,
     classifiers,
+    in_order,
     mean_and_sd,
     method_of,
     selection_totals,
@@ -83,7 +83,7 @@ class Knob:
 
 
 def run_name(config: ExperimentConfig) -> str:
-    return f"{config.method}, {count(config.data.n_shots, 'shot')}, seed {config.seed}"
+    return f"{public_method(config.method)}, {count(config.data.n_shots, 'shot')}, seed {config.seed}"
 
 
 def column_name(setting: str, method: str) -> str:
@@ -161,7 +161,8 @@ def class_table(cells: Cells, shots: int) -> ClassTable | None:
                 if entry["top1"] is not None:
                     by_seed = measured[setting, method_of(setting, config)][entry["name"]]
                     by_seed.setdefault(config.seed, entry["top1"])
-    columns = [key for setting in SETTINGS for method in METHODS if (key := (setting, method)) in measured]
+    methods = in_order(method for _, method in measured)
+    columns = [key for setting in SETTINGS for method in methods if (key := (setting, method)) in measured]
     if not columns:
         return None
     rows = [

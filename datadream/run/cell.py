@@ -7,7 +7,7 @@ from functools import cached_property
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import Dataset, open_dataset
 from datadream.data.few_shot import FewShotSet, sample_shots
-from datadream.methods import METHODS, Plan
+from datadream.methods import Plan, make_plan
 from datadream.methods.chunks import Chunk, plan_hash, split_into_chunks
 from datadream.run.grid import table_cells
 from datadream.run.layout import FEW_SHOT
@@ -40,7 +40,7 @@ class Cell:
     @cached_property
     def plan(self) -> Plan:
         """What the method asks for; nothing where another run generates the images."""
-        return METHODS[self.config.method](self.few_shot, self.config) if self._generates else Plan()
+        return make_plan(self.few_shot, self.config) if self._generates else Plan()
 
     @cached_property
     def chunks(self) -> list[Chunk]:

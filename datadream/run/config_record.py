@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from datadream.config import LOCATIONS, DataConfig, ExperimentConfig, flatten, is_same_place, parse_config
+from datadream.config import (
+    LOCATIONS,
+    DataConfig,
+    ExperimentConfig,
+    flatten,
+    is_same_place,
+    parse_config,
+    public_method,
+)
 from datadream.data.datasets import open_dataset
 from datadream.data.few_shot import FewShotSet
+from datadream.methods.own import method_sha256
 from datadream.run.layout import CONFIG, FEW_SHOT
 from datadream.run.store import RunStore
 
+METHOD_KNOBS = ("method", "grid.methods")
 LIBRARIES = ("datadream", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
 
 
@@ -55,11 +65,28 @@ def check_config(store: RunStore, config: ExperimentConfig) -> None:
     different = [key for key in different if key not in LOCATIONS or not is_same_place(old.get(key), new[key])]
     if "data.source" in different and _holds_the_photos(store, config.data):
         different.remove("data.source")
+    # Where a method of the user's lies may change; what it does may not.
+    theirs, ours = (list(map(public_method, (c.method, *c.grid.methods))) for c in (recorded, config))
+    if theirs == ours:
+        different = [key for key in different if key not in METHOD_KNOBS]
     if different:
         named = "; ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in different)
         raise ValueError(
             f"run {store.url!r} was made with another config: {named}. Use another --run, or those values."
         )
+    hashes = store.read_json(CONFIG).get("methods", {})
+    for name, found in _own_methods(config).items():
+        if hashes.get(name, found) != found:
+            raise ValueError(
+                f"run {store.url!r} was made with another version of method {name!r}: its file has changed "
+                f"({hashes[name][:8]} there, {found[:8]} now). Use another --run, or that version."
+            )
+
+
+def _own_methods(config: ExperimentConfig) -> dict[str, str]:
+    """Hashes of the files that hold the user's own methods, by public name."""
+    own = [method for method in (config.method, *config.grid.methods) if ":" in method]
+    return {public_method(method): method_sha256(method) for method in own}
 
 
 def _holds_the_photos(store: RunStore, data: DataConfig) -> bool:
@@ -75,13 +102,19 @@ def record_config(store: RunStore, config: ExperimentConfig) -> None:
     """Say whose work the folder holds from now on, with which library versions it began, and where its photos are."""
     values = config.model_dump(mode="json")
     if not store.exists(CONFIG):
-        store.write_json(CONFIG, {"config": values, "versions": library_versions()})
+        own = _own_methods(config)
+        store.write_json(
+            CONFIG, {"config": values, "versions": library_versions()} | ({"methods": own} if own else {})
+        )
         return
     record, now = store.read_json(CONFIG), flatten(values)
-    moved = [knob for knob in LOCATIONS if flatten(record["config"]).get(knob) != now[knob]]
+    moved = [knob for knob in (*LOCATIONS, *METHOD_KNOBS) if flatten(record["config"]).get(knob) != now[knob]]
     for knob in moved:
-        group, _, name = knob.partition(".")
-        record["config"][group][name] = now[knob]
+        *sections, name = knob.split(".")
+        place = record["config"]
+        for section in sections:
+            place = place[section]
+        place[name] = now[knob]
     if moved:
         store.write_json(CONFIG, record)
 

@@ -5,7 +5,15 @@ import json
 import pytest
 
 from datadream import recipes
-from datadream.config import ExperimentConfig, flatten, knobs, public_config, public_model, public_source
+from datadream.config import (
+    ExperimentConfig,
+    flatten,
+    knobs,
+    public_config,
+    public_method,
+    public_model,
+    public_source,
+)
 
 PRIVATE = ("alice", "s3cret", "host.example", "/home")
 LOCATIONS = (
@@ -105,3 +113,9 @@ def test_what_is_no_location_stays():
     config = recipes.digits()
     values = config.model_dump(mode="json", exclude={"cluster", "tracking"})
     assert public_config(config) == values
+
+
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_a_method_in_a_file_is_named_by_the_file_alone(location):
+    told = public_method(f"{location}/plans.py:two_prompts")
+    assert told in ("plans.py:two_prompts", "own method:two_prompts")
