@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from datadream.classify.ingest.reader import check_published
 from datadream.classify.model_selection import check_selection
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import check_photos
 from datadream.models.source import check_pipeline, check_scheduler
 from datadream.run.cell import Cell
-from datadream.run.config_record import check_config
-from datadream.run.layout import FEW_SHOT
+from datadream.run.config_record import check_config, check_reused
+from datadream.run.layout import FEW_SHOT, GENERATE_PLAN, GeneratePlan, classifier_marker
 from datadream.run.store import RunStore
 from datadream.tracking import check_trackers
 
@@ -33,6 +34,8 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
     """Settings, folder, photos, trackers, workers and the generator's files: what is quick to look at."""
     _check_settings(config)
     check_config(store, config)
+    if config.images_from is not None:
+        _check_source(config, cells)
     store.check_writable()
     check_trackers(config, store)
     _check_photos([cell for cell in cells if not cell.store.exists(FEW_SHOT)])
@@ -71,6 +74,23 @@ def _check_settings(config: ExperimentConfig) -> None:
         raise ValueError(
             f"method 'none' generates no images, but classify.settings has {needy[0]!r}. "
             f"Use classify.settings='[{', '.join(SETTINGS_WITHOUT_IMAGES)}]', or another method."
+        )
+
+
+def _check_source(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
+    """The run whose images are used is finished, its config agrees, and its images are those of the first start."""
+    if config.grid.on:
+        raise ValueError("the images of one run make no table. Unset grid, or generate them anew without images_from.")
+    (cell,) = cells
+    if all(cell.store.exists(classifier_marker(setting)) for setting in config.classify.settings):
+        return  # done, so that the other run may be gone
+    check_reused(cell.images, config)
+    check_published(cell.images, cell.few_shot.class_names)
+    begun = GeneratePlan.from_json(cell.store.read_json(GENERATE_PLAN)) if cell.store.exists(GENERATE_PLAN) else None
+    if begun is not None and begun.plan != cell.plan_hash:
+        raise ValueError(
+            f"run {cell.images.url!r} holds other images than when run {cell.store.url!r} began to train on them. "
+            "Use another --run."
         )
 
 

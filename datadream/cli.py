@@ -27,7 +27,7 @@ import yaml
 
 from datadream import recipes
 from datadream.config import ExperimentConfig, flatten, knobs, nearest, takes_text
-from datadream.run.config_record import recorded_config
+from datadream.run.config_record import config_reusing, recorded_config
 from datadream.run.layout import PAGE
 from datadream.run.store import RunStore
 
@@ -192,7 +192,7 @@ def _photos_of(asked: str) -> list[str]:
 
 
 def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> ExperimentConfig:
-    """A recipe or the run's own config, then the YAML file, then the overrides."""
+    """A recipe's, the run's own or that of the run whose images it uses; then the YAML file, then the overrides."""
     path, changes = arguments.config, {}
     if path:
         try:
@@ -206,6 +206,10 @@ def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> Experime
             raise ValueError(f"--config {path!r} holds no mapping of knobs: {hint}")
         changes = flatten(values, known=knobs(ExperimentConfig))
     changes |= _dotted(overrides, arguments.run)
+    if source := getattr(arguments, "source", None):
+        if arguments.recipe:
+            raise ValueError(f"--recipe {arguments.recipe} beside --from: the knobs are those of run {source!r}.")
+        return config_reusing(RunStore(source)).updated(changes)
     if arguments.recipe:
         return recipes.by_name(arguments.recipe).updated(changes)
     saved = recorded_config(RunStore(arguments.run))
@@ -298,6 +302,9 @@ def _parser() -> argparse.ArgumentParser:
         elif takes_knobs:
             add("--recipe", metavar="NAME", help=f"a named config: {', '.join(recipes.RECIPES)}")
             add("--config", metavar="FILE", help="YAML file of knobs, over the recipe's")
+            if name in ("run", "classify"):
+                from_help = "a finished run: train other classifiers on its images, generating none"
+                add("--from", dest="source", metavar="URL", help=from_help)
     return parser
 
 

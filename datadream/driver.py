@@ -200,6 +200,8 @@ def driving(
                 if cell is cells[0]:  # the others of a table have the same photos
                     log.info("%s", "\n".join(intake_lines(told)))
                 cell.store.write_json(FEW_SHOT, cell.few_shot.to_json())
+            if cell.config.images_from is not None:
+                record_plan(cell.store, cell.plan_hash)
         tracking = stack.enter_context(tracked(config, store))
         listeners: list[Listener] = [Terminal(), ProgressFile(store), RayMetrics(), tracking]
         yield Driver(config, store, cells, adapters, workers, tracking, listeners, hardware(workers))

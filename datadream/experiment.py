@@ -43,18 +43,21 @@ class Experiment:
         self.check_inputs()
         if not self.is_finished():
             with self._driving() as driver:
-                driver.adapt_and_generate()
+                if self.config.images_from is None:
+                    driver.adapt_and_generate()
                 driver.classify()
         return self.report()
 
     def adapt(self) -> None:
         """Train the adapters that are missing."""
+        self._check_generates()
         self.check_inputs()
         with self._driving() as driver:
             driver.adapt()
 
     def generate(self) -> None:
         """Generate the images that are missing and publish them; raises ValueError where adapters are missing."""
+        self._check_generates()
         self.check_inputs()
         self._check_adapters()
         with self._driving() as driver:
@@ -114,6 +117,13 @@ class Experiment:
             for cell in self.cells
             for unit in adapter_units(cell.store.url, cell.plan.adapters, cell.config.adapt)
         ]
+
+    def _check_generates(self) -> None:
+        if self.config.images_from is not None:
+            raise RefusedError(
+                f"run {self.store.url!r} uses the images of run {self.config.images_from!r}: it adapts and generates "
+                "nothing. Use classify."
+            )
 
     def _check_adapters(self) -> None:
         from datadream.runtime.unit import pending

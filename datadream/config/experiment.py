@@ -57,6 +57,9 @@ class ExperimentConfig(Section):
     """Which adapters to train and which images to generate: datadream-cls (an adapter per class), datadream-dset (one
     for all), is-synth (start from a noised photo), zero-shot (the base generator), none (no images: the baselines
     alone), or a function of your own: package.module:function or path/to/file.py:function."""
+    images_from: str | None = None
+    """A finished run whose images and shots the classifiers train on, by folder or URL (on the command line: --from);
+    all knobs but those of classify, cluster and tracking are then that run's. Unset: the run generates its own."""
     seed: int = Field(0, ge=0)
     """Seed of everything random: shots, adapters, images, classifier."""
     data: DataConfig = DataConfig()

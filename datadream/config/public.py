@@ -18,6 +18,7 @@ OWN_PHOTOS = "own photos"
 OWN_NAMES = "own names"
 OWN_MODEL = "own model"
 OWN_METHOD = "own method"
+OWN_RUN = "own run"
 # Folders, in lower case, whose sub-folders bear the names of users: /home, C:\Users, /run/media and so on.
 USER_FOLDERS = {"home", "homes", "user", "users", "u", "media", "documents and settings"}
 # Schemes whose first component is a folder and no host.
@@ -37,6 +38,8 @@ def public_config(config: ExperimentConfig) -> dict[str, Any]:
     values["method"] = public_method(config.method)
     values["grid"]["methods"] = list(map(public_method, config.grid.methods))
     values["data"]["source"] = public_source(config.data.source)
+    if config.images_from is not None:
+        values["images_from"] = _last_name(config.images_from) or OWN_RUN
     if config.data.names is not None:
         values["data"]["names"] = _last_name(config.data.names) or OWN_NAMES
     values["diffusion"]["model"] = public_model(config.diffusion.model)

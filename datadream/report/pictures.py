@@ -18,6 +18,7 @@ from datadream.config import ExperimentConfig, public_method
 from datadream.data.datasets import open_source
 from datadream.data.decode import IMAGE_SUFFIXES
 from datadream.data.few_shot import FewShotSet
+from datadream.run.cell import images_store
 from datadream.run.layout import (
     ADAPTER_INDEX,
     DATASET,
@@ -73,7 +74,8 @@ class SampleStrip:
 
 def class_pictures(cells: Sequence[tuple[RunStore, ExperimentConfig]]) -> tuple[list[ClassPictures], int]:
     """Pictures of the first classes, and the number of all classes; shots are those of the first cell."""
-    generating = [(store, config) for store, config in cells if store.exists(DATASET)]
+    sources = [(images_store(store, config), config) for store, config in cells]
+    generating = [(store, config) for store, config in sources if store.exists(DATASET)]
     first = next((cell for cell in generating or cells if cell[0].exists(FEW_SHOT)), None)
     if first is None:
         return [], 0

@@ -16,6 +16,7 @@ from datadream.config import (
     public_method,
     public_source,
 )
+from datadream.run.cell import images_store
 from datadream.run.layout import DATASET, ClassifierMarker, DatasetMarker, SelectionTotals, classifier_marker
 from datadream.run.store import RunStore
 
@@ -135,7 +136,7 @@ def _method_order(method: str) -> tuple[int, str]:
 
 def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
     """One record for each committed setting of one run."""
-    selection = selection_totals(store)
+    selection = selection_totals(images_store(store, config))
     return [
         {
             "method": method_of(setting, config),

@@ -18,6 +18,7 @@ from datadream.report.records import (
     selection_totals,
 )
 from datadream.report.text import count, number, shown_sd, signed
+from datadream.run.cell import images_store
 from datadream.run.layout import DATASET, DATASET_FOLDER, STAGES, StageSeconds, stage_seconds
 from datadream.run.store import RunStore
 
@@ -141,7 +142,7 @@ def selection_rows(cells: Cells) -> list[SelectionRow]:
     """A row for each run whose images filters chose."""
     rows = []
     for store, config in cells:
-        if totals := selection_totals(store):
+        if totals := selection_totals(images_store(store, config)):
             left_out = [totals["rejected"].get(reason, 0) for reason in REASONS]
             worst = totals["worst"]
             told = f"{worst['name']}: {worst['n_images']:,} of {worst['candidates']:,}" if worst else "–"

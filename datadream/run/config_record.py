@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from importlib.metadata import version
 
 from datadream.config import (
@@ -51,6 +52,33 @@ def recorded_config(store: RunStore) -> ExperimentConfig | None:
         ) from None
 
 
+def config_reusing(source: RunStore) -> ExperimentConfig:
+    """The config of a run that trains classifiers on the images of a finished one; raises FileNotFoundError or
+    ValueError where there is no such run."""
+    recorded = _single_run(source)
+    # A run that uses another's images has none of its own.
+    return recorded if recorded.images_from else recorded.updated({"images_from": source.url})
+
+
+def check_reused(source: RunStore, config: ExperimentConfig) -> None:
+    """Raises ValueError naming the knobs in which `config` contradicts the run whose images it uses."""
+    different = _differences(source, _single_run(source), config, {"images_from", "classify"})
+    if different:
+        raise ValueError(
+            f"the images of run {source.url!r} were made with another config: {different}. Leave these knobs out, or "
+            "start a run that generates its own."
+        )
+
+
+def _single_run(source: RunStore) -> ExperimentConfig:
+    recorded = recorded_config(source)
+    if recorded is None:
+        raise FileNotFoundError(f"no run at {source.url!r}: it holds no {CONFIG}. Give the folder of a finished run.")
+    if recorded.grid.on:
+        raise ValueError(f"run {source.url!r} is a table of runs: give one of the folders in its cells/.")
+    return recorded
+
+
 def check_config(store: RunStore, config: ExperimentConfig) -> None:
     """Raises ValueError naming the keys in which this folder's config differs from `config`.
 
@@ -59,20 +87,9 @@ def check_config(store: RunStore, config: ExperimentConfig) -> None:
     recorded = recorded_config(store)
     if recorded is None:
         return
-    # Where a run is computed and who watches it shape nothing in its files, and may change from call to call.
-    old, new = (flatten(c.model_dump(mode="json", exclude={"cluster", "tracking"})) for c in (recorded, config))
-    different = [key for key in new if old.get(key) != new[key]]
-    different = [key for key in different if key not in LOCATIONS or not is_same_place(old.get(key), new[key])]
-    if "data.source" in different and _holds_the_photos(store, config.data):
-        different.remove("data.source")
-    # Where a method of the user's lies may change; what it does may not.
-    theirs, ours = (list(map(public_method, (c.method, *c.grid.methods))) for c in (recorded, config))
-    if theirs == ours:
-        different = [key for key in different if key not in METHOD_KNOBS]
-    if different:
-        named = "; ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in different)
+    if different := _differences(store, recorded, config):
         raise ValueError(
-            f"run {store.url!r} was made with another config: {named}. Use another --run, or those values."
+            f"run {store.url!r} was made with another config: {different}. Use another --run, or those values."
         )
     hashes = store.read_json(CONFIG).get("methods", {})
     for name, found in _own_methods(config).items():
@@ -83,9 +100,31 @@ def check_config(store: RunStore, config: ExperimentConfig) -> None:
             )
 
 
+def _differences(
+    store: RunStore, recorded: ExperimentConfig, config: ExperimentConfig, other: Set[str] = frozenset()
+) -> str:
+    """The knobs that differ from the store's config, as text; those in `other` may."""
+    # Where a run is computed and who watches it shape nothing in its files, and may change from call to call.
+    free = {"cluster", "tracking", *other}
+    old, new = (flatten(c.model_dump(mode="json", exclude=free)) for c in (recorded, config))
+    different = [key for key in new if old.get(key) != new[key]]
+    different = [key for key in different if key not in LOCATIONS or not is_same_place(old.get(key), new[key])]
+    if "data.source" in different and _holds_the_photos(store, config.data):
+        different.remove("data.source")
+    # Where a method of the user's lies may change; what it does may not.
+    theirs, ours = (list(map(public_method, (c.method, *c.grid.methods))) for c in (recorded, config))
+    if theirs == ours:
+        different = [key for key in different if key not in METHOD_KNOBS]
+    return "; ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in different)
+
+
 def _own_methods(config: ExperimentConfig) -> dict[str, str]:
-    """Hashes of the files that hold the user's own methods, by public name."""
-    own = [method for method in (config.method, *config.grid.methods) if ":" in method]
+    """Hashes of the files that hold the user's own methods, by public name; none where another run generated."""
+    own = (
+        []
+        if config.images_from is not None
+        else [method for method in (config.method, *config.grid.methods) if ":" in method]
+    )
     return {public_method(method): method_sha256(method) for method in own}
 
 
