@@ -26,7 +26,7 @@ from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.methods.n_steps import n_steps
 from datadream.models.diffusion.attention import SharedPromptAttention
 from datadream.models.diffusion.compile import compile_blocks
-from datadream.models.diffusion.kohya import to_kohya
+from datadream.models.diffusion.kohya import Base, to_kohya
 from datadream.models.diffusion.lora import StackedLora
 from datadream.runtime.collectives import ALONE, Collectives
 from datadream.runtime.device import is_out_of_memory, shortage
@@ -255,7 +255,9 @@ class AdapterTrainer:
                 outcomes.append(error)
                 continue
             weights = self._lora.to_bytes(row)
-            exports = {KOHYA: to_kohya(weights, self._pipeline, spec.adapter_id)} if self._config.kohya else {}
+            exports = (
+                {KOHYA: to_kohya(weights, Base.of(self._pipeline), spec.adapter_id)} if self._config.kohya else {}
+            )
             outcomes.append(TrainedAdapter(weights, losses.tolist(), stream.latents.encodes, seconds, exports))
         return outcomes
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline
 
 from datadream.models.diffusion.lora import TEXT_LEVEL
+from datadream.models.diffusion.lora_file import read_lora
 
 
 class InPlaceMerger:
@@ -26,13 +26,8 @@ class InPlaceMerger:
         """Merge adapter files, each with a weight, over the base; none restores the base."""
         updates: dict[str, torch.Tensor] = {}
         for data, share in adapters:
-            state = safetensors.torch.load(data)
-            for key in (key for key in state if key.endswith(".down.weight")):
-                # unet.<layer>.lora.down.weight and text_encoder.<layer>.lora_linear_layer.down.weight
-                layer = key.removesuffix(".down.weight").rpartition(".")[0]
-                device = self._weight(layer).device
-                down, up = (state[name].to(device).float() for name in (key, key.replace(".down.", ".up.")))
-                updates[layer] = updates.get(layer, 0) + share * (up @ down)
+            for layer, low_rank in read_lora(data).items():
+                updates[layer] = updates.get(layer, 0) + share * low_rank.update(self._weight(layer).device)
         # Layers of the last adapters that these lack get their base weights back.
         for layer in self._base.keys() | updates.keys():
             weight = self._weight(layer)

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline
 
-from datadream.models.diffusion.kohya import to_kohya
+from datadream.models.diffusion.kohya import Base, to_kohya
 from datadream.models.diffusion.merge import InPlaceMerger
 from datadream.models.diffusion.pipeline import load_pipeline
 from tests.models.adapters import random_adapter, unet_output
@@ -17,7 +17,7 @@ def test_plain_diffusers_reads_it_as_the_same_adapter(pipeline_folder, tmp_path)
     weights = random_adapter(pipeline_folder, seed=1)
     pipeline = load_pipeline(str(pipeline_folder), None, torch.device("cpu"), torch.float32)
     file = tmp_path / "cat.safetensors"
-    file.write_bytes(to_kohya(weights, pipeline, "cat"))
+    file.write_bytes(to_kohya(weights, Base.of(pipeline), "cat"))
     plain = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
     base = unet_output(plain)
     plain.load_lora_weights(str(tmp_path), weight_name=file.name)
@@ -29,7 +29,7 @@ def test_plain_diffusers_reads_it_as_the_same_adapter(pipeline_folder, tmp_path)
 def test_names_alphas_and_metadata_are_kohyas(pipeline_folder, tmp_path):
     pipeline = load_pipeline(str(pipeline_folder), None, torch.device("cpu"), torch.float32)
     file = tmp_path / "cat.safetensors"
-    file.write_bytes(to_kohya(random_adapter(pipeline_folder, seed=1), pipeline, "cat"))
+    file.write_bytes(to_kohya(random_adapter(pipeline_folder, seed=1), Base.of(pipeline), "cat"))
     with safetensors.safe_open(file, "pt") as opened:
         names, metadata = set(opened.keys()), opened.metadata()
         alphas = {opened.get_tensor(name).item() for name in names if name.endswith(".alpha")}
@@ -40,3 +40,8 @@ def test_names_alphas_and_metadata_are_kohyas(pipeline_folder, tmp_path):
     assert metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "4"
     assert metadata["modelspec.title"] == "cat"
     assert json.loads(metadata["ss_network_args"]) == {}
+
+
+def test_the_base_model_is_described_alike_by_its_configs(pipeline_folder):
+    pipeline = load_pipeline(str(pipeline_folder), None, torch.device("cpu"), torch.float32)
+    assert Base.read(str(pipeline_folder), None) == Base.of(pipeline)
