@@ -38,7 +38,7 @@ COMMANDS = {
     "classify": "train the classifiers",
     "report": "write metrics.json and report/index.html",
     "predict": "classify photos with what a run has learnt",
-    "export": "write a run's classifier as a checkpoint that plain open_clip loads",
+    "export": "write what a run has made for other programs: a classifier, adapters or the dataset",
     "status": "how far a run is",
     "push": "upload the dataset to the Hugging Face Hub: `datadream push RUN OWNER/NAME`, private unless --public",
     "recipes": "the named configs",
@@ -111,6 +111,13 @@ def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callabl
         raise ValueError(f"{command} needs a run's folder. Add --run FOLDER, such as --run runs/demo.")
     if overrides and command in (*CLASSIFIER_COMMANDS, "push"):
         raise ValueError(f"unexpected {overrides[0]!r}: {command} takes no knobs. See its --help.")
+    if command == "export" and arguments.kind != "clip":
+        from datadream.export import check_export
+
+        if arguments.setting:
+            raise ValueError(f"--setting names a classifier: leave it out with --as {arguments.kind}.")
+        export = check_export(arguments.run, arguments.kind, arguments.to)
+        return lambda: print(export())
     if command in CLASSIFIER_COMMANDS:
         return _use_classifier(arguments)
     if command == "push":
@@ -290,7 +297,11 @@ def _parser() -> argparse.ArgumentParser:
         if name == "knobs":
             add("group", nargs="?", default="", metavar="GROUP", help="such as adapt, or one knob")
         elif name == "export":
-            add("--to", required=True, metavar="FOLDER", help="a new local folder")
+            add("--to", required=True, metavar="FOLDER", help="a new folder; of clip a local one, else also a URL")
+            kinds = (
+                "clip (a classifier for open_clip; default), kohya (the adapters), parquet or webdataset (the images)"
+            )
+            add("--as", dest="kind", default="clip", metavar="KIND", help=kinds)
         elif name == "predict":
             add("--top", type=int, default=3, metavar="N", help="classes to print (default: 3)")
             add("--json", action="store_true", help="a JSON object for each photo, a line each, with all classes")

@@ -102,6 +102,24 @@ def to_webdataset(records: Sequence[ImageRecord], image_format: str, class_names
     return buffer.getvalue()
 
 
+def from_webdataset(data: bytes) -> list[ImageRecord]:
+    """Records of a file that `to_webdataset` made."""
+    found: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            assert content is not None
+            key, _, suffix = member.name.partition(".")
+            found.setdefault(key, {})[suffix] = content.read()
+    records = []
+    for key, files in found.items():
+        label, details = int(files.pop("cls")), json.loads(files.pop("json"))
+        del details["class_name"]
+        (image,) = files.values()
+        records.append(ImageRecord(key, image, label, details))
+    return records
+
+
 def shard_name(dataset_format: str, index: int, count: int) -> str:
     """Path of a shard inside the dataset folder."""
     return f"data/train-{index:05d}-of-{count:05d}.parquet" if dataset_format == "parquet" else f"data/{index:06d}.tar"
