@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from datadream.adapt.given import check_given, check_given_fit
 from datadream.classify.ingest.reader import check_published
 from datadream.classify.model_selection import check_selection
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
@@ -16,7 +17,7 @@ from datadream.data.few_shot import check_photos
 from datadream.models.source import check_pipeline, check_scheduler
 from datadream.run.cell import Cell
 from datadream.run.config_record import check_config, check_reused
-from datadream.run.layout import FEW_SHOT, GENERATE_PLAN, GeneratePlan, classifier_marker
+from datadream.run.layout import DATASET, FEW_SHOT, GENERATE_PLAN, GeneratePlan, classifier_marker
 from datadream.run.store import RunStore
 from datadream.tracking import check_trackers
 
@@ -45,6 +46,7 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
         check_selection(cell.few_shot, cell.config.classify)
         _check_filters(cell)
     check_workers(config.cluster)
+    _check_given(config, cells)
     if any(cell.plan.images for cell in cells):
         check_pipeline(config.diffusion.model, config.diffusion.revision)
         check_scheduler(config.generate.scheduler)
@@ -56,6 +58,7 @@ def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
     from datadream.models.clip.load import check_clip, check_prompts
     from datadream.models.clip.trainable import check_trainable
 
+    check_given_fit([cell for cell in cells if not cell.store.exists(DATASET)])
     check_clip(config.classify.model, config.classify.pretrained)
     check_trainable(config.classify)
     for prompts in {cell.few_shot.prompts for cell in cells}:
@@ -103,6 +106,15 @@ def _check_photos(cells: Sequence[Cell]) -> None:
         source = open_source(*named)
         pool = source.dataset().pool
         check_photos(source, [cell.few_shot for cell in own], pool if len(pool) <= SMALL_POOL else ())
+
+
+def _check_given(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
+    if config.adapt.given is None or config.images_from is not None:
+        return
+    if not any(cell.plan.adapters for cell in cells):
+        raise ValueError(f"adapt.given is {config.adapt.given!r}, but the method takes no adapters. Leave it out.")
+    # Of images that are published, the files may be gone.
+    check_given([cell for cell in cells if not cell.store.exists(DATASET)])
 
 
 def _check_filters(cell: Cell) -> None:

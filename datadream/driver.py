@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from datadream.adapt.given import take_given
 from datadream.adapt.stage import AdapterUnit, train_adapters
 from datadream.checks import RefusedError, check_models
 from datadream.config import ExperimentConfig
@@ -68,7 +69,8 @@ class Driver:
 
     def adapt(self) -> None:
         with self._timed("adapt"):
-            train_adapters(self._store, self._adapters, self._config, self._workers, self._listeners)
+            given = set().union(*(take_given(cell, self._adapters) for cell in self._cells))
+            train_adapters(self._store, self._adapters, self._config, self._workers, self._listeners, given)
         columns = ("adapter_id", "n_photos", "steps", "last_loss", "seconds")
         rows = []
         for cell in (cell for cell in self._cells if cell.plan.adapters):

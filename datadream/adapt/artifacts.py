@@ -7,7 +7,7 @@ import logging
 import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -54,24 +54,46 @@ def commit_adapter(store: RunStore, spec: AdapterSpec, trained: TrainedAdapter, 
     store.write_bytes(f"{folder}/{LOSSES}", buffer.getvalue())
     for name, data in trained.exports.items():
         store.write_bytes(f"{folder}/{name}", data)
-    plain = asdict(spec)
-    # Without what changes no weights: versions before it had no such knob.
-    knobs = config.adapt.model_dump(mode="json", exclude={"samples_every"})
     parts = [(start, min(len(losses), start + LOSS_EVERY)) for start in range(0, len(losses), LOSS_EVERY)]
-    record = AdapterMarker(
-        adapter_id=spec.adapter_id,
-        spec=plain,
-        spec_sha256=spec_hash([plain, knobs, config.diffusion.model_dump(mode="json")]),
-        weights_sha256=sha256(trained.weights),
-        base_model=config.diffusion.model,
-        rank=config.adapt.rank,
+    record = _record(spec, trained.weights, config.adapt.rank, config)
+    record = replace(
+        record,
         steps=len(losses),
         losses=[(end, fmean(losses[start:end])) for start, end in parts],
         vae_encodes=trained.vae_encodes,
         seconds=round(trained.seconds, 3),
-        versions=library_versions(),
     )
     store.write_json(marker, record.to_json())
+
+
+def commit_given(
+    store: RunStore, spec: AdapterSpec, file: str, weights: bytes, rank: int, config: ExperimentConfig
+) -> None:
+    """Commit the adapter that somebody else has made, as it is; `file` says where it comes from, `rank` is its
+    largest."""
+    store.write_bytes(adapter_weights(spec.adapter_id), weights)
+    record = replace(_record(spec, weights, rank, config), given=file)
+    store.write_json(adapter_marker(spec.adapter_id), record.to_json())
+
+
+def _record(spec: AdapterSpec, weights: bytes, rank: int, config: ExperimentConfig) -> AdapterMarker:
+    """The marker of an adapter that took no training."""
+    plain = asdict(spec)
+    # Without what changes no weights of a training: versions before it had no such knobs.
+    knobs = config.adapt.model_dump(mode="json", exclude={"samples_every", "given"})
+    return AdapterMarker(
+        adapter_id=spec.adapter_id,
+        spec=plain,
+        spec_sha256=spec_hash([plain, knobs, config.diffusion.model_dump(mode="json")]),
+        weights_sha256=sha256(weights),
+        base_model=config.diffusion.model,
+        rank=rank,
+        steps=0,
+        losses=[],
+        vae_encodes=0,
+        seconds=0.0,
+        versions=library_versions(),
+    )
 
 
 def are_committed(units: Sequence[Unit[AdapterSpec]]) -> list[bool]:
@@ -120,10 +142,11 @@ def write_index(units: Sequence[Unit[AdapterSpec]]) -> None:
                 prompts=sorted({photo.prompt for photo in unit.payload.photos}),
                 n_photos=len(unit.payload.photos),
                 steps=marker.steps,
-                last_loss=marker.losses[-1][1],
+                last_loss=marker.losses[-1][1] if marker.losses else None,
                 rank=marker.rank,
                 base_model=marker.base_model,
                 seconds=marker.seconds,
+                given=marker.given,
             )
             for unit, marker in zip(own, markers, strict=True)
         ]

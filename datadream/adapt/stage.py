@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -70,12 +70,16 @@ def train_adapters(
     config: ExperimentConfig,
     workers: Workers,
     listeners: Sequence[Listener] = (),
+    given: Set[tuple[str, str]] = frozenset(),
 ) -> None:
-    """Train every adapter that is not committed yet, and write the index of all.
+    """Train every adapter that is not committed yet, and write the index of all; `given` are the keys of those that
+    are committed and were not trained.
 
     Those of several classes come first, each trained by the workers together; then those of one class, by whichever
     worker is free, longest first. Raises RuntimeError naming those that failed and why.
     """
+    # Given ones must not share a group with others, whose members that are done are trained along.
+    every, units = units, [unit for unit in units if unit.key not in given]
     done = are_committed(units)
     failures: dict[tuple[str, str], str] = {}
     if not all(done):
@@ -94,7 +98,7 @@ def train_adapters(
     names = titles(units)
     named = [f"{names[key]}: {reason}" for key, reason in failures.items()]
     finish(store, FAILED_ADAPTERS, named, f"{len(failures)} of {len(units)} adapters")
-    write_index(units)
+    write_index(every)
 
 
 def _train_single(

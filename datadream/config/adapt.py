@@ -51,6 +51,10 @@ class AdaptConfig(Section):
     by 52 points on Aircraft)."""
     prior_images: int = Field(100, ge=1)
     """Samples of the base generator for each prompt, where prior_weight is not 0 (DreamBooth: 100)."""
+    given: str | None = None
+    """A folder or URL of LoRA files to take instead of training, of diffusers or kohya's scripts, with any rank and
+    alpha: <class>.safetensors or <class>/pytorch_lora_weights.safetensors, or an adapter's id for the class, as in
+    another run's adapters folder. Classes without a file are trained."""
     kohya: bool = False
     """Also write each adapter as kohya.safetensors, for kohya's scripts, AUTOMATIC1111's web UI and ComfyUI."""
     adapters_per_step: int | None = Field(None, ge=1)

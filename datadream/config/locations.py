@@ -10,7 +10,15 @@ from typing import Any
 from datadream.config.experiment import ExperimentConfig
 from datadream.config.section import flatten
 
-LOCATIONS = ("images_from", "data.source", "data.names", "diffusion.model", "classify.model", "classify.pretrained")
+LOCATIONS = (
+    "images_from",
+    "data.source",
+    "data.names",
+    "diffusion.model",
+    "adapt.given",
+    "classify.model",
+    "classify.pretrained",
+)
 """Knobs whose value may be a path on this machine."""
 LOCAL_DIR = "local-dir:"
 """What open_clip has before a folder."""

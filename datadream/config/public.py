@@ -19,6 +19,7 @@ OWN_NAMES = "own names"
 OWN_MODEL = "own model"
 OWN_METHOD = "own method"
 OWN_RUN = "own run"
+OWN_ADAPTERS = "own adapters"
 # Folders, in lower case, whose sub-folders bear the names of users: /home, C:\Users, /run/media and so on.
 USER_FOLDERS = {"home", "homes", "user", "users", "u", "media", "documents and settings"}
 # Schemes whose first component is a folder and no host.
@@ -40,6 +41,8 @@ def public_config(config: ExperimentConfig) -> dict[str, Any]:
     values["data"]["source"] = public_source(config.data.source)
     if config.images_from is not None:
         values["images_from"] = _last_name(config.images_from) or OWN_RUN
+    if config.adapt.given is not None:
+        values["adapt"]["given"] = _last_name(config.adapt.given) or OWN_ADAPTERS
     if config.data.names is not None:
         values["data"]["names"] = _last_name(config.data.names) or OWN_NAMES
     values["diffusion"]["model"] = public_model(config.diffusion.model)

@@ -181,6 +181,8 @@ class AdapterMarker(Record):
     vae_encodes: int
     seconds: float
     versions: Mapping[str, str]
+    given: str | None = _absent()
+    """The file of adapt.given that it is, which was not trained here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,10 +195,12 @@ class AdapterEntry(Record):
     prompts: Sequence[str]
     n_photos: int
     steps: int
-    last_loss: float
+    last_loss: float | None
+    """None of a given one."""
     rank: int
     base_model: str
     seconds: float
+    given: str | None = _absent()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
