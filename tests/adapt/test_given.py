@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from datadream import recipes
 from datadream.adapt.artifacts import write_index
 from datadream.adapt.given import check_given, check_given_fit, find_given, take_given
-from datadream.adapt.stage import AdapterUnit, adapter_units
+from datadream.adapt.stage import AdapterUnit, adapter_units, train_adapters
 from datadream.config import ExperimentConfig
 from datadream.experiment import Experiment
 from datadream.hashing import sha256
@@ -20,6 +20,7 @@ from datadream.models.diffusion.pipeline import load_pipeline
 from datadream.run.cell import Cell
 from datadream.run.layout import ADAPTER_INDEX, ADAPTER_WEIGHTS, DATASET, adapter_weights
 from datadream.run.store import RunStore, read_adapter
+from datadream.runtime.workers import Workers
 from tests.models.adapters import random_adapter, unet_output
 
 
@@ -150,6 +151,16 @@ def test_nothing_to_take_is_refused(config, loras, tmp_path):
         Experiment(config.updated({"method": "zero-shot"}), str(tmp_path / "run")).check_inputs()
     with pytest.raises(ValueError, match="/none' holds no adapters. Expected <class>.safetensors or <class>/pytorch"):
         Experiment(config.updated({"adapt.given": str(tmp_path / "none")}), str(tmp_path / "run")).check_inputs()
+
+
+def test_where_every_class_has_a_file_nothing_is_trained(cell, loras, weights):
+    for label, name in enumerate(cell.few_shot.class_names):
+        if label not in (3, 4, 7):
+            (loras / f"{name}.safetensors").write_bytes(weights)
+    units = units_of(cell)
+    train_adapters(cell.store, units, cell.config, Workers(1, 1, False), given=take_given(cell, units))
+    index = cell.store.read_json(ADAPTER_INDEX)
+    assert [(entry["adapter_id"], entry["steps"]) for entry in index] == [(unit.name, 0) for unit in units]
 
 
 @pytest.mark.soak
