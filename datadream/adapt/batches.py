@@ -13,6 +13,7 @@ from datadream.adapt.latent_cache import LatentCache
 from datadream.adapt.prior_preservation import Prior
 from datadream.methods.base import AdapterSpec
 from datadream.runtime.collectives import ALONE, Collectives
+from datadream.runtime.device import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Batches:
         prior, rows = self._prior, torch.randint(len(self._prior.latents), (n,), generator=self._generator)[own]
         prior_noise, prior_times = self._noise_and_times()
         return Batch(
-            torch.cat([clean, prior.latents[rows.to(prior.latents.device)]]),
+            torch.cat([clean, prior.latents[upload(rows, prior.latents.device)]]),
             torch.cat([noise[own], prior_noise[own]]),
             torch.cat([times[own], prior_times[own]]),
             prompts + [prior.prompts[row] for row in rows.tolist()],

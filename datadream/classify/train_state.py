@@ -30,7 +30,7 @@ from datadream.models.clip.trainable import (
     trainable_state,
 )
 from datadream.runtime.collectives import ALONE, Collectives
-from datadream.runtime.device import dtype_of
+from datadream.runtime.device import dtype_of, upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +203,9 @@ class Training:
             if mix is not None:
                 # Every image with the one before it in the batch of all ranks, as in torchvision.
                 before = torch.arange(rows.start, rows.stop) - 1
+                there = upload(before, device)
                 others, other_labels = (
-                    self._collectives.gather(ours, part.batch_size)[before] for ours in (pixels, images.labels)
+                    self._collectives.gather(ours, part.batch_size)[there] for ours in (pixels, images.labels)
                 )
                 pixels, share = mix.apply(pixels, others), mix.share
             weights, shares = (

@@ -58,7 +58,9 @@ class Augment:
         if self.config.solarize > 0:
             rows = _rows(of_blur[:, 2] < self.config.solarize, pixels.device)
             pixels = pixels.index_copy(0, rows, tv.solarize(pixels[rows], threshold=0.5))
-        return (pixels - self._mean.to(pixels.device)) / self._std.to(pixels.device)
+        # Kept where they are used: to copy them at every step would be to wait for the device.
+        self._mean, self._std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        return (pixels - self._mean) / self._std
 
     def _crop_each(self, images: Sequence[Tensor], numbers: Tensor) -> Tensor:
         """As `_crop`, for images of many sizes; those of one size together."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from datadream.config import GenerateConfig
 from datadream.models.diffusion.deep_cache import DeepCache
 from datadream.models.diffusion.guidance import KeptPrompts, SharedPrefix
+from datadream.runtime.device import upload
 
 
 class Denoiser:
@@ -43,7 +44,7 @@ class Denoiser:
         in_interval = ((low <= noise_levels) & (noise_levels <= high)).tolist()
         # A scheduler looks its constants up by a step's time. From the GPU each look-up would wait for all that the
         # GPU has been told to do; the UNet gets a copy that is there already.
-        times = timesteps.to(latents.device)
+        times = upload(timesteps, latents.device)
         for number, (time, is_inside) in enumerate(zip(timesteps, in_interval, strict=True)):
             inputs = self._scheduler.scale_model_input(latents, time)
             if is_inside and len(prompts) == 2:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
+
 from datadream.classify.ingest.batches import LabelledImages, shuffled_batches
 from datadream.classify.train_state import Part, Training
 from datadream.config import AugmentConfig, ClassifyConfig
@@ -17,8 +19,8 @@ OFF = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "color_jitter": 0, "grayscale
 PROMPTS = tuple(f"a photo of a {name}" for name in COLORS)
 
 
-def with_lora(clip_id: str) -> ClipModel:
-    clip = load_clip(clip_id, None, "cpu")
+def with_lora(clip_id: str, device: torch.device | str = "cpu") -> ClipModel:
+    clip = load_clip(clip_id, None, device)
     make_trainable(clip.model, rank=4, alpha=8, projections=("q", "k", "v", "out"), seed=0)
     return clip
 
@@ -41,4 +43,5 @@ def part(
 def training_of(
     clip: ClipModel, settings: ClassifyConfig, parts: list[Part], augment: Augment, ranks: Collectives = ALONE
 ) -> Training:
-    return Training(clip, clip.tokenizer(PROMPTS), parts, augment, settings, seed=0, collectives=ranks)
+    tokens = clip.tokenizer(PROMPTS).to(clip.model.logit_scale.device)
+    return Training(clip, tokens, parts, augment, settings, seed=0, collectives=ranks)

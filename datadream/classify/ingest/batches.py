@@ -38,7 +38,8 @@ class LabelledImages:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor | slice) -> LabelledImages:
-        return LabelledImages(self.images[rows], self.labels[rows])
+        there = upload(rows, self.labels.device) if isinstance(rows, Tensor) else rows
+        return LabelledImages(self.images[there], self.labels[there])
 
     def to(self, device: torch.device) -> LabelledImages:
         return LabelledImages(upload(self.images, device), upload(self.labels, device))
@@ -55,7 +56,9 @@ class LabelledPhotos:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> LabelledPhotos:
-        return LabelledPhotos(tuple(self.images[row] for row in rows.tolist()), self.labels[rows])
+        return LabelledPhotos(
+            tuple(self.images[row] for row in rows.tolist()), self.labels[upload(rows, self.labels.device)]
+        )
 
     def to(self, device: torch.device) -> LabelledPhotos:
         return LabelledPhotos(tuple(upload(image, device) for image in self.images), upload(self.labels, device))
