@@ -10,8 +10,9 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 
 import diffusers
 import numpy as np
@@ -25,7 +26,7 @@ from datadream.generate.denoise import Denoiser
 from datadream.methods.base import ImageRequest
 from datadream.models.diffusion.compile import compile_blocks
 from datadream.models.diffusion.merge import InPlaceMerger
-from datadream.runtime.device import DTYPES, is_out_of_memory, shortage
+from datadream.runtime.device import DTYPES, Download, is_out_of_memory, shortage, upload
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,20 @@ MEASURED_PARTS = (1, 2, 4)
 MEASURED_STEPS = 3
 # Latents that the VAE decodes at once: it needs far more memory for one than the UNet.
 DECODE_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A batch that a GPU has been told to make."""
+
+    latents: Tensor
+    pixels: list[Download]
+    """uint8 [up to DECODE_BATCH, height, width, 3]."""
+    finite: Download
+    """Whether all numbers are finite: of the latents, and of each of `pixels` before rounding."""
+
+    def __len__(self) -> int:
+        return len(self.latents)
 
 
 class Sampler:
@@ -108,9 +123,16 @@ class Sampler:
     ) -> list[np.ndarray]:
         """Images of one prompt, in as many batches as memory asks for."""
         images: list[np.ndarray] = []
+        begun: list[_Begun] = []
         while len(images) < len(requests):
+            next_one = len(images) + sum(map(len, begun))
             try:
-                images.extend(self._generate(requests[len(images) :][: self.batch_size], prompts, read_photo))
+                if next_one < len(requests):
+                    begun.append(self._begin(requests[next_one:][: self.batch_size], prompts, read_photo))
+                # One batch ahead: while its images are copied and checked here, the GPU has the next one to do.
+                if len(begun) == 2 or next_one == len(requests):
+                    images.extend(self._finish(begun[0]))
+                    del begun[0]
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -119,6 +141,7 @@ class Sampler:
                     lower = "the GPU's memory does not suffice for one image. Lower diffusion.resolution."
                     raise MemoryError(lower + shortage(error)) from None
             # Outside of the except block: the error's traceback would keep the failed batch's tensors alive.
+            begun.clear()
             # For good: what did not fit once will not fit the next time.
             self.batch_size = (self.batch_size + 1) // 2
             log.warning("out of memory: going on with %d images at once", self.batch_size)
@@ -163,9 +186,9 @@ class Sampler:
             scheduler.set_timesteps(self._config.steps)
         return seconds / batch
 
-    def _generate(
+    def _begin(
         self, requests: Sequence[ImageRequest], prompts: Tensor, read_photo: Callable[[str], Image.Image]
-    ) -> np.ndarray:
+    ) -> _Begun:
         # Noise comes from the CPU, whatever the device: each image has its own, the same everywhere.
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         pipeline, n = self._from_photo, len(requests)
@@ -180,12 +203,24 @@ class Sampler:
             pixels, first = pipeline.image_processor.preprocess(photos), timesteps[:1].repeat(n)
             latents = pipeline.prepare_latents(pixels, first, n, 1, pipeline.unet.dtype, pipeline.device, generators)
         latents = self._denoiser.denoise(latents, timesteps, prompts, generators)
-        if not latents.isfinite().all():
+        pixels, finite = [], [latents.isfinite().all()]
+        for part in latents.split(DECODE_BATCH):
+            images = self._decode(part, self._vae)
+            pixels.append(Download(_to_uint8(images)))
+            finite.append(images.isfinite().all())
+        return _Begun(latents, pixels, Download(torch.stack(finite)))
+
+    def _finish(self, begun: _Begun) -> Iterator[np.ndarray]:
+        """The images of a batch, checked."""
+        has_latents, *has_pixels = begun.finite.wait().tolist()
+        if not has_latents:
             raise FloatingPointError(
-                f"the UNet gave latents that are no numbers in {pipeline.unet.dtype}. Use generate.precision=fp32 or "
-                "bf16, or another adapter."
+                f"the UNet gave latents that are no numbers in {self._from_noise.unet.dtype}. Use "
+                "generate.precision=fp32 or bf16, or another adapter."
             )
-        return np.concatenate([self._pixels(part) for part in latents.split(DECODE_BATCH)])
+        parts = begun.latents.split(DECODE_BATCH)
+        for part, pixels, is_whole in zip(parts, begun.pixels, has_pixels, strict=True):
+            yield from (pixels.wait() if is_whole else self._pixels_of_overflow(part)).numpy()
 
     def _prompts(self, prompt: str) -> Tensor:
         """The empty prompt and the prompt [2, length, channels], or the prompt alone where nothing is guided."""
@@ -197,27 +232,32 @@ class Sampler:
 
     def _noise(self, generators: list[torch.Generator]) -> Tensor:
         unet = self._from_noise.unet
-        n, channels, side, device = len(generators), unet.config.in_channels, self._resolution, unet.device
-        return self._from_noise.prepare_latents(n, channels, side, side, unet.dtype, device, generators)
+        n, channels, side, cpu = len(generators), unet.config.in_channels, self._resolution, torch.device("cpu")
+        noise = self._from_noise.prepare_latents(n, channels, side, side, unet.dtype, cpu, generators)
+        return upload(noise, unet.device)
 
-    def _pixels(self, latents: Tensor) -> np.ndarray:
-        """Images [n, height, width, 3], uint8. The VAE's activations are larger than its input: it overflows first."""
-        images = self._decode(latents, self._vae)
-        if not images.isfinite().all() and self._config.decode_precision == "auto":
+    def _pixels_of_overflow(self, latents: Tensor) -> Tensor:
+        """Pixels as in `_Begun`. The VAE's activations are larger than its input: it overflows first."""
+        images = None
+        if self._config.decode_precision == "auto":
             if self._wide_vae is None:
                 log.info("images that overflow %s are decoded in fp32", self._vae.dtype)
                 self._wide_vae = deepcopy(self._vae).to(torch.float32)
             images = self._decode(latents, self._wide_vae)
-        if not images.isfinite().all():
+        if images is None or not images.isfinite().all():
             raise FloatingPointError(
                 f"the VAE gave pixels that are no numbers (in {self._vae.dtype}). Use generate.decode_precision=fp32."
             )
-        images = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return images.permute(0, 2, 3, 1).cpu().numpy()
+        return _to_uint8(images).cpu()
 
     def _decode(self, latents: Tensor, vae: AutoencoderKL) -> Tensor:
         """Pixels [n, 3, height, width], fp32, about -1 to 1."""
         return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0].float()
+
+
+def _to_uint8(images: Tensor) -> Tensor:
+    """The decoder's [n, 3, height, width] -> [n, height, width, 3]."""
+    return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def centre_square(image: Image.Image, pixels: int) -> Image.Image:

@@ -58,6 +58,24 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+class Download:
+    """A tensor's copy on the CPU, which a GPU makes after all that it has been told to do so far."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._copy, self._made = tensor, None
+        if tensor.device.type == "cuda":
+            self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._copy.copy_(tensor, non_blocking=True)
+            self._made = torch.cuda.Event()
+            self._made.record()
+
+    def wait(self) -> torch.Tensor:
+        """The copy, once it is made; not for what the GPU has been told to do since."""
+        if self._made is not None:
+            self._made.synchronize()
+        return self._copy
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether less work at once could succeed where this error ended it."""
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _ALLOCATION_WORDS)

@@ -119,6 +119,17 @@ def test_out_of_memory_halves_the_batch(sampler, adapters, caplog, error):
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
 
 
+def test_a_batch_is_begun_before_the_one_before_it_is_finished(sampler, adapters):
+    """One, and never two: what is held is bounded."""
+    expected = sampler.generate(requests(5, "class-1"), adapters.__getitem__, read_photo)
+    sampler.batch_size, events, begin, finish = 2, [], sampler._begin, sampler._finish
+    sampler._begin = lambda asked, *others: events.append(f"begin {asked[0].index}") or begin(asked, *others)
+    sampler._finish = lambda begun: events.append("finish") or finish(begun)
+    found = sampler.generate(requests(5, "class-1"), adapters.__getitem__, read_photo)
+    assert events == ["begin 0", "begin 2", "finish", "begin 4", "finish", "finish"]
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
 def test_the_fastest_batch_is_a_part_of_a_chunk_that_fits(sampler, adapters):
     expected = sampler.generate(requests(2, "class-1"), adapters.__getitem__, read_photo)
     assert sampler.fastest_batch() in (13, 25, 50)
@@ -190,7 +201,7 @@ def test_latents_are_those_of_plain_diffusers(sampler, adapters, pipeline_folder
     """For any size of batch, after other adapters, with a scheduler that adds noise of its own."""
     sampler = Sampler(sampler._from_noise, CONFIG.model_copy(update={"scheduler": "DDPMScheduler"}), 32)
     latents = []
-    sampler._pixels = lambda part: latents.append(part.clone()) or np.zeros((len(part), 1, 1, 3), np.uint8)
+    sampler._decode = lambda part, vae: latents.append(part.clone()) or torch.zeros(len(part), 3, 1, 1)
     sampler.generate(requests(2, "class-2"), adapters.__getitem__, read_photo)
     latents.clear()
     sampler.generate(requests(n, "class-1"), adapters.__getitem__, read_photo)
