@@ -12,15 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 from datadream.adapt.batches import Batches
+from datadream.adapt.gradient import LossGradient
 from datadream.adapt.latent_cache import MOMENTS_BYTES, LatentCache
 from datadream.adapt.prior_preservation import Prior, sample_priors
 from datadream.adapt.samples import sample_images
-from datadream.adapt.train_state import Training, target_of
+from datadream.adapt.train_state import Training
 from datadream.config import AdaptConfig
 from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.methods.n_steps import n_steps
@@ -29,12 +30,14 @@ from datadream.models.diffusion.compile import compile_blocks
 from datadream.models.diffusion.kohya import Base, to_kohya
 from datadream.models.diffusion.lora import StackedLora
 from datadream.runtime.collectives import ALONE, Collectives
+from datadream.runtime.cuda_graph import Function, Recorded
 from datadream.runtime.device import is_out_of_memory, shortage
 
 log = logging.getLogger(__name__)
 
 KOHYA = "kohya.safetensors"
-MEASURED_STEPS = 6
+WARM_UP_STEPS, MEASURED_STEPS = 2, 5
+"""The first step encodes crops and allocates memory; the second records what a GPU is to do (see `Recorded`)."""
 OUT_OF_MEMORY = "the GPU's memory does not suffice for one adapter. Lower adapt.batch_size."
 
 OnStep = Callable[[int, Tensor], None]
@@ -70,7 +73,6 @@ class AdapterTrainer:
     def __init__(self, pipeline: StableDiffusionPipeline, config: AdaptConfig, resolution: int) -> None:
         """Raises ValueError for a pipeline whose prediction type or attention layers are not known."""
         self._pipeline, self._config, self._resolution = pipeline, config, resolution
-        target_of(DDPMScheduler.from_config(pipeline.scheduler.config))  # here, not only when photos have been read
         pipeline.unet.set_attn_processor(SharedPromptAttention())
         if pipeline.device.type == "cuda":
             # The layout that tensor cores' convolutions want; on CPUs it is slower.
@@ -78,7 +80,7 @@ class AdapterTrainer:
                 module.to(memory_format=torch.channels_last)
         if config.compile:
             compile_blocks(pipeline.unet)
-        self._lora = StackedLora(pipeline, 1, config.rank, config.text_encoder)
+        self._lora, self._gradient = self._adapted(1)
 
     def train(
         self,
@@ -187,8 +189,9 @@ class AdapterTrainer:
         while size <= most:
             ends = []
             try:
-                training = self._start([spec] * size, [blank] * size, MEASURED_STEPS, priors=[prior] * size)
-                for _ in range(MEASURED_STEPS):
+                n_steps = WARM_UP_STEPS + MEASURED_STEPS
+                training = self._start([spec] * size, [blank] * size, n_steps, priors=[prior] * size)
+                for _ in range(n_steps):
                     training.step().sum().item()  # waits for the device
                     ends.append(time.monotonic())
             except RuntimeError as error:
@@ -198,13 +201,11 @@ class AdapterTrainer:
             # Its optimiser's state would take memory from the next size, and so would freed blocks of unlike sizes.
             del training
             torch.cuda.empty_cache()
-            # From the first step's end on: it encodes crops and allocates memory, once.
-            seconds = (ends[-1] - ends[0]) / (MEASURED_STEPS - 1) / size
+            seconds = (ends[-1] - ends[WARM_UP_STEPS - 1]) / MEASURED_STEPS / size
             if seconds > 0.95 * best_seconds:
                 break
             best, best_seconds, size = size, seconds, 2 * size
-        self._lora.remove()  # the largest that was tried is often more than will be trained
-        self._lora = StackedLora(self._pipeline, best, self._config.rank, self._config.text_encoder)
+        self._replace_adapters(best)  # the largest that was tried is often more than will be trained
         torch.cuda.empty_cache()
         return best
 
@@ -220,8 +221,7 @@ class AdapterTrainer:
         """Fresh adapters, with the base generator's samples unless they are given."""
         pipeline, config, resolution = self._pipeline, self._config, self._resolution
         if len(self._lora.weights) != len(specs):
-            self._lora.remove()
-            self._lora = StackedLora(pipeline, len(specs), config.rank, config.text_encoder)
+            self._replace_adapters(len(specs))
         for row, spec in enumerate(specs):
             self._lora.reset(row, spec.seed)
         # After the reset: an adapter that was trained before would change what the base generator makes.
@@ -231,7 +231,17 @@ class AdapterTrainer:
             latents = LatentCache(pipeline.vae, images, resolution, config.crop_grid, MOMENTS_BYTES // len(specs))
             n_times = pipeline.scheduler.config.num_train_timesteps
             streams.append(Batches(spec, latents, n_times, config.batch_size, prior, collectives))
-        return Training(pipeline, self._lora, streams, config, steps, collectives)
+        return Training(self._lora, self._gradient, pipeline.tokenizer, streams, config, steps, collectives)
+
+    def _adapted(self, n: int) -> tuple[StackedLora, Function]:
+        """`n` adapters on the pipeline, and their losses and gradient."""
+        lora = StackedLora(self._pipeline, n, self._config.rank, self._config.text_encoder)
+        gradient = LossGradient(self._pipeline, lora)
+        return lora, Recorded(gradient) if self._config.compile else gradient
+
+    def _replace_adapters(self, n: int) -> None:
+        self._lora.remove()
+        self._lora, self._gradient = self._adapted(n)
 
     def _sample(
         self,

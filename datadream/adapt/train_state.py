@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from datadream.adapt.batches import Batches, share_prompts
 from datadream.config import AdaptConfig
 from datadream.models.diffusion.lora import StackedLora
 from datadream.runtime.collectives import ALONE, Collectives
+from datadream.runtime.cuda_graph import Function
 from datadream.runtime.device import upload
 
 
@@ -24,28 +25,27 @@ class Training:
 
     def __init__(
         self,
-        pipeline: StableDiffusionPipeline,
         lora: StackedLora,
+        gradient: Function,
+        tokenizer: CLIPTokenizer,
         streams: Sequence[Batches],
         config: AdaptConfig,
         steps: int,
         collectives: Collectives = ALONE,
     ) -> None:
-        """Raises ValueError when the pipeline's prediction type is not known."""
+        """`gradient` gives losses and gradient as `LossGradient` does, whatever tells the device so."""
         self.streams = streams
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.losses: list[Tensor] = []
-        self._pipeline, self._lora, self._config, self._collectives = pipeline, lora, config, collectives
+        self._lora, self._gradient, self._tokenizer = lora, gradient, tokenizer
+        self._config, self._collectives = config, collectives
         self._token_ids: dict[str, Tensor] = {}
-        # The noise levels that the pipeline was trained with, whatever sampler its folder names.
-        self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self._target = target_of(self._noise_schedule)
         self._optimizer = torch.optim.AdamW(
             [lora.weights],
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
-            capturable=pipeline.device.type == "cuda",  # its step count stays on the device
+            capturable=lora.weights.is_cuda,  # its step count stays on the device
         )
         self._schedule = get_scheduler(
             config.schedule,
@@ -56,9 +56,7 @@ class Training:
 
     def step(self) -> Tensor:
         """One step; returns each adapter's loss [adapters], still on the device, before the step."""
-        losses = self._forward()
-        parts = torch.autograd.grad(losses.sum(), self._lora.parts)
-        gradient, loss = torch.cat([part.flatten(1) for part in parts], dim=1), losses.detach()
+        loss, gradient = self._gradient(*self._sample())
         self._collectives.sum(gradient)
         self._collectives.sum(loss)
         # Clipped row by row, as each adapter's would be alone; clip_grad_norm_ would take the norm of all.
@@ -112,36 +110,17 @@ class Training:
             stream.load(own)
         self.losses = list(state["losses"].to(self._lora.weights.device).unbind(dim=1))
 
-    def _forward(self) -> Tensor:
-        """Each adapter's loss, our rank's part of it; each prompt is encoded once."""
-        batches = [stream.sample() for stream in self.streams]
-        device, dtype = self._pipeline.device, self._pipeline.unet.dtype
+    def _sample(self) -> tuple[Tensor | None, ...]:
+        """Our rank's part of the next batch of all adapters, on the device, as `LossGradient` takes it."""
+        batches, device = [stream.sample() for stream in self.streams], self._lora.weights.device
         clean = torch.cat([batch.clean for batch in batches])
         noise, times, weights = (
             upload(torch.cat(parts), device)
             for parts in zip(*((batch.noise, batch.times, batch.weights) for batch in batches), strict=True)
         )
-        noisy = self._noise_schedule.add_noise(clean, noise, times)
         prompts, rows = share_prompts(batches)
         for prompt in set(prompts) - self._token_ids.keys():
-            tokens = self._pipeline.tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt")
+            tokens = self._tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt")
             self._token_ids[prompt] = tokens.input_ids[0].to(device)
-        shared = {"prompt_rows": None if rows is None else upload(torch.tensor(rows), device)}
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            encoded = self._pipeline.text_encoder(torch.stack([self._token_ids[prompt] for prompt in prompts]))[0]
-            predicted = self._pipeline.unet(
-                noisy.to(dtype), times, encoded, cross_attention_kwargs=shared, return_dict=False
-            )[0]
-        # The loss in fp32: bf16 has too few digits for sums of squares.
-        error = predicted.float() - self._target(clean, noise, times)
-        return (error.square().flatten(1).mean(dim=1) * weights).reshape(len(batches), -1).sum(dim=1)
-
-
-def target_of(schedule: DDPMScheduler) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """What the UNet is to predict from (clean, noise, times); raises ValueError for an unknown prediction type."""
-    kind = schedule.config.prediction_type
-    if kind == "epsilon":
-        return lambda clean, noise, times: noise
-    if kind == "v_prediction":
-        return schedule.get_velocity
-    raise ValueError(f"the pipeline's scheduler has prediction_type {kind!r}: need epsilon or v_prediction.")
+        token_ids = torch.stack([self._token_ids[prompt] for prompt in prompts])
+        return clean, noise, times, weights, token_ids, None if rows is None else upload(torch.tensor(rows), device)

@@ -69,7 +69,8 @@ class AdaptConfig(Section):
     """Offsets of the random crops are multiples of so many pixels, so that a photo has few distinct crops to encode;
     1 is the authors' law."""
     compile: bool = False
-    """Compile the UNet's attention blocks (torch.compile). Costs each worker a minute or more at its start, for every
-    size of a group; meant for long runs on GPUs, where it has not been measured yet."""
+    """Compile the UNet's attention blocks (torch.compile) and, on GPUs, launch a step's work as one CUDA graph. Costs
+    each worker a minute or more at its start, for every size of a group; meant for long runs on GPUs, where it has not
+    been measured yet."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Numbers of the frozen base model; LoRA weights stay fp32. auto: bf16 on CUDA, fp32 elsewhere."""

@@ -1,10 +1,14 @@
 """Training on a GPU is a plain loop's, and a checkpoint goes on to the same bits."""
 
+from dataclasses import replace
+
 import pytest
 import safetensors.torch
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from datadream.adapt.lora_trainer import TrainedAdapter
+from datadream.runtime.cuda_graph import Recorded
 from tests.adapt.test_lora_trainer import CONFIG, images, plain_loop, spec, train_one, trainer
 from tests.adapt.test_train_shared import CONFIG as SHARED_CONFIG
 from tests.adapt.test_train_shared import SPEC
@@ -40,6 +44,33 @@ def test_a_checkpoint_goes_on_to_the_same_bits(pipeline_folder, device, dtype):
     resumed = train(checkpoint=checkpoints[-1])
     assert resumed.losses == whole.losses
     assert resumed.weights == whole.weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recorded_step_gives_the_same_bits(pipeline_folder, device, dtype):
+    """Batches have one prompt or two, so that there are two recordings; the second training finds both."""
+
+    def train(recorded: bool) -> list[TrainedAdapter]:
+        ours = trainer(pipeline_folder, SHARED_CONFIG, device, dtype)
+        if recorded:
+            ours._gradient = Recorded(ours._gradient)
+        with sdpa_kernel(SDPBackend.MATH):
+            return [ours.train_shared(each, images(6)) for each in (SPEC, replace(SPEC, seed=4))]
+
+    for one, other in zip(train(recorded=True), train(recorded=False), strict=True):
+        assert one.losses == other.losses
+        assert one.weights == other.weights
+
+
+def test_a_compiled_training_is_the_same(pipeline_folder, device):
+    """As adapt.compile=true has it: with inductor's code and, on a GPU, as a recording."""
+    specs = [spec("a", 1), spec("b", 2)]
+    found, expected = (
+        trainer(pipeline_folder, CONFIG.model_copy(update={"compile": compiled}), device).train(specs, [images()] * 2)
+        for compiled in (True, False)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-3)
 
 
 def test_where_memory_ends_the_group_is_halved_and_nothing_else_changes(pipeline_folder, device, caplog):
