@@ -36,6 +36,7 @@ from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.models.diffusion.compile import compile_blocks
 from datadream.models.source import resolve
 from datadream.run.layout import ADAPTER_WEIGHTS
+from datadream.runtime.cuda_graph import Recorded
 from datadream.runtime.device import dtype_of
 
 N_ADAPTERS, SHOTS = 16, 4
@@ -96,7 +97,15 @@ def read_photos(folders: Sequence[Path]) -> tuple[list[AdapterSpec], list[list[I
 class OurSteps:
     """An adapter for each folder side by side, step by step, without what a training does once for an adapter."""
 
-    def __init__(self, shapes: Shapes, folders: Sequence[Path], device: str, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        shapes: Shapes,
+        folders: Sequence[Path],
+        device: str,
+        compiled: bool = False,
+        recorded: bool = False,
+    ) -> None:
+        """`compiled` and `recorded` are what adapt.compile turns on: the blocks', and the step's as a CUDA graph."""
         trainer = our_trainer(shapes, device, ENDLESS)
         self.pipeline = trainer._pipeline
         if compiled:
@@ -104,6 +113,8 @@ class OurSteps:
             compile_blocks(self.pipeline.unet, backend="inductor" if device == "cuda" else "eager")
         # What `train` does before its first step; it has no public name, since nobody else needs it alone.
         self._training = trainer._start(*read_photos(folders), ENDLESS)
+        if recorded:
+            self._training._gradient = Recorded(self._training._gradient)
 
     def step(self) -> None:
         self._training.step()

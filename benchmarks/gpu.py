@@ -52,10 +52,13 @@ class Part:
 MACHINE = Part(f"{CODE}:machine_figures", START_SECONDS)
 # What says most comes first, in case the time ends.
 PARTS = {
-    "tests": Part(f"{CODE}:tests", 90),
+    "tests": Part(f"{CODE}:tests", 120),
     "adapt": Part(f"{CODE}:adapt", 120),
     "generate": Part(f"{CODE}:generate", 110),
     "classify": Part(f"{CODE}:classify", 90),
+    "adapt_recorded": Part(f"{CODE}:adapt_recorded", 40),
+    "generate_ahead": Part(f"{CODE}:generate_ahead", 40),
+    "attention": Part(f"{CODE}:attention", 40),
     "roofline": Part(f"{CODE}:roofline", 60),
     "resume": Part(f"{CODE}:resume", 240),
     "adapt_compiled": Part(f"{CODE}:adapt_compiled", 180),

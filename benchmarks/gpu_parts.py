@@ -12,18 +12,22 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
 import torch
+import torch.nn.functional as F
 from diffusers.utils.logging import disable_progress_bar as disable_diffusers_bar
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils.logging import disable_progress_bar as disable_transformers_bar
 
@@ -40,6 +44,8 @@ Figures = dict[str, Any]
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PAPER_STEPS = PRESETS["exact"]["steps"]
 TOP_KERNELS = 10
+KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+"""Of attention; the fourth, which is plain operations, is what they are there to avoid."""
 WATCHDOG_SECONDS = 200.0
 """From a start of the command until it has got far enough to be killed; also until killed processes are gone."""
 
@@ -51,6 +57,7 @@ class Amounts:
     rounds: int
     adapter_groups: tuple[int, ...]
     compiled_groups: tuple[int, ...]
+    recorded_groups: tuple[int, ...]
     adapter_steps: int
     """Of a call."""
     images: int
@@ -72,6 +79,7 @@ AMOUNTS = {
         rounds=1,
         adapter_groups=(1, 2),
         compiled_groups=(2,),
+        recorded_groups=(2,),
         adapter_steps=1,
         images=1,
         few_steps=1,
@@ -86,6 +94,7 @@ AMOUNTS = {
         rounds=5,
         adapter_groups=(1, 2, 4, 8),
         compiled_groups=(1, 2, 4, 8),
+        recorded_groups=(1, 2),
         adapter_steps=4,
         images=20,
         few_steps=4,
@@ -197,13 +206,24 @@ def adapt(job: Job) -> Iterator[Figures]:
     yield {"encode": _timed({"a crop": Arm(encode, len(photos), (vae,))}, job)}
 
 
+def adapt_recorded(job: Job) -> Iterator[Figures]:
+    """Ours with the gradient as a CUDA graph, beside the same without, for few adapters: their kernels are short."""
+    yield from _adapters_beside_eager(job, job.amounts.recorded_groups, "recorded", {"recorded": True})
+
+
 def adapt_compiled(job: Job) -> Iterator[Figures]:
-    """Ours with compiled attention blocks, beside the same without; the first call compiles."""
+    """What adapt.compile turns on, beside ours without it; the first call compiles."""
+    yield from _adapters_beside_eager(
+        job, job.amounts.compiled_groups, "compiled", {"compiled": True, "recorded": True}
+    )
+
+
+def _adapters_beside_eager(job: Job, groups: Sequence[int], other: str, how: Mapping[str, bool]) -> Iterator[Figures]:
     folders = adapters.write_photos(job.folder / "photos", job.shapes)
-    for n in job.amounts.compiled_groups:
+    for n in groups:
         arms = {}
-        for name, compiled in (("eager", False), ("compiled", True)):
-            ours = adapters.OurSteps(job.shapes, folders[:n], job.device, compiled)
+        for name, settings in (("eager", {}), (other, how)):
+            ours = adapters.OurSteps(job.shapes, folders[:n], job.device, **settings)
             arms[name] = _repeated(ours.step, job.amounts.adapter_steps, n, ours.pipeline)
         yield {f"C={n}": _timed(arms, job)}
         del ours, arms
@@ -227,6 +247,26 @@ def generate(job: Job) -> Iterator[Figures]:
     yield {"pixels": {"largest_difference": int(difference.max()), "mean_difference": float(difference.mean())}}
 
 
+def generate_ahead(job: Job) -> Iterator[Figures]:
+    """Batches whose images are copied while the next is made, beside the same batches waited for one by one.
+
+    With the preset that has the fewest steps, so that what is done between batches is most of the time.
+    """
+    folder = images.write_adapters(job.folder / "adapters", 1, job.shapes, job.device)[0]
+    pipeline, seeds = images.load(job.shapes, job.device), range(max(2, job.amounts.images))
+    sampler = images.our_sampler(pipeline, job.shapes, PAPER_STEPS, "turbo")
+    sampler.batch_size = max(1, len(seeds) // 4)
+    batches = [seeds[start : start + sampler.batch_size] for start in range(0, len(seeds), sampler.batch_size)]
+    modules = (pipeline.unet, pipeline.text_encoder, pipeline.vae)
+    arms = {
+        "waiting": Arm(lambda: [images.draw_ours(sampler, folder, own) for own in batches], len(seeds), modules),
+        "ahead": Arm(lambda: images.draw_ours(sampler, folder, seeds), len(seeds), modules),
+    }
+    yield {"images": _timed(arms, job)}
+    one_by_one, ahead = arms["waiting"].run(), arms["ahead"].run()
+    yield {"same_images": bool(np.array_equal(np.concatenate(one_by_one), ahead))}
+
+
 def generate_compiled(job: Job) -> Iterator[Figures]:
     """Ours with compiled attention blocks, beside the same without; the first call compiles."""
     folder = images.write_adapters(job.folder / "adapters", 1, job.shapes, job.device)[0]
@@ -237,6 +277,85 @@ def generate_compiled(job: Job) -> Iterator[Figures]:
         yield {preset: _timed_images(arms, job)}
         del arms
         _free(job.device)
+
+
+def attention(job: Job) -> Iterator[Figures]:
+    """torch's kernels of attention, on all that a denoising step and a training step ask of it."""
+    loops: dict[str, tuple[Callable[[Job], Callable[[], Any]], torch.dtype]] = {
+        "denoising": (_denoising, torch.float16),
+        "adapter step": (_adapter_step, torch.bfloat16),
+    }
+    for name, (build, dtype) in loops.items():
+        calls = _attention_calls(build(job))
+        _free(job.device)
+        work = _Attention(calls, job.device, dtype, backward=name == "adapter step")
+        arms, differences, missing = {"default": Arm(work.run)}, {}, {}
+        for kernel in KERNELS:
+            try:
+                differences[kernel.name] = work.difference(kernel)
+            except RuntimeError as error:  # not for this device, or not for these shapes
+                missing[kernel.name] = str(error)[:200]
+            else:
+                arms[kernel.name] = Arm(partial(work.run, kernel))
+        yield {name: _timed(arms, job)}
+        yield {f"{name}, differences": differences, f"{name}, missing": missing}
+        del work, arms
+        _free(job.device)
+
+
+def _attention_calls(run: Callable[[], Any]) -> Counter[tuple[torch.Size, ...]]:
+    """How often a call of `run` asks for attention of which shapes of queries, keys and values."""
+    calls: Counter[tuple[torch.Size, ...]] = Counter()
+    attend = F.scaled_dot_product_attention
+
+    def heard(*tensors: Tensor, **settings: Any) -> Tensor:
+        # The text encoder's is causal, small and its own.
+        if not settings.get("is_causal") and settings.get("attn_mask") is None:
+            calls[tuple(tensor.shape for tensor in tensors)] += 1
+        return attend(*tensors, **settings)
+
+    with patch.object(F, "scaled_dot_product_attention", heard):
+        run()
+    return calls
+
+
+class _Attention:
+    """The same attention again and again, on normal numbers."""
+
+    def __init__(
+        self, calls: Mapping[tuple[torch.Size, ...], int], device: str, dtype: torch.dtype, backward: bool
+    ) -> None:
+        self._backward = backward
+        torch.manual_seed(0)
+        new = partial(torch.randn, device=device, dtype=dtype, requires_grad=backward)
+        # In memory as a linear layer leaves them: all heads of a token side by side.
+        self._calls = [
+            ([new(n, tokens, heads, width) for n, heads, tokens, width in shapes], count)
+            for shapes, count in calls.items()
+        ]
+
+    def run(self, kernel: SDPBackend | None = None) -> None:
+        with nullcontext() if kernel is None else sdpa_kernel(kernel):
+            for inputs, count in self._calls:
+                for _ in range(count):
+                    out = self._attend(inputs)
+                    if self._backward:
+                        torch.autograd.grad(out, inputs, out.detach())
+
+    @torch.no_grad()
+    def difference(self, kernel: SDPBackend) -> float:
+        """Of the outputs, to those of torch's own choice; raises RuntimeError when the kernel cannot do it."""
+        largest = 0.0
+        for inputs, _ in self._calls:
+            expected = self._attend(inputs)
+            with sdpa_kernel(kernel):
+                found = self._attend(inputs)
+            largest = max(largest, float((found - expected).abs().max()))
+        return largest
+
+    @staticmethod
+    def _attend(inputs: Sequence[Tensor]) -> Tensor:
+        return F.scaled_dot_product_attention(*(tensor.transpose(1, 2) for tensor in inputs))
 
 
 def classify(job: Job) -> Iterator[Figures]:

@@ -8,9 +8,12 @@ from typing import Any
 TITLES = {
     "tests": "Tests that need a GPU",
     "adapt": "Training adapters, one step",
+    "adapt_recorded": "Training adapters with a step as a CUDA graph",
     "adapt_compiled": "Training adapters with compiled blocks",
     "generate": "Drawing images",
+    "generate_ahead": "Drawing images in batches, one ahead",
     "generate_compiled": "Drawing images with compiled blocks",
+    "attention": "Kernels of attention",
     "classify": "The classifier",
     "roofline": "Share of the peak",
     "resume": "Killed and given again",
@@ -23,7 +26,13 @@ NOTES = {
     "and 50 are extrapolated on the line through both; the presets took all of theirs. Nothing is loaded or written "
     "while the time counts.",
     "generate_compiled": "As above; the first call compiles.",
-    "adapt_compiled": "As above; the first call compiles.",
+    "generate_ahead": "Milliseconds per image with the preset turbo, in batches of a quarter: each waited for, or "
+    "copied while the next is made, as a chunk's are.",
+    "adapt_recorded": "Milliseconds per adapter and step. Where both are equal, Python launches kernels faster than the GPU runs them.",
+    "adapt_compiled": "As above; the first call compiles. Compiled is what adapt.compile=true does: the blocks are "
+    "compiled, and the step is a CUDA graph.",
+    "attention": "Milliseconds of all attention of one step, forward for images and with backward for training. "
+    "`default` is torch's own choice, which is what runs; differences are to it, on normal numbers.",
     "classify": "Milliseconds of a step or an evaluation, all arms without dropout.",
     "roofline": "Operations are matrix products, convolutions and attention, as torch counts them; the peak is that "
     "of a large matrix product, measured here.",

@@ -11,7 +11,17 @@ import pytest
 from benchmarks import gpu
 from benchmarks.gpu_table import table
 
-PARTS = ["adapt", "generate", "classify", "roofline", "adapt_compiled", "generate_compiled"]
+PARTS = [
+    "adapt",
+    "generate",
+    "classify",
+    "adapt_recorded",
+    "generate_ahead",
+    "attention",
+    "roofline",
+    "adapt_compiled",
+    "generate_compiled",
+]
 """Those that neither start Ray nor other tests."""
 HERE = "benchmarks.tests.test_gpu"
 
@@ -61,9 +71,14 @@ def test_every_part_has_its_figures_and_is_measured_once(tmp_path, capsys):
     assert figures["adapt"]["steps"].keys() == {"plain fp32", "plain bf16", "C=1", "C=2"}
     assert figures["generate"]["images"].keys() == {"authors", "kept", "exact", "fast", "turbo"}
     assert figures["generate"]["pixels"]["largest_difference"] <= 2
-    for part in ("adapt_compiled", "generate_compiled"):
+    for part in ("adapt_recorded", "adapt_compiled", "generate_compiled"):
         for pair in figures[part].values():
-            assert pair.keys() == {"eager", "compiled"}
+            assert pair.keys() == {"eager", part.partition("_")[2]}
+    assert figures["generate_ahead"]["images"].keys() == {"waiting", "ahead"}
+    assert figures["generate_ahead"]["same_images"]
+    for loop in ("denoising", "adapter step"):
+        assert {"default", "FLASH_ATTENTION"} <= figures["attention"][loop].keys()
+        assert figures["attention"][f"{loop}, differences"]["FLASH_ATTENTION"] < 1e-2
     for n in (3, 6):
         own = figures["classify"][f"N={n}"]
         assert own["step"].keys() == own["evaluation"].keys()
