@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +22,8 @@ N_MERGES = 49152 - 256 - 2
 """Of the words that CLIP's vocabulary is made of."""
 
 
-def save_stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Path:
-    """Stable Diffusion 2.1 (base: epsilon, 768 pixels: v_prediction), 1.29 billion numbers, as the fp16 variant."""
+def save_stable_diffusion(folder: Path) -> Path:
+    """Stable Diffusion 2.1-base, 1.29 billion numbers, as the fp16 variant."""
     unet = {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True}
     vae = {
         "block_out_channels": [128, 256, 512, 512],
@@ -51,13 +54,22 @@ def save_stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Pat
             beta_schedule="scaled_linear",
             skip_prk_steps=True,
             steps_offset=1,
-            prediction_type=prediction_type,
         ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, variant="fp16")
+    return folder
+
+
+def link_predicting(prediction_type: str, saved: Path, folder: Path) -> Path:
+    """The same weights, which are linked, as a model that predicts something else (2.1 of 768 pixels: v)."""
+    shutil.copytree(saved, folder, copy_function=os.link)
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text()) | {"prediction_type": prediction_type}
+    file.unlink()  # it is `saved`'s, too
+    file.write_text(json.dumps(config))
     return folder
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from datadream.generate.sampler import Sampler
 from datadream.methods import ImageRequest
 from datadream.models.diffusion.pipeline import load_pipeline
 from datadream.run.layout import ADAPTER_WEIGHTS
-from tests.real_models import save_clip, save_stable_diffusion
+from tests.real_models import link_predicting, save_clip, save_stable_diffusion
 
 PROMPT = "a photo of a cat"
 MOST_BYTES = 8 * 2**30
@@ -56,6 +57,16 @@ def photos(tmp_path_factory) -> Path:
         pixels = rng.integers(0, 256, (375, 500, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / part / name / "0.jpg")
     return root
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory) -> Path:
+    return save_stable_diffusion(tmp_path_factory.mktemp("model") / "sd")
+
+
+@pytest.fixture(scope="module")
+def vit_b_16(tmp_path_factory) -> Path:
+    return save_clip("ViT-B-16-quickgelu", tmp_path_factory.mktemp("model") / "clip.safetensors")
 
 
 def datadream(*arguments: str) -> tuple[str, int]:
@@ -111,20 +122,23 @@ def plain_image(model: Path, adapter: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("prediction_type", "method"), [("epsilon", "datadream-cls"), ("v_prediction", "datadream-dset")]
 )
-def test_stable_diffusion_and_vit_b_16_through_every_stage(photos, tmp_path, prediction_type, method):
-    model, run = save_stable_diffusion(tmp_path / "sd", prediction_type), str(tmp_path / "run")
-    clip = save_clip("ViT-B-16-quickgelu", tmp_path / "clip.safetensors")
+def test_stable_diffusion_and_vit_b_16_through_every_stage(
+    photos, stable_diffusion, vit_b_16, tmp_path, prediction_type, method
+):
+    model, run = link_predicting(prediction_type, stable_diffusion, tmp_path / "sd"), str(tmp_path / "run")
     more = [f"diffusion.model={model}", f"method={method}", "classify.settings=[zero-shot, real+synthetic]"]
-    made = ["--recipe", "paper", *knobs(photos, clip, "ViT-B-16-quickgelu", more)]
+    made = ["--recipe", "paper", *knobs(photos, vit_b_16, "ViT-B-16-quickgelu", more)]
     _, most = datadream("run", "--run", run, *made)
     assert most < MOST_BYTES
-    said, _ = datadream("predict", run, str(photos / "test" / "cat" / "0.jpg"))
-    assert "cat" in said
-    datadream("export", "--run", run, "--to", str(tmp_path / "exported"))
-    exported = open_clip.create_model(f"local-dir:{tmp_path / 'exported'}")
-    assert sum(parameter.numel() for parameter in exported.parameters()) == 149_620_737
     adapter = next(Path(run).glob(f"adapters/*/{ADAPTER_WEIGHTS}"))
-    ours, plain = our_image(model, adapter), plain_image(model, adapter)
+    with ThreadPoolExecutor(1) as threads:  # two commands that mostly import, beside the images
+        predicted = threads.submit(datadream, "predict", run, str(photos / "test" / "cat" / "0.jpg"))
+        exported = threads.submit(datadream, "export", "--run", run, "--to", str(tmp_path / "exported"))
+        ours, plain = our_image(model, adapter), plain_image(model, adapter)
+    assert "cat" in predicted.result()[0]
+    exported.result()
+    loaded = open_clip.create_model(f"local-dir:{tmp_path / 'exported'}")
+    assert sum(parameter.numel() for parameter in loaded.parameters()) == 149_620_737
     assert ours.std() > 10
     assert np.abs(ours.astype(int) - plain.astype(int)).max() <= 2
 
