@@ -28,7 +28,8 @@ NOTES = {
     "generate_compiled": "As above; the first call compiles.",
     "generate_ahead": "Milliseconds per image with the preset turbo, in batches of a quarter: each waited for, or "
     "copied while the next is made, as a chunk's are.",
-    "adapt_recorded": "Milliseconds per adapter and step. Where both are equal, Python launches kernels faster than the GPU runs them.",
+    "adapt_recorded": "Milliseconds per adapter and step. Where both are equal, Python launches kernels faster than "
+    "the GPU runs them.",
     "adapt_compiled": "As above; the first call compiles. Compiled is what adapt.compile=true does: the blocks are "
     "compiled, and the step is a CUDA graph.",
     "attention": "Milliseconds of all attention of one step, forward for images and with backward for training. "

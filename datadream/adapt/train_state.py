@@ -33,7 +33,7 @@ class Training:
         steps: int,
         collectives: Collectives = ALONE,
     ) -> None:
-        """`gradient` gives losses and gradient as `LossGradient` does, whatever tells the device so."""
+        """`gradient` is a `LossGradient`, `Recorded` or not."""
         self.streams = streams
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.losses: list[Tensor] = []

@@ -34,6 +34,8 @@ class SharedPromptAttention:
         query, key, value = (
             x.reshape(len(key), -1, attn.heads, x.shape[-1] // attn.heads) for x in (query, key, value)
         )
+        # torch chooses the kernel by device, type and shape, so that all workers of a run have the same. A choice by
+        # measured time could fall otherwise on each, and kernels differ in an image's last bits.
         attended = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), scale=attn.scale)
         out = attended.transpose(1, 2).reshape(images, tokens, -1)
         return attn.to_out[1](attn.to_out[0](out))

@@ -1,4 +1,9 @@
-"""torch.compile for the attention blocks of a UNet."""
+"""torch.compile for the attention blocks of a UNet.
+
+Without its CUDA graphs (`mode="reduce-overhead"`): these refuse blocks that are compiled one by one and feed each
+other (pytorch issue 152887), and would write the next step over prompts that are kept from the first. Denoising a
+batch of images needs none, for its kernels take longer than their launches; a training step has `Recorded`.
+"""
 
 from __future__ import annotations
 
