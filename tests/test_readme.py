@@ -31,12 +31,16 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_are_understood(command):
+def test_commands_are_understood(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     words = shlex.split(command, comments=True)[1:]
     if words[1].startswith("runs/"):
         words.insert(1, "--run")
     arguments, overrides = _parser().parse_known_args(words)
-    if arguments.command == "run":
+    if "--from" in words:  # understood as far as the run that is not here
+        with pytest.raises(FileNotFoundError, match="no run at"):
+            _config(arguments, overrides)
+    elif arguments.command == "run":
         assert isinstance(_config(arguments, overrides), ExperimentConfig)
 
 

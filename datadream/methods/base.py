@@ -72,6 +72,10 @@ class ImageSeries(Sequence[ImageRequest]):
     from noise."""
     strength: float | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, str):  # its letters would be prompts
+            raise ValueError(f"prompts is the text {self.prompts!r}. Give a tuple of texts, such as (prompt,).")
+
     @property
     def indices(self) -> range:
         """Positions of its images among those of the class."""

@@ -74,7 +74,7 @@ def test_what_is_not_there_is_said(file, method, message):
         ),
         (
             "from datadream.methods import ImageSeries, Plan\n"
-            "def plan(few_shot, config): return Plan(images=(ImageSeries(10, 'a cat', 1, 0),))",
+            "def plan(few_shot, config): return Plan(images=(ImageSeries(10, ('a cat',), 1, 0),))",
             "'own.py:plan' asks for images of class 10: expected 0 to 9",
         ),
         (

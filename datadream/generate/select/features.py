@@ -7,6 +7,7 @@ to itself.
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,9 +64,16 @@ def feature_units(run_url: str, few_shot: FewShotSet, chunks: Sequence[Chunk]) -
     ]
 
 
+_PARSING = threading.Lock()
+"""numpy reads a file's header by ast.literal_eval, which in CPython 3.11 fails now and then where two threads do so at
+once: "AST constructor recursion depth mismatch" (python/cpython#106905)."""
+
+
 def read_features(store: RunStore, name: str) -> np.ndarray:
     """Committed unit features [n, D], fp32."""
-    return np.load(io.BytesIO(store.read_bytes(features_file(name))))
+    data = io.BytesIO(store.read_bytes(features_file(name)))
+    with _PARSING:
+        return np.load(data)
 
 
 class FeatureEncoder:
