@@ -16,6 +16,7 @@ from datadream.adapt.given import take_given
 from datadream.adapt.stage import AdapterUnit, train_adapters
 from datadream.checks import RefusedError, check_models
 from datadream.config import ExperimentConfig
+from datadream.config.locations import local_inputs
 from datadream.data.intake import intake, intake_lines
 from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
 from datadream.methods.chunks import Chunk, first_chunks
@@ -187,8 +188,9 @@ def driving(
             # The table's own last: whoever holds a lock sweeps its folder, and the cells lie in the table's.
             for url in dict.fromkeys([*(cell.store.url for cell in cells), store.url]):
                 stack.enter_context(RunLock(RunStore(url)))
-            workers = stack.enter_context(connected(config.cluster, lambda: check_models(config, cells)))
-            check_shared(store)
+            n_units = max(len(adapters), sum(len(cell.chunks) for cell in cells))
+            workers = stack.enter_context(connected(config.cluster, lambda: check_models(config, cells), n_units))
+            check_shared(store, local_inputs(config))
             for cell in cells:
                 check_plan(cell.store, cell.plan_hash)
         except (ValueError, FileNotFoundError) as error:

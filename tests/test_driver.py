@@ -71,7 +71,7 @@ def test_spare_are_the_workers_that_no_missing_adapter_needs(tmp_path):
 
 
 def test_nobody_is_spare_where_cores_are_shared_or_all_train_one_adapter(tmp_path):
-    sharing = Workers(1, 1, False, slots=3, shares_cores=True)
+    sharing = Workers(1, 1, False, slots=3, alone=True)
     assert driver_of(experiment(str(tmp_path)), sharing).spare_workers() is None
     assert driver_of(experiment(str(tmp_path), method="datadream-dset")).spare_workers() is None
 

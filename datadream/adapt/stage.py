@@ -119,7 +119,8 @@ def _train_single(
             facts["adapters_per_hour"] = 3600 * reporter.rate * len(units) / steps
         if state.loss is not None:
             facts["loss"] = state.loss
-        waiting_for = "" if state.workers else f"{workers.at_most(len(units)).count} workers to start"
+        starting = "" if state.workers else f"{workers.at_most(len(units)).count} workers to start"
+        waiting_for = state.waiting_for or starting
         reporter.update(before + state.done, waiting_for, state.failed, **facts)
 
     size = config.adapt.adapters_per_step

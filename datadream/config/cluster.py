@@ -18,6 +18,12 @@ class ClusterConfig(Section):
     """Ray cluster to join; unset: $RAY_ADDRESS if set, else a Ray that this command starts on this machine."""
     workers: int | None = Field(None, ge=1)
     """Workers of a stage; unset: one per GPU, or as many as the CPUs allow."""
+    min_workers: int = Field(1, ge=1)
+    """On a cluster, a stage starts as soon as there is room for so many, and grows from there."""
+    max_workers: int | None = Field(None, ge=1)
+    """Room to ask an autoscaling cluster for, in workers; unset: as many as it may have and the run has units for."""
+    wait_minutes: float | None = Field(None, ge=0)
+    """How long to wait for nodes that hold min_workers; unset: 15 on an autoscaling cluster, else 0."""
     threads_per_worker: int = Field(1, ge=1)
     """CPU threads of a worker. Results agree to the last bit only between runs of equal threads."""
     lease_seconds: float = Field(120.0, gt=0)

@@ -39,6 +39,13 @@ def located(config: ExperimentConfig) -> ExperimentConfig:
     return config.updated(changed) if changed else config
 
 
+def local_inputs(config: ExperimentConfig) -> dict[str, str]:
+    """Files and folders of this machine that workers read, by knob."""
+    values = flatten(config.model_dump())
+    paths = {knob: str(values[knob]).removeprefix(LOCAL_DIR) for knob in LOCATIONS if knob != "data.names"}
+    return {knob: path for knob, path in paths.items() if os.path.isabs(path) and os.path.exists(path)}
+
+
 def _absolute(knob: str, value: str) -> str:
     if "://" in value or "::" in value or value == "digits":
         return value

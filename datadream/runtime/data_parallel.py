@@ -35,7 +35,8 @@ from datadream.runtime.nodes import (
 )
 from datadream.runtime.notices import Said, listen
 from datadream.runtime.progress import Facts, Reporter, polled
-from datadream.runtime.ray_errors import failure_of, failure_text, lost_a_worker, worker_errors
+from datadream.runtime.ray_errors import failure_of, failure_text, found_no_room, lost_a_worker, worker_errors
+from datadream.runtime.train_controller import SECONDS_TO_INTERRUPT, abort
 from datadream.runtime.unit import P, Unit, checkpoint_state, pending, titles
 from datadream.runtime.workers import Workers
 
@@ -109,6 +110,8 @@ def run_together(
         attempt = _Attempt(store, todo, how, workers, reporter, already, len(ledger.given_up), told)
         error = attempt.run(to_avoid(ledger.suspects))
         ledger.given_up.update(attempt.failures())
+        if isinstance(error, TrainingFailedError) and found_no_room(error):
+            continue  # somebody else was quicker: nothing is lost, and the next attempt waits for room again
         if error is None:
             # The workers came to the end of their list, so that starting again would only do the same again.
             if lost := [names[unit.key] for unit in pending(todo) if unit.key not in ledger.given_up]:
@@ -194,7 +197,7 @@ class _Attempt:
 
     def run(self, without: set[str]) -> Exception | None:
         """Returns what ended the run before all units were done."""
-        workers = self._workers = workers_now(self._workers, without).at_most(self._how.most)
+        workers = self._workers = workers_now(self._workers, self._wait_for, without).at_most(self._how.most)
         log.info("%s: %d workers share every batch", self._reporter.now.stage, workers.count)
         try:
             datasets, load_from = self._how.datasets(self.units, workers.count)
@@ -211,6 +214,9 @@ class _Attempt:
             return error
         return None
 
+    def _wait_for(self, shortage: str) -> None:
+        self._reporter.update(self._before, shortage, self._failed)
+
     def _fit(self, trainer: TorchTrainer) -> None:
         """Leave Ctrl-C to the driver.
 
@@ -223,7 +229,7 @@ class _Attempt:
             trainer.fit()
         except KeyboardInterrupt:
             for controller in controllers:
-                ray.kill(controller)  # its workers die with it
+                abort(controller, SECONDS_TO_INTERRUPT)
             raise
 
     def culprit(self, error: Exception) -> Unit | None:

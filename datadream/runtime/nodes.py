@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,11 +15,12 @@ from typing import Any
 
 import pyarrow.fs
 import ray
+from ray._private.state import available_resources_per_node  # ray.available_resources() knows only sums
 from ray.exceptions import RayError
 
 from datadream.run.layout import SCRATCH
 from datadream.run.store import RunStore
-from datadream.runtime.workers import Workers
+from datadream.runtime.workers import CPUS_FOR_DATA_TASKS, Workers
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,9 @@ that a machine is lost, and until then waits for workers that it places there.""
 SECONDS_TO_PROBE = 60.0
 """A node that cannot run a task that needs no CPU within this time is not asked about the run's folder: whatever is
 wrong with it will show when it works."""
+SECONDS_TO_SETTLE = 5.0
+"""How long what a stage held may take to be free for the next; after that others hold it."""
+SECONDS_BETWEEN_LOOKS = 0.5
 
 NODE_LABEL = "ray.io/node-id"
 PROBE = "shared"
@@ -34,11 +40,13 @@ PROBE = "shared"
 disk under the same path."""
 
 Node = dict[str, Any]
+Resources = Mapping[str, float]
 
 
 def living_nodes() -> list[Node]:
-    """Nodes that Ray takes for alive."""
-    return [node for node in ray.nodes() if node["Alive"]]
+    """Nodes that Ray takes for alive, without those that it is about to lose: a spot machine gets notice."""
+    draining = _draining()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
 
 
 def answering_nodes() -> list[Node]:
@@ -52,11 +60,12 @@ def answering_nodes() -> list[Node]:
     return [node for node, answered in zip(living, answers, strict=True) if answered or not any(answers)]
 
 
-def rooms(workers: Workers, nodes: Sequence[Node]) -> dict[str, int]:
-    """How many workers of this size each node can hold, by id, the roomiest first."""
-    resource, size = ("GPU", 1) if workers.use_gpu else ("CPU", workers.threads)
-    found = {node["NodeID"]: int(node["Resources"].get(resource, 0)) // size for node in nodes}
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+def free_on(nodes: Sequence[Node], workers: Workers) -> dict[str, Resources]:
+    """What each node has left for `workers`, by id: what others use is not there for us."""
+    if workers.alone:
+        return {node["NodeID"]: node["Resources"] for node in nodes}
+    free = available_resources_per_node()
+    return {node["NodeID"]: free.get(node["NodeID"], {}) for node in nodes}
 
 
 def hardware(workers: Workers) -> dict[str, Any]:
@@ -68,35 +77,62 @@ def hardware(workers: Workers) -> dict[str, Any]:
     return {"workers": workers.count, "each": each, "nodes": len(nodes)}
 
 
-def workers_now(workers: Workers, without: Collection[str] = ()) -> Workers:
-    """As many of these workers as were asked for, or as the nodes that answer can hold, at least one.
+def workers_now(workers: Workers, tell: Callable[[str], None], without: Collection[str] = ()) -> Workers:
+    """As many of these workers as were asked for, or as the nodes that answer have room for.
 
-    `without` are ids of nodes that are left out.
+    `without` are ids of nodes that are left out. What the stage before held takes a moment to be free again, and on a
+    cluster others may hold the rest: waits for room for `workers.least`, for as long as it takes, and tells `tell`
+    what for.
     """
     nodes = [node for node in answering_nodes() if node["NodeID"] not in without]
-    cpus, gpus = (int(sum(node["Resources"].get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
-    room = min(workers.slots_in(cpus, gpus), sum(rooms(workers, nodes).values()))
-    return replace(workers, count=max(1, room if workers.grows else min(workers.count, room)))
+    settled = time.monotonic() + SECONDS_TO_SETTLE
+    while True:
+        could, room = (workers.room_in(among) for among in (_totals(nodes), [*free_on(nodes, workers).values()]))
+        most = could if workers.grows else min(workers.count, could)
+        if room > 0 and (room >= most or (room >= workers.least and time.monotonic() > settled)):
+            return replace(workers, count=min(room, most))
+        tell(shortage(workers, nodes))
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        nodes = [node for node in living_nodes() if node["NodeID"] not in without]
 
 
-def workers_to_add(workers: Workers, there: Mapping[str, int], n_units: int) -> dict[str, Workers]:
+def workers_to_add(
+    workers: Workers, there: Mapping[str, int], n_units: int, starting: Collection[str] = ()
+) -> dict[str, Workers]:
     """Workers to add, by node id, to those that are `there`, for a stage that has `n_units` units left.
 
     As many as were asked for; where nobody asked, as many as the cluster can hold, which grows when nodes join. A node
-    gets workers when it has none, as many as fit it.
+    gets as many as it has room for, and none while others are `starting` there, which hold nothing yet.
     """
     nodes = living_nodes()
-    if workers.grows:
-        cpus, gpus = (int(sum(node["Resources"].get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
-        workers = replace(workers, count=max(1, workers.slots_in(cpus, gpus)))
-    wanted = min(workers.count, n_units) - sum(there.values())
+    free = free_on(nodes, workers)
+    most = max(1, workers.room_in(_totals(nodes))) if workers.grows else workers.count
+    wanted = min(most, n_units) - sum(there.values())
+    if not workers.alone:
+        wanted = min(wanted, workers.room_in(list(free.values())))
     added: dict[str, Workers] = {}
-    for node, room in rooms(workers, nodes).items():
-        count = min(room, wanted) if node not in there else 0
+    rooms = {node: workers.room_on(resources) for node, resources in free.items()}
+    for node, room in sorted(rooms.items(), key=lambda item: (-item[1], item[0])):
+        may_have_more = node not in there or not (workers.alone or node in starting)
+        count = min(room, wanted) if may_have_more else 0
         if count > 0:
             added[node] = replace(workers, count=count)
             wanted -= count
     return added
+
+
+def shortage(workers: Workers, nodes: Sequence[Node]) -> str:
+    """What workers that find no room wait for, as in "2 CPUs: 0 of 4 are free"."""
+    name = "GPU" if workers.use_gpu else "CPU"
+    size = workers.least if workers.use_gpu else workers.threads * workers.least + CPUS_FOR_DATA_TASKS
+    free, total = (
+        sum(node.get(name, 0) for node in among) for among in (free_on(nodes, workers).values(), _totals(nodes))
+    )
+    return f"{size} {name}{'s' if size > 1 else ''}: {free:g} of {total:g} are free"
+
+
+def _totals(nodes: Sequence[Node]) -> list[Resources]:
+    return [node["Resources"] for node in nodes]
 
 
 def to_avoid(suspects: Collection[str]) -> set[str]:
@@ -153,34 +189,58 @@ def check_sees_run(run_url: str, folder: str) -> None:
         )
 
 
-def check_shared(store: RunStore) -> None:
-    """Look at the run's folder from every node before any work; raises ValueError naming nodes that do not see it."""
+def check_shared(store: RunStore, inputs: Mapping[str, str]) -> None:
+    """Look at the run's folder and at local `inputs`, by knob, from every node before any work.
+
+    Raises ValueError that names what is missing or another folder elsewhere, and the nodes.
+    """
     nodes = living_nodes()
     if len(nodes) < 2:
         return
     with scratch(store) as folder:
-        look = ray.remote(num_cpus=0, max_retries=0)(check_sees_run)
+        look = ray.remote(num_cpus=0, max_retries=0)(_unseen)
+        signatures = {knob: (path, _signature(path)) for knob, path in inputs.items()}
         # By place in the list: several nodes may share an address.
         selectors = [{NODE_LABEL: node["NodeID"]} for node in nodes]
-        looks = [look.options(label_selector=selector).remote(store.url, folder) for selector in selectors]
+        looks = [look.options(label_selector=selector).remote(store.url, folder, signatures) for selector in selectors]
         ray.wait(looks, num_returns=len(looks), timeout=SECONDS_TO_PROBE)
-        answered = zip(nodes, looks, strict=True)
-        blind = [node["NodeManagerAddress"] for node, answer in answered if _is_blind(answer)]
-    if blind:
-        raise ValueError(
-            f"run {store.url!r} is another folder on {len(blind)} of {len(nodes)} nodes ({', '.join(blind[:5])}). "
-            "Use a --run that all nodes see: a shared file system or an object store such as s3://."
-        )
+        unseen = [_answer(answer) for answer in looks]
+    for what in ("run", *inputs):
+        if blind := [node["NodeManagerAddress"] for node, names in zip(nodes, unseen, strict=True) if what in names]:
+            place = store.url if what == "run" else inputs[what]
+            raise ValueError(
+                f"{what} {place!r} is another one, or not there, on {len(blind)} of {len(nodes)} nodes "
+                f"({', '.join(blind[:5])}). Use a place that all nodes see: a shared file system or an object store "
+                "such as s3://."
+            )
 
 
-def _is_blind(answer: ray.ObjectRef) -> bool:
+def _unseen(run_url: str, folder: str, signatures: Mapping[str, tuple[str, Sequence[str]]]) -> list[str]:
+    """What of these a node does not see as the driver does."""
+    unseen = [knob for knob, (path, signature) in signatures.items() if _signature(path) != signature]
     try:
-        ray.get(answer, timeout=0)
-    except FileNotFoundError:  # Ray raises an error that is both its own and the task's
-        return True
+        check_sees_run(run_url, folder)
+    except FileNotFoundError:
+        unseen.append("run")
+    return unseen
+
+
+def _signature(path: str) -> list[str]:
+    """Tells a folder from another at the same path: what is in it."""
+    if os.path.isdir(path):
+        return sorted(os.listdir(path))
+    return [str(os.path.getsize(path))] if os.path.exists(path) else ["nothing"]
+
+
+def _answer(look: ray.ObjectRef) -> list[str]:
+    try:
+        return ray.get(look, timeout=0)
     except RayError:  # no answer in time, or the node is gone
-        return False
-    return False
+        return []
+
+
+def _draining() -> Collection[str]:
+    return ray._private.state.state.get_draining_nodes()
 
 
 def _answers(node: Node) -> bool:

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray.exceptions import RayError, RayTaskError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError
 
 from datadream.runtime.failures import Failure, Kind, LostPeerError, describe, kind_of
@@ -38,6 +42,11 @@ def failure_text(error: Exception) -> str:
     failures = worker_errors(error)
     said = [f"{type(failures[rank]).__name__}: {failures[rank]}" for rank in sorted(failures)]
     return " / ".join(dict.fromkeys(said)) or str(error)
+
+
+def found_no_room(error: Exception) -> bool:
+    """Whether a Ray Train run ended because the cluster's room went to others before its workers could start."""
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
 def lost_a_worker(error: Exception) -> bool:

@@ -10,13 +10,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 from datadream.config import ClusterConfig
-from datadream.runtime.workers import CPUS_FOR_DATA_TASKS, Workers
+from datadream.runtime.workers import Workers
 
 SECONDS_TO_ANSWER = 5.0
+ATTEMPTS_TO_JOIN = 4
+"""Of a second each where the cluster answers and refuses, as without its token; Ray's own 20 take minutes."""
+MINUTES_TO_WAIT = 15.0
+"""A cloud's GPU machine with a large image takes about ten minutes to join."""
 
 
 def check_workers(config: ClusterConfig) -> None:
@@ -25,34 +30,39 @@ def check_workers(config: ClusterConfig) -> None:
     A cluster that is not joined yet says what it holds when it is (see `connected`); here it only has to answer.
     """
     if _joined():
-        _check_fits(config, *_cluster_size(), "the cluster")
+        _cluster_room(config)
     elif (address := _address(config)) is None:
-        _check_fits(config, _local_cpus(), _local_gpus(config), "this machine")
+        gpus = _local_gpus(config)
+        workers = Workers(1, config.threads_per_worker, _use_gpu(config, gpus))
+        _check_room(config, workers, workers.room_in([{"CPU": _local_cpus(), "GPU": gpus}]), "this machine")
     else:
         _check_answers(address, "cluster.address" if config.address else "$RAY_ADDRESS")
 
 
 @contextmanager
-def connected(config: ClusterConfig, meanwhile: Callable[[], None] = lambda: None) -> Iterator[Workers]:
+def connected(
+    config: ClusterConfig, meanwhile: Callable[[], None] = lambda: None, n_units: int | None = None
+) -> Iterator[Workers]:
     """Ray for the length of a block: the session that is there, a cluster's, or one of our own, then shut down.
 
-    `meanwhile` is called while Ray starts, which for 3 s is waiting for other processes; what it raises is raised.
-    Raises ValueError when the cluster can never hold the workers asked for.
+    `meanwhile` is called while Ray starts, which for 3 s is waiting for other processes; what it raises is raised. An
+    autoscaling cluster is asked for no more workers than `n_units`.
+    Raises ValueError when the cluster cannot be joined, or can never hold the workers asked for.
     """
     import ray
 
     ours = not ray.is_initialized()
-    try:
+    with ExitStack() as stack:
+        if ours:
+            stack.callback(ray.shutdown)
         with ThreadPoolExecutor(1) as thread:
             other = thread.submit(meanwhile)
             # On this thread and not on that one: Ray's processes die with the thread that started them.
             if ours:
                 _start(config)
             other.result()
-        yield _workers(config, own=ours and _address(config) is None)
-    finally:
-        if ours:
-            ray.shutdown()
+        alone = ours and _address(config) is None
+        yield _own_workers(config) if alone else stack.enter_context(_cluster_workers(config, n_units))
 
 
 def _start(config: ClusterConfig) -> None:
@@ -74,7 +84,7 @@ def _start(config: ClusterConfig) -> None:
         # "local": not whatever Ray somebody else runs on this machine.
         ray.init(address="local", num_cpus=_local_cpus(), **quiet)
     else:
-        ray.init(address=address, **quiet)
+        _join(address, quiet)
     if on_main and before is not None:
         signal.signal(signal.SIGTERM, before)
 
@@ -94,51 +104,85 @@ def _check_answers(address: str, named_by: str) -> None:
         ) from None
 
 
-def _workers(config: ClusterConfig, own: bool) -> Workers:
-    """The workers of a Ray of our own, which is this machine, or of a cluster."""
-    cpus, gpus = _cluster_size()
-    _check_fits(config, cpus, gpus, "the cluster")
-    workers = Workers(config.workers or 1, config.threads_per_worker, _use_gpu(config, gpus))
-    slots = max(1, _cores() // workers.threads if own and not workers.use_gpu else workers.slots_in(cpus, gpus))
-    asked = config.workers is not None
-    workers = replace(
-        workers,
-        count=config.workers or slots,
-        slots=slots,
-        grows=not (own or asked),
-        shares_cores=own and not workers.use_gpu,
-    )
-    _check_nodes(config, workers)
-    return workers
+def _join(address: str, quiet: dict[str, Any]) -> None:
+    """Raises ValueError in one line where Ray refuses, which no second try would change."""
+    import ray
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+    from ray.exceptions import RayError
 
-
-def _check_nodes(config: ClusterConfig, workers: Workers) -> None:
-    """A worker lives on one node, so that the cluster's sum of CPUs is not enough."""
-    from datadream.runtime.nodes import living_nodes, rooms
-
-    room = sum(rooms(workers, living_nodes()).values())
-    if room < (config.workers or 1):
+    # A cluster asks for a token where its user has a file of one, which Ray writes at its first start on a machine;
+    # Ray 2.60 itself looks for the file only where the address is "auto", and else asks for minutes without it.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(ATTEMPTS_TO_JOIN))
+    try:
+        ray.init(address=address, **quiet)
+    except (RuntimeError, ConnectionError, ValueError, RayError) as error:
+        said = " ".join(str(error).split())
+        if "version mismatch" in said.lower():
+            raise ValueError(f"the Ray at {address!r} is another: {said}") from error
         raise ValueError(
-            f"cluster.threads_per_worker is {workers.threads}, but the nodes can hold {room} workers of that size. "
-            "Lower it, or cluster.workers."
-        )
+            f"the Ray at {address!r} cannot be joined: {said} Where it asks for a token, name the token's file by "
+            "$RAY_AUTH_TOKEN_PATH and set RAY_AUTH_MODE=token."
+        ) from error
 
 
-def _check_fits(config: ClusterConfig, cpus: int, gpus: int, where: str) -> None:
-    if config.device == "cuda" and gpus == 0:
+def _own_workers(config: ClusterConfig) -> Workers:
+    """The workers of a Ray of our own, which is this machine."""
+    gpus = _cluster_size()[1]
+    workers = Workers(1, config.threads_per_worker, _use_gpu(config, gpus), alone=True)
+    slots = max(1, gpus if workers.use_gpu else _cores() // workers.threads)
+    return replace(workers, count=config.workers or slots, slots=slots)
+
+
+@contextmanager
+def _cluster_workers(config: ClusterConfig, n_units: int | None) -> Iterator[Workers]:
+    """The workers of a cluster, which may be about to grow."""
+    from datadream.runtime.autoscaling import asked_for, await_nodes
+
+    workers, most, minutes = _cluster_room(config)
+    with ExitStack() as stack:
+        if minutes or config.max_workers:
+            wanted = config.workers or config.max_workers or most
+            wanted = wanted if n_units is None else min(wanted, n_units)
+            stack.enter_context(asked_for(workers, max(wanted, config.min_workers)))
+        slots = workers.room_in(await_nodes(workers, minutes))
+        _check_room(config, workers, slots if slots < config.min_workers else max(slots, most), "the cluster")
+        yield replace(workers, count=config.workers or slots, slots=slots, grows=config.workers is None)
+
+
+def _cluster_room(config: ClusterConfig) -> tuple[Workers, int, float]:
+    """A worker of the cluster that is joined, how many of these it may come to hold, and the minutes to wait for them.
+
+    Raises ValueError when that is too few, unless nobody knows what may come.
+    """
+    from datadream.runtime.autoscaling import possible_nodes
+    from datadream.runtime.nodes import living_nodes
+
+    there, possible = [node["Resources"] for node in living_nodes()], possible_nodes()
+    gpus = int(sum(node.get("GPU", 0) for node in [*there, *possible]))
+    workers = Workers(1, config.threads_per_worker, _use_gpu(config, gpus), least=config.min_workers)
+    minutes = config.wait_minutes
+    if minutes is None:
+        minutes = MINUTES_TO_WAIT if possible else 0.0
+    most = max(workers.room_in(there), workers.room_in(possible))
+    if minutes == 0 or possible:
+        _check_room(config, workers, most, "the cluster")
+    return workers, most, minutes
+
+
+def _check_room(config: ClusterConfig, workers: Workers, room: int, where: str) -> None:
+    """Raises ValueError where there is no room for one worker, or for those that somebody asked for."""
+    if workers.use_gpu and room == 0:
         raise ValueError(
             f"cluster.device is 'cuda', but {where} has no GPU. Use cluster.device=cpu, or join a cluster that has."
         )
-    wanted = config.workers or 1
-    if _use_gpu(config, gpus):
-        room, size = gpus, "a GPU each"
-    else:
-        room, size = (cpus - CPUS_FOR_DATA_TASKS) // config.threads_per_worker, f"{config.threads_per_worker} CPU each"
-    if wanted > room:
-        raise ValueError(
-            f"cluster.workers is {wanted} with {size}, but {where} can hold {room}. Lower it, "
-            "or unset it to use what there is."
-        )
+    size = "a GPU each" if workers.use_gpu else f"{workers.threads} CPU each"
+    for knob, wanted in (("workers", config.workers or 1), ("min_workers", config.min_workers)):
+        if wanted > room:
+            raise ValueError(
+                f"cluster.{knob} is {wanted} with {size}, but {where} can hold {room}. Lower it, use smaller "
+                "cluster.threads_per_worker, or wait for more nodes with cluster.wait_minutes."
+            )
 
 
 def _use_gpu(config: ClusterConfig, gpus: int) -> bool:

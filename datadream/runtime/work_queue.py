@@ -55,6 +55,8 @@ class QueueProgress:
     """That have asked for work so far."""
     notices: tuple[str, ...] = ()
     """What workers have warned of."""
+    waiting_for: str = ""
+    """What keeps workers from being started."""
 
 
 class WorkQueue(Generic[P]):

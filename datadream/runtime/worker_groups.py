@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
@@ -35,11 +37,18 @@ from datadream.runtime.nodes import (
     check_sees_run,
     living_nodes,
     scratch,
+    shortage,
     train_storage,
     workers_to_add,
 )
 from datadream.runtime.notices import Said, listen
 from datadream.runtime.ray_errors import failure_text
+from datadream.runtime.train_controller import (
+    SECONDS_TO_ABORT,
+    SECONDS_TO_FIND_ROOM,
+    SECONDS_TO_INTERRUPT,
+    abort,
+)
 from datadream.runtime.unit import Unit
 from datadream.runtime.work_queue import Group, QueueProgress, WorkQueue
 from datadream.runtime.workers import Workers
@@ -54,7 +63,7 @@ SECONDS_BETWEEN_QUESTIONS = 1.0
 """A worker for which nothing waits asks again after so long."""
 SECONDS_BETWEEN_REPORTS = 0.5
 SECONDS_TO_END = 2.0
-"""Grace period before controllers are killed once all work is committed."""
+"""Grace period before groups are ended once all work is committed."""
 SECONDS_TO_INTRODUCE = 20.0
 """How long a group that was just launched may be without a controller to end."""
 SECONDS_OF_SILENCE = 600.0
@@ -131,7 +140,7 @@ def run_leased(
         def look_and_say() -> None:
             progress = ray.get(queue.progress.remote())
             said.say(progress.notices)
-            look(progress)
+            look(replace(progress, waiting_for=groups.waiting_for))
 
         groups.run(look_and_say)
     return ray.get(queue.failures.remote()), ray.get(queue.usage.remote())
@@ -169,6 +178,7 @@ class _Group:
         self, name: str, node: str, settings: dict[str, Any], workers: Workers, storage: dict[str, Any]
     ) -> None:
         self.name, self.node, self.size, self.error = name, node, workers.count, None
+        self.launched = time.monotonic()
         self.is_left_out = False
         """Whether none of its places gets any more work."""
         self._queue = settings["queue"]
@@ -196,15 +206,23 @@ class _Group:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def end(self, patience: float = 0.0) -> None:
-        """Wait for it, and end it when it does not end by itself."""
-        self._thread.join(patience)
-        deadline = time.monotonic() + SECONDS_TO_INTRODUCE
-        while self.is_alive and time.monotonic() < deadline:
-            controller = ray.get(self._queue.controller.remote(self.name))
-            if controller is not None:
-                ray.kill(controller)
-            self._thread.join(SECONDS_BETWEEN_LOOKS)
+    def end(self, grace: float = 0.0, patience: float = SECONDS_TO_ABORT) -> threading.Thread:
+        """End it, unless it ends by itself within `grace` seconds, on a thread that is returned: one that is starting
+        may take `patience` seconds."""
+        thread = threading.Thread(target=self._end, args=(grace, patience), daemon=True)
+        thread.start()
+        return thread
+
+    def _end(self, grace: float, patience: float) -> None:
+        self._thread.join(grace)
+        deadline = time.monotonic() + min(SECONDS_TO_INTRODUCE, patience)
+        with suppress(RayError):  # Ray is shut down
+            while self.is_alive and time.monotonic() < deadline:
+                controller = ray.get(self._queue.controller.remote(self.name))
+                if controller is not None:
+                    abort(controller, patience)
+                    break
+                self._thread.join(SECONDS_BETWEEN_LOOKS)
 
     def _fit(self) -> None:
         try:
@@ -221,30 +239,30 @@ class _Groups:
     ) -> None:
         self._queue, self._settings, self._workers, self._storage = queue, settings, workers, storage
         self._groups: list[_Group] = []
+        self._ending: list[threading.Thread] = []
+        self.waiting_for = ""
+        """What keeps the first group from being launched."""
         self._numbers = itertools.count()
-        self._launched = time.monotonic()
         self._fruitless, self._done_before = 0, -1
         self._told: set[tuple[str, str]] = set()
 
     def run(self, look: Callable[[], None]) -> None:
-        patience = 0.0
+        grace, patience = 0.0, SECONDS_TO_INTERRUPT
         try:
             while not ray.get(self._queue.is_over.remote()):
                 self._part_with_lost()
                 self._leave_out()
                 self._launch()
                 if self._is_silent():
-                    for group in self._groups:
-                        group.end()
+                    self._ending += [group.end() for group in self._groups]
                 look()
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             look()
-            patience = SECONDS_TO_END
+            grace, patience = SECONDS_TO_END, SECONDS_TO_ABORT
         finally:
-            deadline = time.monotonic() + patience
-            for group in self._groups:
-                with suppress(RayError):
-                    group.end(max(0, deadline - time.monotonic()))
+            self._ending += [group.end(grace, patience) for group in self._groups]
+            for thread in self._ending:
+                thread.join(grace + patience)
 
     def _part_with_lost(self) -> None:
         """Give back what groups held that ended, and those that wait for a node that is gone.
@@ -255,14 +273,14 @@ class _Groups:
         lost = [g for g in self._groups if g.node not in living or not (g.is_alive or g.is_left_out)]
         for group in lost:
             self._groups.remove(group)
-            group.end()
+            self._ending.append(group.end())
             ray.get(self._queue.disband.remote(group.name))
         if not lost or ray.get(self._queue.is_over.remote()):
             return
         done = ray.get(self._queue.progress.remote()).done
         self._fruitless = self._fruitless + 1 if done <= self._done_before else 0
         self._done_before = done
-        reason = failure_text(lost[0].error) if lost[0].error else "they ended early"
+        reason = failure_text(lost[0].error) if lost[0].error else "it is gone, or about to be"
         if self._fruitless >= GIVE_UP_AFTER:
             raise RuntimeError(f"the workers are lost again and again: {reason}")
         log.warning("the workers of a node were lost (%s); the others go on", reason.splitlines()[0])
@@ -282,20 +300,24 @@ class _Groups:
             raise RuntimeError(f"no worker can go on:\n  {reasons}")
 
     def _room(self) -> dict[str, Workers]:
-        there = {group.node: group.size for group in self._groups if not group.is_left_out}
-        left_out = {group.node: 0 for group in self._groups if group.is_left_out}
-        return workers_to_add(self._workers, there | left_out, ray.get(self._queue.n_open.remote()))
+        there: Counter[str] = Counter()
+        for group in self._groups:
+            there[group.node] += 0 if group.is_left_out else group.size
+        recent = time.monotonic() - SECONDS_TO_FIND_ROOM
+        closed = {group.node for group in self._groups if group.is_left_out or group.launched > recent}
+        return workers_to_add(self._workers, there, ray.get(self._queue.n_open.remote()), closed)
 
     def _launch(self) -> None:
         for node, workers in self._room().items():
             name = f"group-{next(self._numbers)}"
             self._groups.append(_Group(name, node, self._settings, workers, self._storage))
-            self._launched = time.monotonic()
+        self.waiting_for = "" if self._groups else shortage(self._workers, living_nodes())
 
     def _is_silent(self) -> bool:
         """Whether neither a worker was heard of nor a group launched for long."""
         silence = ray.get(self._queue.silent_for.remote())
-        return min(silence, time.monotonic() - self._launched) > SECONDS_OF_SILENCE
+        launched = max((group.launched for group in self._groups), default=math.inf)
+        return min(silence, time.monotonic() - launched) > SECONDS_OF_SILENCE
 
 
 def _lease_and_work(loop: dict[str, Any]) -> None:

@@ -5,7 +5,10 @@ these name the cause.
 """
 
 import inspect
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +96,28 @@ def test_units_are_done_or_named_whoever_dies(store):
     assert attempts == [1, 2, 1, GIVE_UP_AFTER, 1]
     assert (heard[-1].units, heard[-1].failed) == (3, 2)
     assert not list(Path(store.root).glob(".*"))
+
+
+def told_by(module: str, run: Path) -> dict:
+    """What a test on a Ray of its own prints."""
+    # Without what the Ray of the tests' own process has set.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-m", module, str(run)]
+    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=230, check=True).stdout
+    return json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+
+
+@pytest.mark.soak
+def test_a_group_that_starts_as_the_last_unit_ends_leaves_nothing_on_the_cluster(tmp_path):
+    """Killed while it started, its placement group held its CPUs for the rest of the run, and the next stage waited
+    for them."""
+    told = told_by("tests.runtime.late_group", tmp_path)
+    assert (told["held"], told["groups"], told["actors"]) == (0, 0, [])
+
+
+@pytest.mark.soak
+def test_an_autoscaling_cluster_grows_from_no_node_to_two_and_shrinks_again(tmp_path):
+    assert told_by("tests.runtime.autoscaled", tmp_path) == {"done": 4, "failures": 0, "nodes": [2, 0]}
 
 
 @pytest.mark.slow
