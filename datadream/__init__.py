@@ -5,6 +5,7 @@ from typing import Any
 from datadream.config import ExperimentConfig
 
 __all__ = ["Experiment", "ExperimentConfig", "load_classifier", "recipes"]
+# The one place that says so: nodes that got the source alone, as a job ships it, have no package metadata.
 __version__ = "0.1.0"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from importlib.metadata import version
 
+from datadream import __version__
 from datadream.config import (
     LOCATIONS,
     DataConfig,
@@ -21,7 +22,7 @@ from datadream.run.layout import CONFIG, FEW_SHOT
 from datadream.run.store import RunStore
 
 METHOD_KNOBS = ("method", "grid.methods")
-LIBRARIES = ("datadream", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow")
 
 
 def recorded_config(store: RunStore) -> ExperimentConfig | None:
@@ -159,5 +160,5 @@ def record_config(store: RunStore, config: ExperimentConfig) -> None:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that shape the results."""
-    return {name: version(name) for name in LIBRARIES}
+    """Versions of this package and of the libraries that shape the results."""
+    return {"datadream": __version__} | {name: version(name) for name in LIBRARIES}
