@@ -37,7 +37,7 @@ from datadream.run.plan_record import check_plan, record_plan
 from datadream.run.store import RunStore
 from datadream.runtime.metrics import RayMetrics
 from datadream.runtime.nodes import check_shared, hardware
-from datadream.runtime.progress import Listener, ProgressFile, Terminal
+from datadream.runtime.progress import EventFile, Listener, ProgressFile, Terminal
 from datadream.runtime.session import connected
 from datadream.runtime.unit import Unit, pending, ready
 from datadream.runtime.workers import Workers
@@ -207,5 +207,5 @@ def driving(
             if cell.config.images_from is not None:
                 record_plan(cell.store, cell.plan_hash)
         tracking = stack.enter_context(tracked(config, store))
-        listeners: list[Listener] = [Terminal(), ProgressFile(store), RayMetrics(), tracking]
+        listeners: list[Listener] = [Terminal(), ProgressFile(store), EventFile(store), RayMetrics(), tracking]
         yield Driver(config, store, cells, adapters, workers, tracking, listeners, hardware(workers))

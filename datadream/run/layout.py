@@ -48,6 +48,8 @@ FAILED_TRIALS = "stages/search-failed.json"
 LOGITS = "logits.parquet"
 METRICS = "metrics.json"
 PAGE = "report/index.html"
+EVENTS = "stages/events.jsonl"
+"""When the stages began, went on and ended, over all starts: EventRecords, a line each, the oldest left out."""
 SCRATCH = ".ray-train-"
 """How the folders begin that a stage uses while it runs, and removes."""
 STAGES = ("adapt", "generate", "classify")
@@ -366,6 +368,22 @@ class StageSeconds(Record):
     """Date and time in UTC, to the minute."""
     hardware: Mapping[str, Any] | None = _absent()
     """`workers`, what `each` had, and `nodes`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRecord(Record):
+    """How far a stage was when it began or ended, or in between."""
+
+    time: float
+    """Seconds since the epoch."""
+    stage: str
+    state: str
+    """begun, running, done or stopped."""
+    done: int
+    total: int
+    unit: str
+    facts: Mapping[str, float | str]
+    """Such as the current loss, the number of failures, and units per second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,33 +1,39 @@
 """How far a stage is: workers tell one reporter on the driver, and whoever wants to know listens to it in process.
 
-The bar or the log line, the file that `datadream status` reads on other machines, trackers and Ray's metrics are all
-listeners. Nothing that only tells may stop what is done, so a listener that fails is muted.
+The bar or the log line, the files that `datadream status` and programs read on other machines, trackers and Ray's
+metrics are all listeners. Nothing that only tells may stop what is done, so a listener that fails is muted.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
 from tqdm import tqdm
 
-from datadream.run.layout import ProgressRecord, progress_file
+from datadream.run.layout import EVENTS, EventRecord, ProgressRecord, progress_file
 from datadream.run.store import RunStore
 
 log = logging.getLogger("datadream")
 
 Facts = dict[str, float | str]
 """What to tell beside the count, such as the current loss, by name."""
-SECONDS_BETWEEN_LINES = 15.0
+State = Literal["begun", "running", "done", "stopped"]
+SECONDS_BETWEEN_LINES = 60.0
+"""In a log that lasts for days, and among the events."""
 SECONDS_BETWEEN_POLLS = 0.5
 SECONDS_BETWEEN_FILES = 10.0
 """In an object store each file is a request that is paid for."""
+MAX_EVENTS = 1000
+"""About 200 kB, and most of a day of one stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,11 @@ class Progress:
     waiting_for: str = ""
     """What the stage waits for while nothing is done."""
     facts: Facts = field(default_factory=dict)
-    ended: bool = False
+    state: State = "running"
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("done", "stopped")
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -119,19 +129,18 @@ class Reporter:
                 log.warning("%s no longer hears of the progress: %s", type(listener).__name__, error)
 
     def __enter__(self) -> Reporter:
-        self._tell(self.now)
+        self._tell(replace(self.now, state="begun"))
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        now = self.now
-        self._tell(Progress(now.stage, now.noun, now.total, now.done, now.rate, "", now.facts, ended=True))
-        took, failed = duration(time.monotonic() - self._started), f", {self._failed} failed" if self._failed else ""
-        how = "stopped" if kind else "done"
-        log.info("%s: %s, %d %ss in %s%s", now.stage, how, now.done - self._before, now.noun, took, failed)
+        self._tell(replace(self.now, waiting_for="", state="stopped" if kind else "done"))
+        now, took = self.now, duration(time.monotonic() - self._started)
+        failed = f", {self._failed} failed" if self._failed else ""
+        log.info("%s: %s, %d %ss in %s%s", now.stage, now.state, now.done - self._before, now.noun, took, failed)
 
 
 class Terminal:
-    """A bar for each stage on a terminal, a line now and then elsewhere."""
+    """A bar for each stage on a terminal; elsewhere a line when it begins and then now and then."""
 
     def __init__(self) -> None:
         self._bars: dict[str, tqdm] = {}
@@ -140,8 +149,9 @@ class Terminal:
     def hear(self, progress: Progress) -> None:
         if sys.stderr.isatty():
             self._draw(progress)
-        elif not progress.ended and _is_due(self._last, progress.stage, SECONDS_BETWEEN_LINES):
-            log.info("%s: %s", progress.stage, progress.text)
+        elif not progress.ended and _is_due(self._last, progress, SECONDS_BETWEEN_LINES):
+            begun = "begun, " if progress.state == "begun" else ""
+            log.info("%s: %s%s", progress.stage, begun, progress.text)
 
     def _draw(self, progress: Progress) -> None:
         bar = self._bars.get(progress.stage)
@@ -171,17 +181,47 @@ class ProgressFile:
             self._last.pop(progress.stage, None)
             if self._store.exists(name):
                 self._store.remove(name)
-        elif _is_due(self._last, progress.stage, SECONDS_BETWEEN_FILES):
+        elif _is_due(self._last, progress, SECONDS_BETWEEN_FILES):
             said = ProgressRecord(text=progress.text, time=time.time(), done=progress.done, numbers=progress.numbers)
             self._store.write_json(name, said.to_json())
 
 
-def _is_due(last: dict[str, float], stage: str, seconds: float) -> bool:
-    """Whether a stage was told of at least so many seconds ago; if so, it is told of now."""
+class EventFile:
+    """A file in the run's folder that tells programs when stages began and ended, and now and then how far they were.
+
+    It is written anew for each event and so kept small: an object store cannot append.
+    """
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        before = store.read_bytes(EVENTS).decode().splitlines() if store.exists(EVENTS) else []
+        self._lines = deque(before, maxlen=MAX_EVENTS)
+        self._last: dict[str, float] = {}
+        self._lock = threading.Lock()  # two stages may go on side by side
+
+    def hear(self, progress: Progress) -> None:
+        if not _is_due(self._last, progress, SECONDS_BETWEEN_LINES):
+            return
+        event = EventRecord(
+            time=round(time.time(), 1),
+            stage=progress.stage,
+            state=progress.state,
+            done=progress.done,
+            total=progress.total,
+            unit=progress.noun,
+            facts=progress.facts | progress.numbers,
+        )
+        with self._lock:
+            self._lines.append(json.dumps(event.to_json(), ensure_ascii=False))
+            self._store.write_bytes(EVENTS, "".join(f"{line}\n" for line in self._lines).encode())
+
+
+def _is_due(last: dict[str, float], progress: Progress, seconds: float) -> bool:
+    """Whether a stage begins or ends, or was told of at least so many seconds ago; if so, it is told of now."""
     moment = time.monotonic()
-    if moment - last.get(stage, float("-inf")) < seconds:
+    if progress.state == "running" and moment - last.get(progress.stage, float("-inf")) < seconds:
         return False
-    last[stage] = moment
+    last[progress.stage] = moment
     return True
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 
 import pytest
 
-from datadream.run.layout import progress_file
+from datadream.run.layout import EVENTS, progress_file
 from datadream.run.store import RunStore
 from datadream.runtime import progress as progress_module
-from datadream.runtime.progress import Listener, Progress, ProgressFile, Reporter, Terminal, duration, polled
+from datadream.runtime.progress import (
+    EventFile,
+    Listener,
+    Progress,
+    ProgressFile,
+    Reporter,
+    Terminal,
+    duration,
+    polled,
+)
 
 
 class Clock:
@@ -68,7 +78,7 @@ def test_the_rate_counts_from_when_work_began(clock):
     last = recorder.heard[-2]
     assert last.text == "50/100 steps, 2/s, 25 s left, loss 0.1235, adapters 1/5, adapters per hour 600"
     assert last.numbers == {"loss": 0.123456, "adapters_per_hour": 600.0, "steps_per_second": pytest.approx(2)}
-    assert recorder.heard[0] == Progress("adapt", "step", total=100, done=10)
+    assert recorder.heard[0] == Progress("adapt", "step", total=100, done=10, state="begun")
 
 
 def test_a_start_that_goes_on_from_a_checkpoint_has_not_done_its_steps(clock):
@@ -101,7 +111,7 @@ def test_the_end_is_heard_and_a_closing_line_counts_this_start_alone(clock, told
         clock.now += 200
         stage.update(98, failed=2)
     assert told.messages == ["adapt: done, 58 steps in 3 min 20 s, 2 failed"]
-    assert [progress.ended for progress in recorder.heard] == [False, False, True]
+    assert [progress.state for progress in recorder.heard] == ["begun", "running", "done"]
     assert recorder.heard[-1].facts == {"failed": 2}
 
 
@@ -116,7 +126,7 @@ def test_a_stage_that_breaks_says_that_it_stopped(told):
     with pytest.raises(KeyError):
         work()
     assert told.messages == ["adapt: stopped, 3 steps in 0 s"]
-    assert recorder.heard[-1].ended
+    assert recorder.heard[-1].state == "stopped"
 
 
 class Broken:
@@ -134,15 +144,15 @@ def test_a_listener_that_fails_is_muted_and_named_once_and_others_go_on(told):
 
 def test_without_a_terminal_there_is_a_line_now_and_then(clock, told, monkeypatch):
     monkeypatch.setattr(progress_module.sys, "stderr", io.StringIO())
-    with reporter(Terminal()) as stage:
-        for done in range(1, 41):
+    with reporter(Terminal(), total=400) as stage:
+        for done in range(1, 151):
             clock.now += 1
             stage.update(done)
     assert told.messages == [
-        "adapt: 0/100 steps",
-        "adapt: 15/100 steps, 1/s, 1 min 25 s left",
-        "adapt: 30/100 steps, 1/s, 1 min 10 s left",
-        "adapt: done, 40 steps in 40 s",
+        "adapt: begun, 0/400 steps",
+        "adapt: 60/400 steps, 1/s, 5 min 40 s left",
+        "adapt: 120/400 steps, 1/s, 4 min 40 s left",
+        "adapt: done, 150 steps in 2 min 30 s",
     ]
 
 
@@ -152,7 +162,10 @@ def test_two_stages_side_by_side_both_have_their_lines(told, monkeypatch):
     terminal = Terminal()
     with reporter(terminal), Reporter("generate", 6, "image", [terminal], waiting_for="workers to start"):
         pass
-    assert told.messages[:2] == ["adapt: 0/100 steps", "generate: 0/6 images, waiting for workers to start"]
+    assert told.messages[:2] == [
+        "adapt: begun, 0/100 steps",
+        "generate: begun, 0/6 images, waiting for workers to start",
+    ]
 
 
 class Tty(io.StringIO):
@@ -201,6 +214,48 @@ def test_the_file_of_a_stage_that_breaks_goes_as_well(tmp_path):
     with pytest.raises(KeyError), reporter(ProgressFile(store)):
         raise KeyError("x")
     assert store.files("stages") == set()
+
+
+def events(store: RunStore) -> list[dict]:
+    return [json.loads(line) for line in store.read_bytes(EVENTS).splitlines()]
+
+
+@pytest.mark.parametrize("url", ["{}", "memory://{}"])
+def test_programs_read_when_stages_began_and_ended_over_all_starts(clock, tmp_path, url):
+    """Also in object stores, which cannot append."""
+    store = RunStore(url.format(tmp_path))
+    with reporter(EventFile(store)) as stage:
+        for done in (1, 2, 3):
+            clock.now += 30
+            stage.update(done, failed=1)
+    with pytest.raises(KeyError), reporter(EventFile(store), done=3):
+        raise KeyError("x")
+    told = events(store)
+    assert [(event["state"], event["done"]) for event in told] == [
+        ("begun", 0),
+        ("running", 2),
+        ("done", 3),
+        ("begun", 3),
+        ("stopped", 3),
+    ]
+    assert told[2] == {
+        "time": 1_000_190.0,
+        "stage": "adapt",
+        "state": "done",
+        "done": 3,
+        "total": 100,
+        "unit": "step",
+        "facts": {"failed": 1, "steps_per_second": pytest.approx(2 / 60)},
+    }
+
+
+def test_of_many_events_the_last_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress_module, "MAX_EVENTS", 3)
+    store = RunStore(str(tmp_path))
+    for done in range(4):
+        with reporter(EventFile(store), done=done):
+            pass
+    assert [(event["state"], event["done"]) for event in events(store)] == [("done", 2), ("begun", 3), ("done", 3)]
 
 
 @pytest.mark.parametrize(
