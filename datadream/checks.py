@@ -33,15 +33,16 @@ seed. A photo takes about 5 ms."""
 
 def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell]) -> None:
     """Settings, folder, photos, trackers, workers and the generator's files: what is quick to look at."""
+    from datadream.runtime.session import check_lasting, check_workers
+
     _check_settings(config)
+    check_lasting(store)
     check_config(store, config)
     if config.images_from is not None:
         _check_source(config, cells)
     store.check_writable()
     check_trackers(config, store)
     _check_photos([cell for cell in cells if not cell.store.exists(FEW_SHOT)])
-    from datadream.runtime.session import check_workers
-
     for cell in cells:
         check_selection(cell.few_shot, cell.config.classify)
         _check_filters(cell)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from datadream.config import ClusterConfig
+from datadream.run.store import RunStore
 from datadream.runtime.workers import Workers
 
 SECONDS_TO_ANSWER = 5.0
@@ -22,6 +23,17 @@ ATTEMPTS_TO_JOIN = 4
 """Of a second each where the cluster answers and refuses, as without its token; Ray's own 20 take minutes."""
 MINUTES_TO_WAIT = 15.0
 """A cloud's GPU machine with a large image takes about ten minutes to join."""
+JOB_FOLDERS = "/working_dir_files/_ray_pkg_"
+"""In the path of every folder into which Ray unpacks what a job ships."""
+
+
+def check_lasting(store: RunStore) -> None:
+    """Raises ValueError where a run would lie in a job's copy of the working directory, which Ray removes after it."""
+    if store.is_local and JOB_FOLDERS in store.root:
+        raise ValueError(
+            f"run {store.url!r} lies in the job's copy of the working directory, which does not outlive the job. "
+            "Give --run a URL or an absolute path that every node reaches."
+        )
 
 
 def check_workers(config: ClusterConfig) -> None:
@@ -82,7 +94,8 @@ def _start(config: ClusterConfig) -> None:
         # How long Ray Train may take to see that a worker ended: seconds matter where a stage takes a minute.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
         # "local": not whatever Ray somebody else runs on this machine.
-        ray.init(address="local", num_cpus=_local_cpus(), **quiet)
+        # Nobody knows of a dashboard that lives as long as a command; with ray[default] it would take ten processes.
+        ray.init(address="local", num_cpus=_local_cpus(), include_dashboard=False, **quiet)
     else:
         _join(address, quiet)
     if on_main and before is not None:

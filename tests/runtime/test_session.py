@@ -10,9 +10,10 @@ import pytest
 import ray
 
 from datadream.config import ClusterConfig
+from datadream.run.store import RunStore
 from datadream.runtime.failures import LostPeerError
 from datadream.runtime.ray_errors import lost_a_worker
-from datadream.runtime.session import check_workers, connected
+from datadream.runtime.session import check_lasting, check_workers, connected
 from datadream.runtime.workers import Workers
 
 
@@ -99,3 +100,11 @@ def test_what_ray_ended_is_told_from_what_failed():
     assert not lost_a_worker(WorkerGroupError("failed", {0: raised}))
     assert not lost_a_worker(WorkerGroupError("failed", {0: ValueError("no such photo")}))
     assert not lost_a_worker(WorkerGroupError("failed", {0: ValueError("no such photo"), 1: LostPeerError()}))
+
+
+def test_a_run_in_a_jobs_copy_of_the_working_directory_is_refused():
+    """Ray removes it with the job."""
+    shipped = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0123456789abcdef/runs/mine"
+    with pytest.raises(ValueError, match=f"'{shipped}' lies in the job's copy of the working directory"):
+        check_lasting(RunStore(shipped))
+    check_lasting(RunStore("/mnt/shared/runs/mine"))
