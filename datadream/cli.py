@@ -15,21 +15,25 @@ import signal
 import sys
 import textwrap
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from datadream import recipes
+from datadream import __version__, recipes
 from datadream.config import ExperimentConfig, flatten, knobs, nearest, takes_text
 from datadream.run.config_record import config_reusing, recorded_config
-from datadream.run.layout import PAGE
+from datadream.run.layout import PAGE, STAGES
 from datadream.run.store import RunStore
+
+if TYPE_CHECKING:
+    from datadream.experiment import Experiment
 
 COMMANDS = {
     "run": "every stage that is not done yet, then the report",
@@ -78,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = _prepare(arguments, overrides)
         work()
     except KeyboardInterrupt:
-        print("datadream: interrupted. The same command goes on from here.", file=sys.stderr)
+        print(f"datadream: interrupted. The same command goes on from here: {_typed()}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # whatever it is, users get a sentence, and scripts an exit code
         if arguments.debug or os.environ.get(DEBUG, "0") not in ("", "0"):
@@ -90,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         is_bad_input = nothing_done and isinstance(error, BAD_INPUT_ERRORS)
         print(f"datadream: {_sentence(error)}", file=sys.stderr)
         if not nothing_done and arguments.command in RESUMABLE_COMMANDS:
-            print("What is committed is kept: the same command goes on from there.", file=sys.stderr)
+            print(f"What is committed is kept: the same command goes on from there: {_typed()}", file=sys.stderr)
         return BAD_INPUT if is_bad_input else FAILED
     return 0
 
@@ -107,6 +111,7 @@ def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callabl
         return partial(print, "\n".join(lines))
     if command == "knobs":
         return partial(print, _listed_knobs(arguments.group))
+    changes = _file_knobs(arguments) if getattr(arguments, "config", None) else {}
     if not arguments.run:  # an unset variable of a script gives an empty name
         raise ValueError(f"{command} needs a run's folder. Add --run FOLDER, such as --run runs/demo.")
     if overrides and command in (*CLASSIFIER_COMMANDS, "push"):
@@ -128,20 +133,36 @@ def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callabl
         return lambda: print(push_dataset(store, arguments.repository, private=not arguments.public))
     from datadream.experiment import Experiment
 
-    experiment = Experiment(_config(arguments, overrides), arguments.run)
+    experiment = Experiment(_config(arguments, changes | _dotted(overrides, arguments.run)), arguments.run)
     if command == "status":
-        return partial(print, "\n".join(map(str, experiment.status())))
+        return partial(_watch, experiment) if arguments.watch else partial(print, *experiment.status(), sep="\n")
     experiment.check_inputs()
+    do = partial(experiment.run, arguments.until) if command == "run" else getattr(experiment, command)
 
     def work() -> None:
-        result = getattr(experiment, command)()
-        if command in ("run", "report"):
+        result = do()
+        if command in ("run", "report") and result:
             from datadream.report import text_table
 
             print(text_table(result))
             print(f"\n{experiment.store.path(PAGE)}")
 
     return work
+
+
+def _typed() -> str:
+    """The command that runs now, as it can be given again."""
+    is_installed_script = os.path.basename(sys.argv[0]) == "datadream"
+    return shlex.join(sys.orig_argv[1:] if is_installed_script else sys.orig_argv)
+
+
+def _watch(experiment: Experiment) -> None:
+    """Say how far the run is whenever it gets on, until it is done or whoever looks has seen enough."""
+    from datadream.status import watched
+
+    with suppress(KeyboardInterrupt):
+        for stage in watched(experiment.status):
+            print(time.strftime("%H:%M:%S"), stage, flush=True)
 
 
 def _sentence(error: Exception) -> str:
@@ -198,21 +219,29 @@ def _photos_of(asked: str) -> list[str]:
     return found
 
 
-def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> ExperimentConfig:
-    """A recipe's, the run's own or that of the run whose images it uses; then the YAML file, then the overrides."""
-    path, changes = arguments.config, {}
-    if path:
-        try:
-            values = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise FileNotFoundError(f"--config {path!r} cannot be read: {error.strerror}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"--config {path!r} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            hint = "write lines such as 'method: datadream-dset'."
-            raise ValueError(f"--config {path!r} holds no mapping of knobs: {hint}")
-        changes = flatten(values, known=knobs(ExperimentConfig))
-    changes |= _dotted(overrides, arguments.run)
+def _file_knobs(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The knobs in the --config file. Its lines `run` and `recipe` count where the command line does not say these."""
+    path = arguments.config
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise FileNotFoundError(f"--config {path!r} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        hint = "write lines such as 'method: datadream-dset'."
+        raise ValueError(f"--config {path!r} holds no mapping of knobs: {hint}")
+    for option in ("run", "recipe"):
+        value = values.pop(option, None)
+        if not isinstance(value, str | None):
+            raise ValueError(f"--config {path!r} has {option}: {value!r}, but expected text.")
+        if getattr(arguments, option) is None:
+            setattr(arguments, option, value)
+    return flatten(values, known=knobs(ExperimentConfig))
+
+
+def _config(arguments: argparse.Namespace, changes: dict[str, Any]) -> ExperimentConfig:
+    """A recipe's, the run's own or that of the run whose images it uses, with changes."""
     if source := getattr(arguments, "source", None):
         if arguments.recipe:
             raise ValueError(f"--recipe {arguments.recipe} beside --from: the knobs are those of run {source!r}.")
@@ -225,7 +254,7 @@ def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> Experime
     if arguments.command == "status":
         hint = "it holds no config.json. Give the folder of a run with --run."
         raise FileNotFoundError(f"no run at {arguments.run!r}: {hint}")
-    if not path:
+    if not arguments.config:
         hint = "is no run yet. Add --recipe NAME or --config FILE.yaml."
         raise ValueError(f"nothing says what to run: {arguments.run!r} {hint}")
     return ExperimentConfig().updated(changes)
@@ -280,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     what_for = "Few photos per class in, a better image classifier out."
     parser = argparse.ArgumentParser(prog="datadream", description=what_for, epilog=epilog, **style)
-    parser.add_argument("--version", action="version", version=f"datadream {version('datadream')}")
+    parser.add_argument("--version", action="version", version=f"datadream {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         takes_knobs = name not in (*CLASSIFIER_COMMANDS, "push", *WITHOUT_RUN)
@@ -312,10 +341,14 @@ def _parser() -> argparse.ArgumentParser:
             add("--public", action="store_true", help="a new repository is for everybody to see")
         elif takes_knobs:
             add("--recipe", metavar="NAME", help=f"a named config: {', '.join(recipes.RECIPES)}")
-            add("--config", metavar="FILE", help="YAML file of knobs, over the recipe's")
+            add("--config", metavar="FILE", help="YAML file of knobs, over the recipe's; may also name run and recipe")
             if name in ("run", "classify"):
                 from_help = "a finished run: train other classifiers on its images, generating none"
                 add("--from", dest="source", metavar="URL", help=from_help)
+        if name == "run":
+            add("--until", choices=STAGES, help="do no stage after this one, and no report")
+        elif name == "status":
+            add("--watch", action="store_true", help="say so again whenever the run gets on, until it is done")
     return parser
 
 
@@ -340,7 +373,9 @@ def _end_like_ctrl_c() -> None:
 
 def _quiet_libraries() -> None:
     """Silence the notices of libraries, so that a user reads one progress line per stage and our own warnings."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    # A log is read on other days, a terminal at once.
+    date = "%H:%M:%S" if sys.stderr.isatty() else "%Y-%m-%d %H:%M:%S"
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt=date)
     logging.getLogger("datadream").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # These read their level when they are imported, so that it is set here and not through logging.

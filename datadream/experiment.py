@@ -15,7 +15,7 @@ from datadream import recipes
 from datadream.checks import RefusedError, check_inputs, check_models
 from datadream.config import ExperimentConfig, located
 from datadream.run.cell import Cell, cells_of
-from datadream.run.layout import METRICS
+from datadream.run.layout import METRICS, STAGES
 from datadream.run.store import RunStore
 from datadream.status import StageStatus, stage_status
 
@@ -38,15 +38,23 @@ class Experiment:
         """The single runs: this one, or the table's."""
         return cells_of(self.config, self.store)
 
-    def run(self) -> list[dict[str, Any]]:
-        """Every stage in order; returns the accuracy records of metrics.json."""
+    def run(self, until: str | None = None) -> list[dict[str, Any]]:
+        """Every stage in order, then the report; returns the accuracy records of metrics.json.
+
+        With `until`, which is one of STAGES, no stage after that one and no report, and returns none.
+        """
+        if until not in (None, *STAGES):
+            raise ValueError(f"until is {until!r}: expected one of {', '.join(STAGES)}.")
         self.check_inputs()
         if not self.is_finished():
             with self._driving() as driver:
-                if self.config.images_from is None:
+                if self.config.images_from is None and until == "adapt":
+                    driver.adapt()
+                elif self.config.images_from is None:
                     driver.adapt_and_generate()
-                driver.classify()
-        return self.report()
+                if until in (None, "classify"):
+                    driver.classify()
+        return [] if until else self.report()
 
     def adapt(self) -> None:
         """Train the adapters that are missing."""
@@ -97,7 +105,7 @@ class Experiment:
         """Whether every adapter, image and classifier is committed, and the adapters are what was written."""
         from datadream.adapt.artifacts import find_damaged
 
-        all_there = all(stage.done == stage.total for stage in self.status())
+        all_there = all(stage.is_done for stage in self.status())
         return all_there and not find_damaged(self._adapter_units())
 
     def status(self) -> list[StageStatus]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from datadream.methods.chunks import Chunk, first_chunks, n_images
 from datadream.run.cell import Cell
@@ -33,10 +34,35 @@ class StageStatus:
     unit: str
     running: str = ""
     """What the stage said last, if it runs now or was killed."""
+    seconds_ago: float = field(default=0.0, compare=False)
+    """When it said so."""
+
+    @property
+    def is_done(self) -> bool:
+        return self.done == self.total
 
     def __str__(self) -> str:
         line = f"{self.stage:<9} {self.done}/{self.total} {self.unit}"
-        return f"{line}\n{'':<10}{self.running}" if self.running and self.done < self.total else line
+        if not self.running or self.is_done:
+            return line
+        return f"{line}\n{'':<10}{self.running} ({self.seconds_ago:.0f} s ago)"
+
+
+SECONDS_BETWEEN_LOOKS = 10.0
+
+
+def watched(look: Callable[[], Sequence[StageStatus]]) -> Iterator[StageStatus]:
+    """Every stage once, and again whenever it has changed, until all are done."""
+    known: dict[str, StageStatus] = {}
+    while True:
+        stages = look()
+        for stage in stages:
+            if known.get(stage.stage) != stage:
+                known[stage.stage] = stage
+                yield stage
+        if all(stage.is_done for stage in stages):
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def stage_status(store: RunStore, cells: Sequence[Cell]) -> list[StageStatus]:
@@ -64,13 +90,11 @@ def stage_status(store: RunStore, cells: Sequence[Cell]) -> list[StageStatus]:
         images += n_images(asked)
         images_done += n_images(chunk for chunk in asked if chunk.marker in committed)
     rows = [
-        StageStatus("adapt", *_count(adapters), "adapters", _said(store, "adapt")),
-        StageStatus("generate", images_done, images, "images", _said(store, "generate")),
-        StageStatus("select", *_count(selected), "datasets", _said(store, "select")),
-        StageStatus("publish", *_count(published), "datasets", _said(store, "publish")),
-        StageStatus(
-            "classify", *_count(classifiers), "classifiers", _said(store, "classify") or _said(store, "search")
-        ),
+        StageStatus("adapt", *_count(adapters), "adapters", *_said(store, "adapt")),
+        StageStatus("generate", images_done, images, "images", *_said(store, "generate")),
+        StageStatus("select", *_count(selected), "datasets", *_said(store, "select")),
+        StageStatus("publish", *_count(published), "datasets", *_said(store, "publish")),
+        StageStatus("classify", *_count(classifiers), "classifiers", *_said(store, "classify", "search")),
     ]
     return [row for row in rows if row.stage != "select" or row.total]
 
@@ -80,12 +104,13 @@ def _count(done: Iterable[bool]) -> tuple[int, int]:
     return sum(done), len(done)
 
 
-def _said(store: RunStore, stage: str) -> str:
-    try:
-        said = ProgressRecord.from_json(store.read_json(progress_file(stage)))
-    except FileNotFoundError:
-        return ""
-    return f"{said.text} ({max(0, time.time() - said.time):.0f} s ago)"
+def _said(store: RunStore, *stages: str) -> tuple[str, float]:
+    """What the first of these that runs said last, and how many seconds ago."""
+    for stage in stages:
+        with suppress(FileNotFoundError):
+            said = ProgressRecord.from_json(store.read_json(progress_file(stage)))
+            return said.text, max(0.0, time.time() - said.time)
+    return "", 0.0
 
 
 def _asked_for(cell: Cell) -> list[Chunk]:

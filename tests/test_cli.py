@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
 from PIL import Image
 from ray.exceptions import ActorDiedError, RayTaskError
 
+from datadream import __version__
 from datadream.cli import COMMON_KNOBS, main
 from datadream.config import DataConfig
 from datadream.experiment import Experiment
@@ -188,10 +188,8 @@ def test_a_command_without_a_run(capsys):
 
 def test_the_module_and_the_version_answer():
     command = [sys.executable, "-m", "datadream", "--version"]
-    assert (
-        subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        == f"datadream {version('datadream')}\n"
-    )
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said == f"datadream {__version__}\n"
 
 
 def test_a_command_under_nohup_outlives_its_terminal():
@@ -209,7 +207,7 @@ def test_a_scheduler_ends_a_command_as_ctrl_c_does(number, tmp_path, capsys, mon
         assert main(["run", "--run", str(tmp_path / "run"), *DIGITS]) == 130
     finally:
         signal.signal(number, before)
-    assert capsys.readouterr().err == "datadream: interrupted. The same command goes on from here.\n"
+    assert capsys.readouterr().err.startswith("datadream: interrupted. The same command goes on from here: ")
 
 
 def test_a_config_of_another_version(tmp_path, capsys):
@@ -222,7 +220,7 @@ def test_a_config_of_another_version(tmp_path, capsys):
     assert line.endswith("with another --run.")
 
 
-RESUMED = "What is committed is kept: the same command goes on from there."
+RESUMED = "What is committed is kept: the same command goes on from there: "
 
 
 @pytest.mark.parametrize(
@@ -247,7 +245,7 @@ def test_what_fails_after_the_checks_is_no_bad_input(error, line, tmp_path, caps
     assert main(command) == 1
     first, second = capsys.readouterr().err.strip().splitlines()
     assert first.startswith(line)
-    assert second == RESUMED
+    assert second.startswith(RESUMED)
     assert main([*command, "--debug"]) == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().err
     monkeypatch.setenv("DATADREAM_DEBUG", "1")
@@ -271,7 +269,7 @@ def test_an_interrupt_is_told_and_has_its_own_code(tmp_path, capsys, monkeypatch
 
     monkeypatch.setattr(Experiment, "adapt", interrupt)
     assert main(["adapt", str(tmp_path / "run"), *DIGITS]) == 130
-    assert "The same command goes on from here." in capsys.readouterr().err
+    assert "The same command goes on from here: " in capsys.readouterr().err
 
 
 def test_a_damaged_marker_is_no_bad_input(tmp_path, capsys):
@@ -279,3 +277,34 @@ def test_a_damaged_marker_is_no_bad_input(tmp_path, capsys):
     store.write_bytes(classifier_marker("real"), b"{")
     assert main(["report", str(tmp_path), *DIGITS]) == 1
     assert RESUMED not in capsys.readouterr().err
+
+
+def test_a_file_may_name_the_run_and_the_recipe_and_the_command_line_wins(tmp_path, capsys, monkeypatch):
+    asked: list[Experiment] = []
+    monkeypatch.setattr(Experiment, "check_inputs", lambda self: asked.append(self))
+    monkeypatch.setattr(Experiment, "run", lambda self, until: [])
+    file = tmp_path / "config.yaml"
+    file.write_text(f"run: {tmp_path}/there\nrecipe: digits\ndata: {{n_shots: 2}}\n")
+    command = ["run", "--config", str(file)]
+    assert main(command) == 0
+    assert main([*command, "--run", str(tmp_path / "here"), "--recipe", "paper", "adapt.rank=4"]) == 0
+    assert [(e.store.name, e.config.data.source, e.config.data.n_shots, e.config.adapt.rank) for e in asked] == [
+        ("there", "digits", 2, 16),
+        ("here", "digits", 2, 4),
+    ]
+    assert [e.config.diffusion.resolution for e in asked] == [32, 512]
+    file.write_text("run: 7\n")
+    assert main(command) == 2
+    assert "config.yaml' has run: 7, but expected text." in capsys.readouterr().err
+
+
+def test_a_run_may_end_after_a_stage_without_a_report(tmp_path, capsys, monkeypatch):
+    done: list[str | None] = []
+    monkeypatch.setattr(Experiment, "check_inputs", lambda self: None)
+    monkeypatch.setattr(Experiment, "run", lambda self, until: done.append(until) or [])
+    for words in ([], ["--until", "adapt"]):
+        assert main(["run", str(tmp_path / "run"), *words, *DIGITS]) == 0
+    assert done == [None, "adapt"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", str(tmp_path / "run"), "--until", "adaptt", *DIGITS])
+    assert capsys.readouterr().out == ""

@@ -1,6 +1,7 @@
 """The whole pipeline on real Ray: every stage once, again for nothing, over kills and damage, and as a table."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -199,7 +200,8 @@ def test_a_scheduler_that_ends_a_run_is_told_how_it_goes_on(config, tmp_path, nu
         driver.send_signal(number)
         said = driver.communicate(timeout=SECONDS_TO_START)[1]
     assert driver.returncode == 130
-    assert said.splitlines()[-1] == "datadream: interrupted. The same command goes on from here."
+    expected = f"datadream: interrupted. The same command goes on from here: {shlex.join(driver.args)}"
+    assert said.splitlines()[-1] == expected
     assert "***" not in said
     assert not (run / LOCK).exists()
 

@@ -24,6 +24,7 @@ from datadream.run.layout import (
     progress_file,
 )
 from datadream.run.store import RunStore
+from datadream.status import StageStatus, watched
 
 SETTINGS = {"classify.settings": ["real", "synthetic"], "generate.images_per_class": 4, "generate.chunk_size": 2}
 
@@ -105,6 +106,29 @@ def test_what_a_stage_said_last_is_shown_with_its_age_until_it_is_done(tmp_path,
     for label in range(10):
         store.write_json(adapter_marker(f"class-{label:05d}"), {})
     assert str(experiment.status()[0]) == "adapt     10/10 adapters"
+
+
+def test_watching_says_what_has_changed_until_all_is_done(monkeypatch):
+    """A running stage that says the same again is only older."""
+    adapt, classify = StageStatus("adapt", 0, 2, "adapters", "3/10 steps", 1.0), StageStatus("classify", 0, 1, "x")
+    looks = [
+        [adapt, classify],
+        [replace(adapt, seconds_ago=11.0), classify],
+        [replace(adapt, running="5/10 steps"), classify],
+        [replace(adapt, done=2), classify],
+        [replace(adapt, done=2), replace(classify, done=1)],
+        [],
+    ]
+    monkeypatch.setattr("datadream.status.SECONDS_BETWEEN_LOOKS", 0.0)
+    told = [str(stage).split("\n")[-1].strip() for stage in watched(lambda: looks.pop(0))]
+    assert told == [
+        "3/10 steps (1 s ago)",
+        "classify  0/1 x",
+        "5/10 steps (1 s ago)",
+        "adapt     2/2 adapters",
+        "classify  1/1 x",
+    ]
+    assert looks == [[]]
 
 
 def test_status_imports_neither_torch_nor_ray(tmp_path):
