@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datadream.cli import _config, _parser
+from datadream.cli import _config, _dotted, _parser
 from datadream.config import ExperimentConfig, knobs
 
 ROOT = Path(__file__).parents[1]
@@ -37,11 +37,12 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
     if words[1].startswith("runs/"):
         words.insert(1, "--run")
     arguments, overrides = _parser().parse_known_args(words)
+    changes = _dotted(overrides, arguments.run) if overrides else {}
     if "--from" in words:  # understood as far as the run that is not here
         with pytest.raises(FileNotFoundError, match="no run at"):
-            _config(arguments, overrides)
+            _config(arguments, changes)
     elif arguments.command == "run":
-        assert isinstance(_config(arguments, overrides), ExperimentConfig)
+        assert isinstance(_config(arguments, changes), ExperimentConfig)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
