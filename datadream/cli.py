@@ -62,6 +62,8 @@ COMMON_KNOBS = (
 ALL_KNOBS = "All knobs: datadream knobs. Those of one group: datadream knobs adapt."
 # 130 is what shells give to a command that Ctrl-C ended.
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+SAID = "said"
+"""Of an interrupt: the user has been told."""
 # What checks raise about the values and paths that a user gave; ImportError is fsspec's for a URL whose scheme needs
 # another package. Once work has begun the same types may mean anything.
 BAD_INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
@@ -81,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         work = _prepare(arguments, overrides)
         work()
-    except KeyboardInterrupt:
-        print(f"datadream: interrupted. The same command goes on from here: {_typed()}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        if interrupt.args != (SAID,):
+            _say_interrupted()
         return INTERRUPTED
     except Exception as error:  # whatever it is, users get a sentence, and scripts an exit code
         if arguments.debug or os.environ.get(DEBUG, "0") not in ("", "0"):
@@ -365,10 +368,22 @@ def _listed_knobs(group: str) -> str:
 def _end_like_ctrl_c() -> None:
     """Take the signals with which schedulers and closed terminals end a command for what Ctrl-C is."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # nohup and the like start a command with a signal ignored, and mean it.
             if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    # At once and not when all is closed: `ray job stop` kills after 3 s, and Ray alone may take as long to shut down.
+    _say_interrupted()
+    raise KeyboardInterrupt(SAID)
+
+
+def _say_interrupted() -> None:
+    line = f"datadream: interrupted. The same command goes on from here: {_typed()}\n"
+    # Not by print: a signal may come in the midst of another one.
+    os.write(sys.stderr.fileno(), line.encode())
 
 
 def _quiet_libraries() -> None:

@@ -46,11 +46,11 @@ def train_own(settings: dict) -> None:
 
 if __name__ == "__main__":
     run, workers = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    images = ray.data.read_parquet(f"{run}/dataset/data", columns=["image", "label"])
+    images = ray.data.read_parquet(f"{run}/dataset/data").select_columns(["image", "label"])
     result = TorchTrainer(
         train_own,
         train_loop_config={"n_classes": int(images.max("label")) + 1},
-        scaling_config=train.ScalingConfig(workers, use_gpu=ray.cluster_resources().get("GPU", 0) > 0),
+        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=ray.cluster_resources().get("GPU", 0) > 0),
         run_config=train.RunConfig(name="own-training", storage_path=run),
         datasets={"train": images.map(decoded)},
     ).fit()

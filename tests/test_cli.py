@@ -199,15 +199,16 @@ def test_a_command_under_nohup_outlives_its_terminal():
     assert said.splitlines()[-1] == str(signal.SIG_IGN)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_scheduler_ends_a_command_as_ctrl_c_does(number, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_scheduler_ends_a_command_as_ctrl_c_does(number, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(Experiment, "check_inputs", lambda self: os.kill(os.getpid(), number))
     before = signal.signal(number, signal.SIG_DFL)  # the tests themselves may run under nohup
     try:
         assert main(["run", "--run", str(tmp_path / "run"), *DIGITS]) == 130
     finally:
         signal.signal(number, before)
-    assert capsys.readouterr().err.startswith("datadream: interrupted. The same command goes on from here: ")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("datadream: interrupted. The same command goes on from here: ")
 
 
 def test_a_config_of_another_version(tmp_path, capsys):
@@ -263,13 +264,13 @@ def test_a_bug_in_the_checks_is_no_bad_input(tmp_path, capsys, monkeypatch):
     assert line.startswith("datadream: unexpected AttributeError: no attribute (--debug")
 
 
-def test_an_interrupt_is_told_and_has_its_own_code(tmp_path, capsys, monkeypatch):
+def test_an_interrupt_is_told_and_has_its_own_code(tmp_path, capfd, monkeypatch):
     def interrupt(experiment: Experiment) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Experiment, "adapt", interrupt)
     assert main(["adapt", str(tmp_path / "run"), *DIGITS]) == 130
-    assert "The same command goes on from here: " in capsys.readouterr().err
+    assert "The same command goes on from here: " in capfd.readouterr().err
 
 
 def test_a_damaged_marker_is_no_bad_input(tmp_path, capsys):

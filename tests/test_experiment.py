@@ -198,10 +198,12 @@ def test_a_scheduler_that_ends_a_run_is_told_how_it_goes_on(config, tmp_path, nu
     with _started("adapt", config.updated({"adapt.steps_per_class": 2000}), run) as driver:
         _wait_for(lambda: (run / "stages" / "adapt-running.json").exists(), driver)
         driver.send_signal(number)
+        sent = time.monotonic()
         said = driver.communicate(timeout=SECONDS_TO_START)[1]
+        print(f"{number!r}: ended after {time.monotonic() - sent:.1f} s")
     assert driver.returncode == 130
     expected = f"datadream: interrupted. The same command goes on from here: {shlex.join(driver.args)}"
-    assert said.splitlines()[-1] == expected
+    assert said.splitlines().count(expected) == 1
     assert "***" not in said
     assert not (run / LOCK).exists()
 

@@ -19,6 +19,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_START = 120.0
+SECONDS_TO_END = 90.0
+"""Ray waits for each of its processes."""
 SECONDS_FOR_A_JOB = 200.0
 CPUS = 4
 """A quota: Ray Data's tasks beside two workers."""
@@ -63,10 +65,12 @@ class JobServer:
             assert time.monotonic() < deadline, self.log(job)
             time.sleep(0.1)
 
-    def stop(self, job: str) -> None:
-        """`ray job stop`."""
+    def stop(self, job: str) -> float:
+        """`ray job stop`; returns how many seconds it took."""
+        asked = time.monotonic()
         self.client.stop_job(job)
         assert self.wait(job).status == JobStatus.STOPPED
+        return time.monotonic() - asked
 
     def log(self, job: str) -> str:
         return self.client.get_job_logs(job)
@@ -102,7 +106,7 @@ def job_server(folder: Path) -> Iterator[JobServer]:
         yield JobServer(python, f"http://127.0.0.1:{dashboard}", token, environment)
     finally:
         head.terminate()
-        head.wait(30)
+        head.wait(SECONDS_TO_END)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
