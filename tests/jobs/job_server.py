@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_START = 120.0
-SECONDS_TO_END = 90.0
-"""Ray waits for each of its processes."""
+SECONDS_TO_END = 30.0
 SECONDS_FOR_A_JOB = 200.0
 CPUS = 4
 """A quota: Ray Data's tasks beside two workers."""
@@ -82,7 +82,7 @@ def job_server(folder: Path) -> Iterator[JobServer]:
     python, token = python_without_the_package(folder / "python"), secrets.token_hex(16)
     (folder / "token").write_text(token)
     # Sockets' paths must be short.
-    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    temporary = tempfile.mkdtemp(prefix="jobs-", dir="/tmp")
     without = ("RAY_ADDRESS", "PYTHONPATH", "VIRTUAL_ENV")
     environment = {name: value for name, value in os.environ.items() if name not in without} | {
         "PATH": f"{python.parent}:{os.environ['PATH']}",
@@ -91,12 +91,13 @@ def job_server(folder: Path) -> Iterator[JobServer]:
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    gcs, dashboard, agent = _free_ports(3)
+    gcs, dashboard, agent, clients = _free_ports(4)
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    ports.append(f"--ray-client-server-port={clients}")
     size = [f"--num-cpus={CPUS}", "--num-gpus=0", f"--object-store-memory={200 << 20}"]
     command = [str(python), "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--temp-dir={temporary}"]
     with open(folder / "ray.log", "w") as log:
-        head = subprocess.Popen([*command, *ports, *size], cwd=folder, env=environment, stdout=log, stderr=log)
+        head = psutil.Popen([*command, *ports, *size], cwd=folder, env=environment, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + SECONDS_TO_START
         while not _listens(dashboard):
@@ -105,8 +106,10 @@ def job_server(folder: Path) -> Iterator[JobServer]:
             time.sleep(0.2)
         yield JobServer(python, f"http://127.0.0.1:{dashboard}", token, environment)
     finally:
+        processes = [head, *head.children(recursive=True)]
         head.terminate()
-        head.wait(SECONDS_TO_END)
+        for process in psutil.wait_procs(processes, SECONDS_TO_END)[1]:
+            process.kill()
         shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -55,9 +55,10 @@ def test_the_smoke_job_is_done_and_its_log_is_for_people(server, smoke, home):
         (begun,) = [n for n, line in enumerate(lines) if re.match(rf"{STAMP} {stage}: begun, \d+/\d+ \w+", line)]
         (done,) = [n for n, line in enumerate(lines) if re.match(rf"{STAMP} {stage}: done, \d+ \w+ in \d+ ", line)]
         assert begun < done
-    # What follows are the table and the page. All before them are lines of ours, with date and time.
-    table = next(number for number, line in enumerate(lines) if "trained on" in line)
-    assert [line for line in lines[first:table] if not re.match(f"{STAMP} |  |$", line)] == []
+    # Before the table all lines are of ours, with date and time, but for one of Ray's about its own log's level.
+    table = next(number for number, line in enumerate(lines) if line.startswith("top-1 accuracy"))
+    others = [line for line in lines[first:table] if not re.match(f"{STAMP} |  ", line)]
+    assert ["RAY_BACKEND_LOG_LEVEL" in line for line in others] in ([], [True])
 
 
 def test_a_training_of_ones_own_reads_what_a_job_has_generated(server, smoke, home):
@@ -67,7 +68,7 @@ def test_a_training_of_ones_own_reads_what_a_job_has_generated(server, smoke, ho
     ended, log = server.wait(job), server.log(job)
     assert ended.driver_exit_code == 0, log
     (loss,) = re.findall(r"^loss (\d\.\d+) after 5 epochs", log, re.MULTILINE)
-    assert float(loss) < 2.2, "ten classes guessed are 2.3"
+    assert float(loss) < 2.25, "ten classes guessed are 2.3"
     assert list(run.glob("own-training/*/model.pt"))
 
 
