@@ -377,6 +377,8 @@ def _end_like_ctrl_c() -> None:
 def _interrupt(number: int, frame: object) -> None:
     # At once and not when all is closed: `ray job stop` kills after 3 s, and Ray alone may take as long to shut down.
     _say_interrupted()
+    # These are the last words: what is cut off and what Ray misses from now on is no news.
+    logging.disable()
     raise KeyboardInterrupt(SAID)
 
 

@@ -1,5 +1,6 @@
 """Bad input ends at once with one line that says what to do, exit code 2 and nothing written; what fails later, 1."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -207,6 +208,7 @@ def test_a_scheduler_ends_a_command_as_ctrl_c_does(number, tmp_path, capfd, monk
         assert main(["run", "--run", str(tmp_path / "run"), *DIGITS]) == 130
     finally:
         signal.signal(number, before)
+        logging.disable(logging.NOTSET)
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("datadream: interrupted. The same command goes on from here: ")
 

@@ -84,6 +84,8 @@ def _start(config: ClusterConfig) -> None:
     # Ray's native code writes to the terminal what no user can act on: every pool of actors logs an error about its
     # constructor's arguments (ray-project/ray#53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # What Ray still says of its nodes comes in colours, also where no terminal is.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     # A stage's own progress line says what matters; Ray's per-operator log lines would bury it.
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Ray takes SIGTERM for itself, to end the process with a native stack and without the caller's last words.

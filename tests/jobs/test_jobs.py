@@ -140,7 +140,7 @@ def test_a_job_that_was_stopped_in_each_stage_ends_with_the_bytes_of_one_that_wa
         server.wait_until(lambda files=pattern: any(stopped.glob(files)), job)
         print(f"{stage}: stopped in {server.stop(job):.1f} s")
         lines = server.log(job).splitlines()
-        assert f"datadream: interrupted. The same command goes on from here: {' '.join(command)}" in lines
+        assert lines[-1] == f"datadream: interrupted. The same command goes on from here: {' '.join(command)}"
         assert any(re.match(f"{STAMP} {stage}: begun, ", line) for line in lines)
     for run in (stopped, quiet):
         job = server.submit(*long_job, str(run))
