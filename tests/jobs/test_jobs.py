@@ -14,17 +14,13 @@ from datadream import recipes
 from tests.jobs.job_server import JobServer, job_server
 from tests.tiny_clip import save_tiny_clip
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(900)
 
 SMOKE = ("python", "jobs/run.py", "--config", "jobs/digits-smoke.yaml")
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 STAGES = ("adapt", "generate", "publish", "classify")
-STOPS = (
-    ("adapt", "adapters/*/adapter.json"),
-    ("generate", "chunks/*.json"),
-    ("classify", "classifier/*/checkpoints/*"),
-)
-"""What is there when a job is stopped, by stage."""
+SIGNS = {"adapt": "adapters/*/adapter.json", "generate": "chunks/*.json", "classify": "classifier/*/checkpoints/*"}
+"""What is there when a job is stopped in a stage."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +40,7 @@ def smoke(server) -> str:
     return server.submit(*SMOKE)
 
 
+@pytest.mark.soak
 def test_the_smoke_job_is_done_and_its_log_is_for_people(server, smoke, home):
     ended, log = server.wait(smoke), server.log(smoke)
     assert (ended.status, ended.driver_exit_code) == (JobStatus.SUCCEEDED, 0), log
@@ -61,6 +58,7 @@ def test_the_smoke_job_is_done_and_its_log_is_for_people(server, smoke, home):
     assert ["RAY_BACKEND_LOG_LEVEL" in line for line in others] in ([], [True])
 
 
+@pytest.mark.soak
 def test_a_training_of_ones_own_reads_what_a_job_has_generated(server, smoke, home):
     server.wait(smoke)
     run = home / "datadream-runs" / "digits-smoke"
@@ -72,6 +70,7 @@ def test_a_training_of_ones_own_reads_what_a_job_has_generated(server, smoke, ho
     assert list(run.glob("own-training/*/model.pt"))
 
 
+@pytest.mark.soak
 def test_a_job_ships_the_package_and_its_entry_points_alone(server):
     code = "import os, datadream; print(sorted(os.listdir('.')), datadream.__file__.startswith(os.getcwd()))"
     job = server.submit("python", "-c", code)
@@ -81,6 +80,7 @@ def test_a_job_ships_the_package_and_its_entry_points_alone(server):
     assert server.wait(job).driver_exit_code == 0
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -97,6 +97,7 @@ def test_bad_input_is_exit_code_2_and_one_line(server, words, said):
     assert said in line
 
 
+@pytest.mark.soak
 def test_a_stage_that_fails_is_exit_code_1_with_the_failures_and_the_command(server, tmp_path):
     words = ["python", "jobs/adapt.py", *SMOKE[2:], "--run", str(tmp_path / "run"), "adapt.learning_rate=1e30"]
     job = server.submit(*words)
@@ -132,12 +133,20 @@ def long_job(pipeline_folder, tmp_path) -> list[str]:
     return ["python", "jobs/run.py", "--config", str(tmp_path / "config.yaml"), "--run"]
 
 
-def test_a_job_that_was_stopped_in_each_stage_ends_with_the_bytes_of_one_that_was_not(server, long_job, tmp_path):
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param(["generate"], marks=pytest.mark.soak),
+        pytest.param(["adapt", "generate", "classify"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_a_job_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(stages, server, long_job, tmp_path):
     stopped, quiet = tmp_path / "stopped", tmp_path / "quiet"
     command = [*long_job, str(stopped)]
-    for stage, pattern in STOPS:
+    for stage in stages:
         job = server.submit(*command)
-        server.wait_until(lambda files=pattern: any(stopped.glob(files)), job)
+        server.wait_until(lambda sign=SIGNS[stage]: any(stopped.glob(sign)), job)
         print(f"{stage}: stopped in {server.stop(job):.1f} s")
         lines = server.log(job).splitlines()
         assert lines[-1] == f"datadream: interrupted. The same command goes on from here: {' '.join(command)}"
