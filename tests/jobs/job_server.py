@@ -21,7 +21,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_START = 120.0
 SECONDS_TO_END = 30.0
-SECONDS_FOR_A_JOB = 200.0
+SECONDS_FOR_A_JOB = 400.0
 CPUS = 4
 """A quota: Ray Data's tasks beside two workers."""
 
