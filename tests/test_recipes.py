@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from datadream import recipes
-from datadream.cli import _config, _parser
+from datadream.cli import _config, _dotted, _parser
 
 CHANGES = [
     {},
@@ -23,7 +23,7 @@ def test_the_command_of_a_config_gives_that_config(recipe, changes):
     config = recipes.by_name(recipe).updated(changes)
     words = shlex.split(recipes.command(config))
     arguments, overrides = _parser().parse_known_args([*words[1:], "--run", "new"])
-    assert _config(arguments, overrides) == config
+    assert _config(arguments, _dotted(overrides, "new")) == config
     assert changes or words == ["datadream", "run", "--recipe", recipe]
 
 
