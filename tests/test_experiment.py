@@ -1,5 +1,6 @@
 """The whole pipeline on real Ray: every stage once, again for nothing, over kills and damage, and as a table."""
 
+import io
 import os
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from datadream import recipes
@@ -23,6 +25,8 @@ from datadream.generate.stage import generate_chunks
 from datadream.run.layout import DATASET, LOCK, SELECTION, adapter_weights
 from tests.processes import wait_until_gone
 from tests.tiny_clip import save_tiny_clip
+
+SECRETS = {"AWS_SECRET_ACCESS_KEY": "a-secret-of-storage", "HF_TOKEN": "hf_a_secret_of_the_hub"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,10 @@ def config(pipeline_folder, tmp_path_factory) -> ExperimentConfig:
 @pytest.fixture(scope="module")
 def undisturbed(local_ray, config, tmp_path_factory) -> Experiment:
     experiment = Experiment(config, str(tmp_path_factory.mktemp("run")))
-    experiment.run()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, secret in SECRETS.items():
+            patch.setenv(name, secret)
+        experiment.run()
     return experiment
 
 
@@ -77,6 +84,13 @@ def test_a_run_leaves_what_the_contract_names(undisturbed):
     assert all(0 <= r["top1"] <= 100 and r["n_test"] == 1007 for r in records)
     assert undisturbed.is_finished()
     assert not [path for path in root.rglob("*") if path.name.endswith(".tmp") or path.name.startswith(".")]
+
+
+def test_no_file_of_a_run_holds_a_secret_of_the_environment(undisturbed):
+    for name, data in files(undisturbed.store.root, ".").items():
+        # Parquet's columns may be compressed.
+        text = str(pq.read_table(io.BytesIO(data)).to_pydict()).encode() if name.endswith(".parquet") else b""
+        assert not [secret for secret in SECRETS.values() if secret.encode() in data + text], name
 
 
 def test_a_second_call_does_nothing_again(undisturbed):
