@@ -1,4 +1,4 @@
-"""The YAML of `ray up`, against Ray's own schema and by a cluster of two nodes that it starts through ssh."""
+"""The YAML of `ray up`, against Ray's own schema."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tests.cluster.slurm import slurm, why_not
 
 SCRIPT = CLUSTER / "slurm" / "run.sbatch"
 RUN = ["--recipe", "digits", "--until", "adapt", "data.n_shots=2", "cluster.device=cpu"]
-RUN += ["adapt.steps_per_class=10", "adapt.adapters_per_step=1"]
+RUN += ["adapt.steps_per_class=4", "adapt.adapters_per_step=1"]
 
 
 def test_shellcheck_has_nothing_to_say():
@@ -24,6 +24,7 @@ def test_shellcheck_has_nothing_to_say():
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(why_not() is not None, reason=f"no job was run on Slurm: {why_not()}")
 def test_a_job_whose_time_is_over_queues_itself_again_and_goes_on_from_there(tmp_path, monkeypatch):
     """Also: both nodes work, the exit code is the run's, and no process or folder of the job is left."""
@@ -33,9 +34,9 @@ def test_a_job_whose_time_is_over_queues_itself_again_and_goes_on_from_there(tmp
         options = ["--nodes=2", "--cpus-per-task=4", f"--output={log}"]
         job = user.submit(*options, SCRIPT, "--run", run, *RUN, cwd=ROOT)
         try:
-            user.wait_until(lambda: any(run.glob("adapters/class-*/adapter.json")), 90, log)
+            user.wait_until(lambda: any(run.glob("adapters/class-*/adapter.json")), 120, log)
             user.call("scancel", "--batch", "--signal=USR1", job)
-            user.wait_until(lambda: user.job(job)["JobState"] in ("COMPLETED", "FAILED", "TIMEOUT"), 120, log)
+            user.wait_until(lambda: user.job(job)["JobState"] in ("COMPLETED", "FAILED", "TIMEOUT"), 200, log)
             ended = user.job(job)
         finally:
             user.call("scancel", job)

@@ -73,12 +73,6 @@ def test_images_of_an_adapter_that_is_not_trained_are_refused():
         Plan((spec,), (ImageSeries(3, ("a cat",), 2, 0, adapters=(("clas-00000", 1.0),)),))
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "-rf", "a b"])
-def test_an_adapter_whose_name_is_no_name_of_a_folder_is_refused(name):
-    with pytest.raises(ValueError, match="is no name of a folder"):
-        Plan((AdapterSpec(name, (), 1, 0),))
-
-
 def test_a_class_may_have_several_series_but_an_index_once():
     of_shots = [ImageSeries(3, (f"a cat, {n}",), 5, 0, first_index=5 * n, source_keys=(f"{n}.png",)) for n in range(3)]
     assert [request.index for request in requests(Plan(images=tuple(of_shots)))] == list(range(15))
