@@ -186,12 +186,16 @@ def _load_shared(config: ExperimentConfig, device: torch.device, collectives: Co
 
     def train(unit: AdapterUnit, report: Report) -> None:
         run, name = unit.store, adapter_checkpoint(unit.payload.adapter_id)
+
+        def save(data: bytes) -> None:
+            retried(partial(run.write_bytes, name, data), f"writing {name}")
+
         trained = trainer.train_shared(
             unit.payload,
             PhotosOf(unit.payload, source),
             collectives,
-            checkpoint=run.read_bytes(name) if run.exists(name) else None,
-            save=partial(run.write_bytes, name) if collectives.rank == 0 else None,
+            checkpoint=retried(lambda: run.read_bytes(name) if run.exists(name) else None, f"reading {name}"),
+            save=save if collectives.rank == 0 else None,
             save_every=config.cluster.checkpoint_steps,
             on_step=lambda step, losses: report(step, lambda: {"loss": losses.mean().item()}),
             on_samples=[partial(save_sample, unit)] if collectives.rank == 0 else [],

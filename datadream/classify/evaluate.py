@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from datadream.classify.ingest.batches import DECODE_THREADS
+from datadream.classify.ingest.batches import DECODE_THREADS, read_photo
 from datadream.data.datasets import Photo, PhotoSource
 from datadream.models.clip.load import ClipModel
 
@@ -45,7 +45,7 @@ class PhotoBatches:
         with ThreadPoolExecutor(DECODE_THREADS) as threads:
             for start in range(0, len(self._photos), EVAL_BATCH):
                 photos = self._photos[start : start + EVAL_BATCH]
-                images = threads.map(lambda photo: self._preprocess(self._source.read(photo.key)), photos)
+                images = threads.map(lambda photo: self._preprocess(read_photo(self._source, photo)), photos)
                 yield torch.stack(list(images)), torch.tensor([photo.label for photo in photos])
 
 

@@ -285,10 +285,14 @@ def _tell(report: Report, spec: ClassifierSpec, step: int, reading: Reading | No
 def _checkpoints(job: ClassifierJob, setting: Setting, collectives: Collectives, training: str) -> Checkpoints:
     from datadream.classify.loop import Checkpoints
 
-    name = classifier_checkpoint(setting, training)
+    name, store = classifier_checkpoint(setting, training), job.store
+
+    def write(data: bytes) -> None:
+        retried(partial(store.write_bytes, name, data), f"writing {name}")
+
     return Checkpoints(
-        read=lambda: job.store.read_bytes(name) if job.store.exists(name) else None,
-        write=partial(job.store.write_bytes, name) if collectives.rank == 0 else None,
+        read=lambda: retried(lambda: store.read_bytes(name) if store.exists(name) else None, f"reading {name}"),
+        write=write if collectives.rank == 0 else None,
         every=job.config.cluster.checkpoint_steps,
     )
 

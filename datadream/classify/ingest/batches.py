@@ -10,15 +10,18 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from datadream.data.datasets import Photo, PhotoSource
 from datadream.data.decode import square, whole
 from datadream.runtime.collectives import Collectives
 from datadream.runtime.device import upload
+from datadream.runtime.failures import retried
 
 DECODE_THREADS = 4
 """Pillow decodes and resizes outside of Python's lock; more threads than this only take memory."""
@@ -76,10 +79,15 @@ class SyntheticImages:
     """(batch size over all ranks, seed, step) -> batches from that step on."""
 
 
+def read_photo(source: PhotoSource, photo: Photo) -> Image.Image:
+    """A photo, read again while only passing faults break it: its storage may be throttled."""
+    return retried(partial(source.read, photo.key), f"reading photo {photo.key!r}")
+
+
 def read_photos(source: PhotoSource, photos: Sequence[Photo], size: int) -> LabelledImages:
     """Decode photos into memory, as middle squares of `size` pixels a side."""
     with ThreadPoolExecutor(DECODE_THREADS) as threads:
-        squares = list(threads.map(lambda photo: square(source.read(photo.key), size), photos))
+        squares = list(threads.map(lambda photo: square(read_photo(source, photo), size), photos))
     return LabelledImages(torch.from_numpy(np.stack(squares)), torch.tensor([photo.label for photo in photos]))
 
 
@@ -92,7 +100,7 @@ def read_whole_photos(source: PhotoSource, photos: Sequence[Photo], size: int) -
     # As if all were squares: others take up to a half more.
     most = max(size, min(2 * size, math.isqrt(PHOTO_BYTES // (3 * len(photos)))))
     with ThreadPoolExecutor(DECODE_THREADS) as threads:
-        pixels = list(threads.map(lambda photo: whole(source.read(photo.key), size, most), photos))
+        pixels = list(threads.map(lambda photo: whole(read_photo(source, photo), size, most), photos))
     return LabelledPhotos(tuple(map(torch.from_numpy, pixels)), torch.tensor([photo.label for photo in photos]))
 
 

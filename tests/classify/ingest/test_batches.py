@@ -49,6 +49,21 @@ def test_a_broken_image_is_named():
         decode_squares([b"no image"], ["3.png"], 8)
 
 
+def test_a_photo_whose_storage_is_throttled_once_is_read(few_shot, photo_folder):
+    source, throttled = open_source(str(photo_folder)), []
+
+    class Throttled:
+        def read(self, key: str) -> Image.Image:
+            if not throttled:
+                throttled.append(key)
+                raise TimeoutError("slow down")
+            return source.read(key)
+
+    plain, again = (read_photos(each, few_shot.photos, 16) for each in (source, Throttled()))
+    assert throttled
+    assert torch.equal(plain.images, again.images)
+
+
 def test_photos_keep_their_labels(few_shot, photo_folder):
     shots = read_photos(open_source(str(photo_folder)), few_shot.photos, 16)
     assert shots.images.shape == (6, 3, 16, 16)
