@@ -225,13 +225,18 @@ def test_a_unit_that_kills_its_worker_every_time_or_that_no_host_can_do_is_given
 @pytest.mark.soak
 def test_ctrl_c_ends_the_workers_and_stays_the_drivers(tmp_path):
     """Ray Train takes the signal for itself until the process ends, and exits with 0 on it."""
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        run(
-            RunStore(str(tmp_path)), [unit_of(RunStore(str(tmp_path)), "a", "interrupts its driver")], str(os.getpid())
-        )
-    deadline = time.monotonic() + SECONDS_TO_END / 2
-    while train_workers():
-        assert time.monotonic() < deadline, "workers outlive their run"
-        time.sleep(0.1)
-    assert signal.getsignal(signal.SIGINT) is handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(
+                RunStore(str(tmp_path)),
+                [unit_of(RunStore(str(tmp_path)), "a", "interrupts its driver")],
+                str(os.getpid()),
+            )
+        deadline = time.monotonic() + SECONDS_TO_END / 2
+        while train_workers():
+            assert time.monotonic() < deadline, "workers outlive their run"
+            time.sleep(0.1)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
