@@ -167,8 +167,13 @@ def without_weights(model: str) -> nn.Module:
     config = model_config(model)
     if config["text_cfg"].get("hf_model_name"):
         config |= {"text_cfg": {"layers": 1, "block_type": "custom"}, "custom_text": True}
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # open_clip warns that weights are random
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING
+
+    # open_clip warns by the root logger that weights are random. A filter of our own and not logging.disable, which two
+    # threads that restore it would leave on.
+    logging.root.addFilter(is_error)
     try:
         # By its own name open_clip would download a Hub model's weights, whether it loads them or not.
         with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
@@ -177,7 +182,7 @@ def without_weights(model: str) -> nn.Module:
     except (RuntimeError, OSError) as error:
         raise ValueError(f"classify.model {model!r} cannot be built: {error}") from error
     finally:
-        logging.disable(disabled)
+        logging.root.removeFilter(is_error)
 
 
 def _open_clip_name(model: str) -> str:

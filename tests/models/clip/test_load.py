@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from datadream.models.clip import load
 from datadream.models.clip.load import check_clip, check_prompts, input_size, load_clip
 from tests.models.plain_clip import features, plain
 from tests.tiny_clip import PIXELS, save_tiny_clip
@@ -105,3 +109,21 @@ def test_an_unknown_hub_id_is_told_before_weights_are_wanted(monkeypatch):
     for model in ("hf-hub:nobody/no-such-clip", "hf-hub:a/b/c"):
         with pytest.raises(ValueError, match=f"{model}'.*Check the id and the network"):
             check_clip(model, None)
+
+
+def test_models_that_two_threads_build_say_nothing_and_leave_warnings_on(folder, monkeypatch, caplog):
+    """The first to end used to restore what the second had silenced, and the second silenced all for good."""
+    create, both = load.open_clip.create_model, Barrier(2)
+
+    def together(*args, **kwargs):
+        both.wait()
+        model = create(*args, **kwargs)
+        both.wait()
+        return model
+
+    monkeypatch.setattr(load.open_clip, "create_model", together)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(load.without_weights, (folder, folder)))
+    assert caplog.messages == []
+    logging.getLogger("datadream").warning("memory is short")
+    assert caplog.messages == ["memory is short"]
