@@ -18,8 +18,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.insert(1, "--run")
     arguments, overrides = _parser().parse_known_args(words)
     _quiet_libraries()
-    _end_like_ctrl_c()
+    with _ended_like_ctrl_c():
+        return _carry_out(arguments, overrides)
+
+
+def _carry_out(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     work = None
     try:
         work = _prepare(arguments, overrides)
@@ -365,13 +369,28 @@ def _listed_knobs(group: str) -> str:
     return "\n".join(f"{name} = {json.dumps(defaults[name])}\n{indented[name]}" for name in chosen)
 
 
-def _end_like_ctrl_c() -> None:
-    """Take the signals with which schedulers and closed terminals end a command for what Ctrl-C is."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # nohup and the like start a command with a signal ignored, and mean it.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _interrupt)
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Take the signals with which schedulers and closed terminals end a command for what Ctrl-C is.
+
+    Then all is as before: who calls `main` from Python has signals and logs of their own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # nohup and the like start a command with a signal ignored, and mean it.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    ours = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    disabled = logging.root.manager.disable
+    for number in ours:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            if handler is not None:  # one that was not set from Python cannot be set again from it
+                signal.signal(number, handler)
+        logging.disable(disabled)
 
 
 def _interrupt(number: int, frame: object) -> None:

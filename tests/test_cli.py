@@ -206,9 +206,10 @@ def test_a_scheduler_ends_a_command_as_ctrl_c_does(number, tmp_path, capfd, monk
     before = signal.signal(number, signal.SIG_DFL)  # the tests themselves may run under nohup
     try:
         assert main(["run", "--run", str(tmp_path / "run"), *DIGITS]) == 130
+        assert signal.getsignal(number) is signal.SIG_DFL
+        assert logging.root.manager.disable == logging.NOTSET, "or a caller in Python is not heard any more"
     finally:
         signal.signal(number, before)
-        logging.disable(logging.NOTSET)
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("datadream: interrupted. The same command goes on from here: ")
 

@@ -171,8 +171,8 @@ def without_weights(model: str) -> nn.Module:
     def is_error(record: logging.LogRecord) -> bool:
         return record.levelno > logging.WARNING
 
-    # open_clip warns by the root logger that weights are random. A filter of our own and not logging.disable, which two
-    # threads that restore it would leave on.
+    # open_clip warns by the root logger that weights are random. A filter of our own and not logging.disable, which
+    # two threads that restore it would leave on.
     logging.root.addFilter(is_error)
     try:
         # By its own name open_clip would download a Hub model's weights, whether it loads them or not.
