@@ -210,7 +210,7 @@ def _matrix(found: Judged, names: Sequence[str]) -> Iterator[tuple[str, int, lis
 
 def _pictures(config: ExperimentConfig, keys: Sequence[str]) -> list[Picture | None]:
     try:
-        source = open_source(config.data.source)
+        source = open_source(config.data.source, config.data.background)
         return [thumbnail(source.read(key)) for key in keys]
     except Exception as error:
         # As in `pictures`: photos that cannot be read here must not cost the figures.
