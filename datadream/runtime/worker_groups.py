@@ -247,7 +247,7 @@ class _Groups:
         self._told: set[tuple[str, str]] = set()
 
     def run(self, look: Callable[[], None]) -> None:
-        grace, patience = 0.0, SECONDS_TO_INTERRUPT
+        grace, patience = 0.0, SECONDS_TO_ABORT
         try:
             while not ray.get(self._queue.is_over.remote()):
                 self._part_with_lost()
@@ -258,7 +258,10 @@ class _Groups:
                 look()
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             look()
-            grace, patience = SECONDS_TO_END, SECONDS_TO_ABORT
+            grace = SECONDS_TO_END
+        except KeyboardInterrupt:
+            patience = SECONDS_TO_INTERRUPT
+            raise
         finally:
             self._ending += [group.end(grace, patience) for group in self._groups]
             for thread in self._ending:
