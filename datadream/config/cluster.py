@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from datadream.config.section import Section
 
@@ -34,6 +34,15 @@ class ClusterConfig(Section):
     there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the workers; auto: cuda where the cluster has GPUs."""
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> ClusterConfig:
+        for knob, most in (("workers", self.workers), ("max_workers", self.max_workers)):
+            if most is not None and most < self.min_workers:
+                raise ValueError(
+                    f"min_workers is {self.min_workers}, but {knob} is {most}. Raise it, or lower min_workers."
+                )
+        return self
 
 
 class TrackingConfig(Section):

@@ -32,7 +32,10 @@ def parse(section: type[AnySection], values: dict[str, Any]) -> AnySection:
         key = ".".join(part for part in first["loc"] if isinstance(part, str))
         if first["type"] == "extra_forbidden":
             raise ValueError(_unknown(key, list(knobs(section)))) from None
-        raise ValueError(f"{key} is {_shown(first['input'])}: {_expected(first).rstrip('.')}.") from None
+        # Of a whole section, all knobs would bury the two that disagree.
+        is_section = any(name.startswith(f"{key}.") for name in knobs(section))
+        said = key if is_section else f"{key} is {_shown(first['input'])}"
+        raise ValueError(f"{said}: {_expected(first).rstrip('.')}.") from None
 
 
 def knobs(section: type[Section], prefix: str = "") -> dict[str, str]:

@@ -20,10 +20,15 @@ from datadream.methods.base import Method
 def load_method(name: str) -> Method:
     """The function of ``package.module:function`` or ``path/to/file.py:function``.
 
-    Raises ValueError when it is not there, or does not take the shots and the config.
+    Raises ValueError when it is not there, is no Python, or does not take the shots and the config.
     """
     place, _, function = name.rpartition(":")
-    module = _file(place) if place.endswith(".py") else _module(place)
+    try:
+        module = _file(place) if place.endswith(".py") else _module(place)
+    except SyntaxError as error:
+        raise ValueError(
+            f"method {name!r}: {error.filename}, line {error.lineno}, is no Python: {error.msg}."
+        ) from None
     found = getattr(module, function, None)
     own = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
     if not callable(found):

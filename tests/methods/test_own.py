@@ -162,3 +162,9 @@ def test_it_runs_from_end_to_end(file, local_ray, tmp_path):
     card = experiment.store.read_bytes("dataset/README.md").decode()
     assert "| method | plans.py:two_prompts |" in card
     assert str(tmp_path) not in card
+
+
+def test_a_file_that_is_no_python_is_named_with_its_line(tmp_path):
+    (tmp_path / "bad.py").write_text("\ndef plan(:\n")
+    with pytest.raises(ValueError, match=r"bad.py, line 2, is no Python: invalid syntax.$"):
+        load_method(f"{tmp_path}/bad.py:plan")

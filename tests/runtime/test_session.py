@@ -11,6 +11,7 @@ import ray
 
 from datadream.config import ClusterConfig
 from datadream.run.store import RunStore
+from datadream.runtime import autoscaling
 from datadream.runtime.failures import LostPeerError
 from datadream.runtime.ray_errors import lost_a_worker
 from datadream.runtime.session import check_lasting, check_workers, connected
@@ -79,6 +80,23 @@ def test_what_the_cluster_cannot_hold_is_refused(local_ray):
         pass
     with pytest.raises(ValueError, match="cluster.workers is 1 with 4 CPU each, but the cluster can hold 0"):
         check_workers(ClusterConfig(threads_per_worker=4, device="cpu"))
+
+
+def test_gpus_that_may_come_are_waited_for_and_not_replaced_by_cpus(local_ray, monkeypatch):
+    """Stable Diffusion used to run on the CPUs of a head whose GPU nodes were still to be started."""
+    monkeypatch.setattr(autoscaling, "possible_nodes", lambda: [{"CPU": 8, "GPU": 2}] * 3)
+    check_workers(ClusterConfig(workers=6))
+    with pytest.raises(ValueError, match="cluster.workers is 7 with a GPU each, but the cluster can hold 6"):
+        check_workers(ClusterConfig(workers=7))
+    impatient = connected(ClusterConfig(device="auto", wait_minutes=0))
+    with pytest.raises(ValueError, match="cluster.device is 'cuda', but the cluster has no GPU"), impatient:
+        pass
+
+
+def test_fewer_workers_than_are_waited_for_are_refused():
+    for knob in ("workers", "max_workers"):
+        with pytest.raises(ValueError, match=f"min_workers is 3, but {knob} is 2"):
+            ClusterConfig(min_workers=3, **{knob: 2})
 
 
 def test_workers_are_no_more_than_units():
