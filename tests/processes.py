@@ -1,9 +1,11 @@
-"""Ray's worker processes, and their violent deaths."""
+"""Processes that tests start, wait for and end: Ray's workers, daemons, and the ports that these listen at."""
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import psutil
@@ -52,3 +54,30 @@ def wait_until_gone(processes: Iterable[psutil.Process], seconds: float) -> None
                 process.kill()
     alive = psutil.wait_procs(processes, timeout=seconds)[1]
     assert not alive, [process.name() for process in alive]
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def ended(process: subprocess.Popen) -> None:
+    """End a process, by force where it does not by itself."""
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def wait_until(happened: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

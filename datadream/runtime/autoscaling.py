@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from datadream.runtime.nodes import Resources, living_nodes
+from datadream.runtime.progress import polled
 from datadream.runtime.workers import CPUS_FOR_DATA_TASKS, Workers
 
 log = logging.getLogger(__name__)
@@ -41,20 +41,15 @@ def asked_for(workers: Workers, count: int) -> Iterator[None]:
     bundles: list[dict[str, float]] = [workers.resources] * count
     if not workers.use_gpu:
         bundles.append({"CPU": CPUS_FOR_DATA_TASKS})
-    ended = threading.Event()
 
-    def repeat() -> None:
-        while not ended.wait(SECONDS_BETWEEN_REQUESTS):
-            request_resources(bundles=bundles)
+    def ask() -> None:
+        request_resources(bundles=bundles)
 
-    request_resources(bundles=bundles)
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
+    ask()
     try:
-        yield
+        with polled(ask, SECONDS_BETWEEN_REQUESTS):
+            yield
     finally:
-        ended.set()
-        thread.join()
         request_resources(bundles=[])
 
 

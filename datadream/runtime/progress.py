@@ -226,12 +226,12 @@ def _is_due(last: dict[str, float], progress: Progress, seconds: float) -> bool:
 
 
 @contextmanager
-def polled(update: Callable[[], None]) -> Iterator[None]:
+def polled(update: Callable[[], None], seconds: float = SECONDS_BETWEEN_POLLS) -> Iterator[None]:
     """Call `update` now and then on another thread while the block runs, and once more when it ended well."""
     ended = threading.Event()
 
     def poll() -> None:
-        while not ended.wait(SECONDS_BETWEEN_POLLS):
+        while not ended.wait(seconds):
             update()
 
     thread = threading.Thread(target=poll, daemon=True)

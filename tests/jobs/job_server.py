@@ -18,6 +18,8 @@ from pathlib import Path
 import psutil
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from tests.processes import free_ports
+
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_START = 120.0
 SECONDS_TO_END = 30.0
@@ -91,7 +93,7 @@ def job_server(folder: Path) -> Iterator[JobServer]:
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    gcs, dashboard, agent, clients = _free_ports(4)
+    gcs, dashboard, agent, clients = free_ports(4)
     ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     ports.append(f"--ray-client-server-port={clients}")
     size = [f"--num-cpus={CPUS}", "--num-gpus=0", f"--object-store-memory={200 << 20}"]
@@ -116,13 +118,3 @@ def job_server(folder: Path) -> Iterator[JobServer]:
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports

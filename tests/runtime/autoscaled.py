@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import ray
@@ -24,6 +23,7 @@ from datadream.run.store import RunStore
 from datadream.runtime.session import connected
 from datadream.runtime.unit import Unit
 from datadream.runtime.worker_groups import Leased, run_leased
+from tests.processes import wait_until
 
 N_UNITS = 4
 MOST_NODES = 2
@@ -42,7 +42,7 @@ class Worker:
         begun = Path(group.units[0].run_url) / "begun"
         begun.mkdir(exist_ok=True)
         (begun / ray.get_runtime_context().get_node_id()).touch()
-        wait(lambda: len(list(begun.iterdir())) == MOST_NODES)
+        wait_until(lambda: len(list(begun.iterdir())) == MOST_NODES, SECONDS_TO_JOIN)
         for unit in group.units:
             unit.store.write_json(unit.marker, {})
         return {}
@@ -50,13 +50,6 @@ class Worker:
 
 def load(_, device) -> Worker:
     return Worker()
-
-
-def wait(until) -> None:
-    deadline = time.monotonic() + SECONDS_TO_JOIN
-    while not until():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def start_head(folder: str) -> tuple[subprocess.Popen, str]:
@@ -105,7 +98,7 @@ def main(run: str) -> None:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         head, address = start_head(folder)
         try:
-            wait(lambda: _answers(address))
+            wait_until(lambda: _answers(address), SECONDS_TO_JOIN)
             units = [Unit(run_url=run, name=f"unit {i}", marker=f"{i}.json", payload=None) for i in range(N_UNITS)]
             with connected(
                 ClusterConfig(address=address, device="cpu", max_workers=MOST_NODES * CPUS - 1, wait_minutes=2)
@@ -114,7 +107,7 @@ def main(run: str) -> None:
                 failures, _ = run_leased(store, units, [False] * N_UNITS, how, workers, lambda _: None)
                 meanwhile = n_workers()
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-            wait(lambda: n_workers() == 0)
+            wait_until(lambda: n_workers() == 0, SECONDS_TO_JOIN)
             done = sum(store.exists(unit.marker) for unit in units)
             print(json.dumps({"done": done, "failures": len(failures), "nodes": [meanwhile, n_workers()]}))
             ray.shutdown()

@@ -22,6 +22,7 @@ from datadream.run.store import RunStore
 from datadream.runtime.session import connected
 from datadream.runtime.unit import Unit
 from datadream.runtime.worker_groups import Leased, run_leased
+from tests.processes import wait_until
 
 N_UNITS = 4
 SECONDS_TO_JOIN = 120.0
@@ -48,13 +49,6 @@ class Worker:
 
 def load(_, device) -> Worker:
     return Worker()
-
-
-def wait(until) -> None:
-    deadline = time.monotonic() + SECONDS_TO_JOIN
-    while not until():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def left() -> dict[str, object]:
@@ -84,11 +78,11 @@ def main(run: str) -> None:
 
     thread = threading.Thread(target=drive, daemon=True)
     thread.start()
-    wait((Path(run) / "begun").exists)
+    wait_until((Path(run) / "begun").exists, SECONDS_TO_JOIN)
     before = len(placement_group_table())
     # On the main thread: adding nodes installs signal handlers.
     cluster.add_node(num_cpus=2)
-    wait(lambda: len(placement_group_table()) > before)
+    wait_until(lambda: len(placement_group_table()) > before, SECONDS_TO_JOIN)
     released = time.monotonic()
     (Path(run) / "go").touch()
     thread.join()
