@@ -79,8 +79,12 @@ def commit_given(
 def _record(spec: AdapterSpec, weights: bytes, rank: int, config: ExperimentConfig) -> AdapterMarker:
     """The marker of an adapter that took no training."""
     plain = asdict(spec)
-    # Without what changes no weights of a training: versions before it had no such knobs.
-    knobs = config.adapt.model_dump(mode="json", exclude={"samples_every", "given"})
+    # Without what changes no weights of a training, or is as it was before there was a knob for it: an adapter of an
+    # earlier version keeps its hash.
+    without = {"samples_every", "given"}
+    if config.adapt.steps_per_class is not None or config.adapt.step_law == "crops":
+        without.add("step_law")
+    knobs = config.adapt.model_dump(mode="json", exclude=without)
     return AdapterMarker(
         adapter_id=spec.adapter_id,
         spec=plain,

@@ -15,7 +15,7 @@ from datadream.adapt.artifacts import are_committed, commit_adapter, write_index
 from datadream.config import AdaptConfig, ExperimentConfig
 from datadream.data.datasets import PhotoSource, open_source
 from datadream.methods import AdapterSpec
-from datadream.methods.n_steps import n_steps
+from datadream.methods.n_steps import crops_per_step, n_steps
 from datadream.run.layout import (
     ADAPTER_GROUP,
     ADAPTER_WORKERS,
@@ -89,8 +89,9 @@ def train_adapters(
             single = [unit for unit in units if unit.payload.n_classes == 1]
             single_done = [is_done for unit, is_done in zip(units, done, strict=True) if unit.payload.n_classes == 1]
             if shared:
-                # A rank without a photo in the batch would have nothing to do.
-                how = DataParallel(load=_load_shared, load_from=config, most=config.adapt.batch_size)
+                # A rank without a crop of the batch would have nothing to do.
+                most = min(crops_per_step(unit.payload, config.adapt) for unit in shared)
+                how = DataParallel(load=_load_shared, load_from=config, most=most)
                 elsewhere = sum(unit.size for unit in itertools.compress(single, single_done))
                 failures |= run_together(store, shared, how, workers, reporter, elsewhere)
             if not all(single_done):
@@ -149,7 +150,7 @@ class _AdapterWorker:
         self._trainer = load_trainer(config, device)
 
     def group_size(self, most: int) -> int:
-        return self._trainer.fastest_group(most)
+        return self._trainer.fastest_group(most, self._config.data.n_shots)
 
     def work(self, group: Group[AdapterSpec], heartbeat: Heartbeat) -> dict[int, Failure]:
         failures: dict[int, Failure] = {}

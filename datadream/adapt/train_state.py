@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer
 
 from datadream.adapt.batches import Batches, share_prompts
 from datadream.config import AdaptConfig
+from datadream.methods.n_steps import n_warmup_steps
 from datadream.models.diffusion.lora import StackedLora
 from datadream.runtime.collectives import ALONE, Collectives
 from datadream.runtime.cuda_graph import Function
@@ -50,7 +51,7 @@ class Training:
         self._schedule = get_scheduler(
             config.schedule,
             self._optimizer,
-            num_warmup_steps=min(config.warmup_steps, steps // 2),  # a short training is to reach its full rate too
+            num_warmup_steps=n_warmup_steps(steps, config),
             num_training_steps=steps,
         )
 

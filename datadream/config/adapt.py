@@ -30,12 +30,17 @@ class AdaptConfig(Section):
     text_encoder: bool = True
     """Also adapt the text encoder's attention (paper, table 4: worth 11 points on Aircraft)."""
     epochs: int = Field(200, ge=1)
-    """Passes over the photos of an adapter (paper: 200). Steps = epochs x photos / batch_size, so that an adapter of
-    one of N classes gets 1/N of the steps of an adapter of the whole set."""
+    """Passes over the photos of an adapter (paper: 200, but 100 for datadream-dset on ImageNet), each of
+    photos / batch_size steps as step_law counts them: an adapter of one of N classes gets 1/N of the steps of an
+    adapter of the whole set."""
+    step_law: Literal["batches", "crops"] = "batches"
+    """What an epoch counts. batches: photos / batch_size steps, rounded up, of as many crops as there are photos and
+    at most batch_size (authors' code: 200 steps of K crops for K = 1 to 8 photos). crops: photos / batch_size steps of
+    batch_size crops each, so that one photo gets an eighth of that, as in earlier versions."""
     steps_per_class: int | None = Field(None, ge=1)
-    """Steps for each class that an adapter covers, in place of the epochs law; unset: the epochs law."""
+    """Steps for each class that an adapter covers, of batch_size crops each, in place of epochs; unset: epochs."""
     batch_size: int = Field(8, ge=1)
-    """Crops per step (paper: 8)."""
+    """Most crops per step (paper: 8)."""
     learning_rate: float = Field(1e-4, gt=0)
     """AdamW's peak learning rate (paper: 1e-4)."""
     weight_decay: float = Field(1e-2, ge=0)
@@ -43,7 +48,7 @@ class AdaptConfig(Section):
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     """Learning-rate schedule after the warm-up (authors' code: cosine)."""
     warmup_steps: int = Field(100, ge=0)
-    """Linear warm-up (authors' code: 100)."""
+    """Linear warm-up (authors' code: 100), but at most half of an adapter's steps."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient-norm clip (authors' code: 1.0)."""
     prior_weight: float = Field(0.0, ge=0)

@@ -40,7 +40,10 @@ def recorded_config(store: RunStore) -> ExperimentConfig | None:
     if not there:
         return None
     config = store.read_json(CONFIG)["config"]
-    # Runs that do not say were trained without dropout, on squares.
+    # Runs that do not say were trained without dropout, on squares, and their adapters in full batches; where steps
+    # are given there is no other law, and a recipe that gives them need not name it.
+    if config.get("adapt", {}).get("steps_per_class") is None:
+        config.setdefault("adapt", {}).setdefault("step_law", "crops")
     classify = config.setdefault("classify", {})
     classify.setdefault("lora_dropout", 0.0)
     classify.setdefault("augment", {}).setdefault("crop_from", "square")

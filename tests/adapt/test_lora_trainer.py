@@ -15,7 +15,7 @@ from PIL import Image
 from datadream.adapt.lora_trainer import AdapterTrainer, TrainedAdapter
 from datadream.config import AdaptConfig
 from datadream.methods import AdapterSpec, TrainingPhoto
-from datadream.methods.n_steps import n_steps
+from datadream.methods.n_steps import crops_per_step, n_steps, n_warmup_steps
 from datadream.models.diffusion.lora import StackedLora
 from datadream.models.diffusion.pipeline import load_pipeline
 from datadream.run.layout import ADAPTER_WEIGHTS
@@ -191,6 +191,52 @@ def test_nan_loss_names_adapter_and_step(pipeline_folder):
     broken = trainer(pipeline_folder, CONFIG.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0}))
     (error,) = broken.train([spec()], [images()])
     assert re.match(r"the loss is (nan|inf) at step \d+", str(error))
+
+
+@pytest.mark.parametrize(
+    ("shots", "steps", "crops"), [(1, 200, 1), (2, 200, 2), (4, 200, 4), (8, 200, 8), (12, 400, 8), (16, 400, 8)]
+)
+def test_few_photos_take_the_authors_steps_in_batches_of_what_there_is(shots, steps, crops):
+    config, one = AdaptConfig(), spec(n_photos=shots)
+    assert (n_steps(one, config), crops_per_step(one, config)) == (steps, crops)
+    assert n_warmup_steps(steps, config) == 100
+
+
+def test_the_authors_steps_count_all_photos_of_an_adapter_of_all_classes():
+    config, whole = AdaptConfig(epochs=100), AdapterSpec("d", spec(n_photos=16).photos * 1000, 1000, 0)
+    assert n_steps(whole, config) == 200_000  # ImageNet: half of what 1,000 adapters of 400 steps take
+    assert n_steps(AdapterSpec("d", spec(n_photos=1).photos * 37, 37, 0), AdaptConfig()) == 200 * 5
+    assert crops_per_step(AdapterSpec("d", spec(n_photos=1).photos * 37, 37, 0), AdaptConfig()) == 8
+
+
+def test_earlier_versions_law_gave_one_photo_an_eighth():
+    earlier = AdaptConfig(step_law="crops")
+    assert [n_steps(spec(n_photos=shots), earlier) for shots in (1, 2, 4, 8, 12, 16)] == [25, 50, 100, 200, 300, 400]
+    for full in (earlier, AdaptConfig(steps_per_class=150)):
+        assert crops_per_step(spec(n_photos=1), full) == 8
+
+
+def test_a_step_of_few_photos_has_each_of_them_once(pipeline_folder):
+    config = CONFIG.model_copy(update={"steps_per_class": None, "epochs": 2, "batch_size": 8})
+    training = trainer(pipeline_folder, config)._start([spec()], [images()], steps=2)
+    (stream,) = training.streams
+    for _ in range(3):
+        batch = stream.sample()
+        assert len(batch.clean) == 4
+        assert sorted(batch.prompts) == sorted(PROMPTS * 2)
+        assert batch.weights.tolist() == [0.25] * 4
+
+
+def test_adapters_of_other_numbers_of_photos_become_what_they_become_alone(pipeline_folder):
+    """Of one and of four photos, both have an epoch of one step, and a batch of their own size."""
+    config = CONFIG.model_copy(update={"steps_per_class": None, "epochs": 5, "batch_size": 8})
+    ours, counts = trainer(pipeline_folder, config), (1, 4, 1, 3)
+    specs = [spec(f"a{number}", number, n_photos) for number, n_photos in enumerate(counts)]
+    together = ours.train(specs, [images(n) for n in counts])
+    for one, found in zip(specs, together, strict=True):
+        (alone,) = ours.train([one], [images(len(one.photos))])
+        assert found.losses == pytest.approx(alone.losses, rel=1e-4)
+        assert len(found.losses) == 5
 
 
 def test_class_adapters_share_the_dataset_adapters_steps():

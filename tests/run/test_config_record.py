@@ -49,6 +49,20 @@ def test_a_run_that_does_not_say_was_trained_on_squares_and_goes_on_with_them(st
         check_config(store, config)
 
 
+@pytest.mark.parametrize(("recipe", "refused"), [(recipes.digits, False), (ExperimentConfig, True)])
+def test_a_run_that_does_not_say_keeps_the_steps_that_its_adapters_had(store, recipe, refused):
+    config = recipe()
+    older = config.model_dump(mode="json")
+    del older["adapt"]["step_law"]
+    store.write_json(CONFIG, {"config": older})
+    found = recorded_config(store)
+    assert found.adapt.step_law == ("crops" if refused else "batches")
+    check_config(store, found)
+    told = pytest.raises(ValueError, match=r"adapt.step_law \(crops there, batches now\)")
+    with told if refused else nullcontext():
+        check_config(store, config)
+
+
 def test_photos_that_moved_are_found_again(photo_folder, tmp_path, store):
     """The folder around them was renamed, and a command may be typed from another directory."""
     config = recipes.digits(**{"data.source": str(photo_folder), "data.n_shots": 2})
