@@ -32,6 +32,7 @@ from benchmarks.plain_classify import PlainClassifier
 from benchmarks.shapes import MEAN, SHAPES, STD, add_arguments, random_clip
 from datadream.classify.evaluate import count_correct
 from datadream.classify.ingest.batches import LabelledImages
+from datadream.classify.schedule import schedule_for
 from datadream.classify.train_state import Part, Training, autocast_of
 from datadream.config import AugmentConfig, ClassifyConfig
 from datadream.data.augment import Augment
@@ -97,7 +98,7 @@ class Arms:
         knobs = {"batch_size": n, "learning_rate": RATE, "weight_decay": 0, "warmup_steps": 0}
         config = ClassifyConfig(**knobs, steps=10**6, lora_dropout=lora_dropout, precision=precision)
         parts = [Part(lambda step: itertools.repeat(self.batch), n, 1.0)]
-        return Training(self.clip, self.tokens, parts, self._augment, config, seed=0)
+        return Training(self.clip, self.tokens, parts, self._augment, config, schedule_for(config, n_images=0), seed=0)
 
     def our_dropped_step(self) -> float:
         return self.our_step(DROPOUT)

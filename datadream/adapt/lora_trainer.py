@@ -108,9 +108,9 @@ class AdapterTrainer:
             # Stacked adapters cut a batch into equal parts: those of fewer photos are trained by themselves.
             outcomes: dict[int, Outcome] = {}
             for places in by_crops.values():
-                own_specs, own_photos = ([own[place] for place in places] for own in (specs, photos))
+                alike, theirs = [specs[place] for place in places], [photos[place] for place in places]
                 own_samples = [on_samples[place] for place in places] if on_samples else ()
-                outcomes |= zip(places, self.train(own_specs, own_photos, on_step, alive, own_samples), strict=True)
+                outcomes |= zip(places, self.train(alike, theirs, on_step, alive, own_samples), strict=True)
             return [outcomes[place] for place in range(len(specs))]
         (steps,) = {n_steps(spec, self._config) for spec in specs}
         try:

@@ -25,6 +25,7 @@ from datadream.classify.ingest.batches import (
 from datadream.classify.loop import Checkpoints, Report, Trained, train
 from datadream.classify.metrics import logits_parquet, measure
 from datadream.classify.model_selection import ALL_SHOTS, Selection, best_of, readings, selection_of, train_chosen
+from datadream.classify.schedule import Schedule, schedule_of
 from datadream.classify.train_state import Part, Training, autocast_of
 from datadream.config import GAUSSIAN_SETTINGS, TRAINED_SETTINGS, ExperimentConfig, Setting
 from datadream.data.augment import Augment
@@ -96,7 +97,7 @@ class SettingTrainer:
         try:
             if setting in TRAINED_SETTINGS:
                 train = partial(self._train, setting, synthetic, report, checkpoints_of)
-                trained = train_chosen(self._few_shot, selection, self._config.classify.steps, train)
+                trained = train_chosen(self._few_shot, selection, self._schedule(setting).steps, train)
                 val_top1 = trained.val_top1
                 load_trainable_state(self.clip.model, trained.state)
             elif setting in GAUSSIAN_SETTINGS:
@@ -140,7 +141,7 @@ class SettingTrainer:
         selection = selection_of(setting, self._few_shot, self._config.classify)
         train = partial(self._train, setting, synthetic, report, None)
         try:
-            curve = readings(self._few_shot, selection, self._config.classify.steps, train)
+            curve = readings(self._few_shot, selection, self._schedule(setting).steps, train)
         finally:
             restore(self.clip.model)
         best = best_of(curve)
@@ -166,7 +167,7 @@ class SettingTrainer:
     ) -> Trained:
         """One training of a setting, as `model_selection` asks for it; the model is left as it learnt."""
         restore(self.clip.model)
-        config = self._config.classify
+        config, schedule = self._config.classify, self._schedule(setting)
         # The training whose weights are kept has the same seed with folds and without, and its bytes are the same.
         seed = partial(self._seed, setting) if name == ALL_SHOTS else partial(self._seed, setting, name)
         make_trainable(self.clip.model, **self._learning(), seed=seed("lora"), name=config.model)
@@ -176,13 +177,14 @@ class SettingTrainer:
             self._parts(setting, few_shot, synthetic, seed),
             self._augment(),
             config,
+            schedule,
             seed=seed("augment"),
             collectives=self._collectives,
         )
         return train(
             training,
             stop,
-            config.eval_every,
+            schedule.eval_every,
             evaluate=lambda: self._top1(few_shot.val) if few_shot.val else None,
             report=lambda step, reading: report(before + step, reading),
             checkpoints=checkpoints_of(name) if checkpoints_of else None,
@@ -209,6 +211,10 @@ class SettingTrainer:
         photos = self._photo_batches(selection.photos)
         features, labels = features_of(self.clip, photos, self._autocast, zero_shot.weight)
         return gda.blend(zero_shot, gda.fit(moments), features, labels, self._collectives)
+
+    def _schedule(self, setting: Setting) -> Schedule:
+        # Of the run's classes, also in folds, which lack shots and no class.
+        return schedule_of(setting, len(self._few_shot.class_names), self._config)
 
     def _augment(self) -> Augment:
         config = self._config.classify.augment

@@ -27,6 +27,7 @@ from datadream.classify.ingest.reader import (
     find_published,
 )
 from datadream.classify.model_selection import check_selection, selection_of
+from datadream.classify.schedule import Schedule, schedule_of
 from datadream.classify.search.successive_halving import found_knobs
 from datadream.config import TRAINED_SETTINGS, ExperimentConfig, Setting
 from datadream.data.few_shot import FewShotSet
@@ -73,11 +74,15 @@ class ClassifierJob:
         """Settings that the run does not hold yet."""
         return tuple(name for name in self.config.classify.settings if not self.store.exists(classifier_marker(name)))
 
+    def schedule(self, setting: Setting) -> Schedule:
+        """How long a setting is trained, at a time."""
+        return schedule_of(setting, len(self.few_shot.class_names), self.config)
+
     def unit(self, setting: Setting) -> Unit[ClassifierSpec]:
         """A setting as a unit, sized by the steps of all of its trainings."""
         steps = 0
         if setting in TRAINED_SETTINGS:
-            steps = self.config.classify.steps
+            steps = self.schedule(setting).steps
             steps *= selection_of(setting, self.few_shot, self.config.classify).n_trainings
         return Unit(
             run_url=self.store.url,

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from datadream.classify.ingest.batches import Labelled
+from datadream.classify.schedule import Schedule
 from datadream.config import ClassifyConfig
 from datadream.data.augment import Augment
 from datadream.data.mix import draw_mix
@@ -72,6 +73,7 @@ class Training:
         parts: Sequence[Part],
         augment: Augment,
         config: ClassifyConfig,
+        schedule: Schedule,
         *,
         seed: int,
         collectives: Collectives = ALONE,
@@ -88,7 +90,7 @@ class Training:
             self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=tokens.is_cuda
         )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: _rate(step, config.warmup_steps, config.steps)
+            self._optimizer, lambda step: _rate(step, schedule.warmup_steps, schedule.steps)
         )
         self._autocast = autocast_of(config.precision, tokens.device)
         self._loss_sum, self._losses = torch.zeros((), device=tokens.device), 0

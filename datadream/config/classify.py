@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from datadream.config.search import SearchConfig
 from datadream.config.section import Section
@@ -77,8 +77,12 @@ class ClassifyConfig(Section):
     image_tower: ImageTower = "auto"
     """How the image tower learns: lora, or full (all of its weights). auto: lora where its layers are
     nn.MultiheadAttention, as in ViTs, full elsewhere, as in RN50 (paper). The text tower learns by LoRA."""
-    steps: int = Field(3000, ge=1)
-    """Optimiser steps of every setting, so that settings compare at equal cost."""
+    epochs: int | None = Field(10, ge=1)
+    """Passes over generate.images_per_class images of every class (authors' script: 10; the paper does not say):
+    synthetic sees each image once in an epoch, real as many photos, each shot again and again, and real+synthetic
+    both. Unset where steps are given."""
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps of every setting, in place of epochs."""
     batch_size: int = Field(64, ge=1)
     """Images per step over all workers (paper: 64); real+synthetic takes half of it from each."""
     micro_batch_size: int | None = Field(None, ge=1)
@@ -87,10 +91,12 @@ class ClassifyConfig(Section):
     """AdamW's peak learning rate (paper: searched in 1e-4 .. 1e-7)."""
     weight_decay: float = Field(1e-4, ge=0)
     """AdamW's weight decay (paper: 5e-4 or 1e-4)."""
-    warmup_steps: int = Field(50, ge=0)
-    """Linear warm-up before the cosine schedule."""
-    eval_every: int = Field(250, ge=1)
-    """Steps between readings of the validation photos; the best reading's weights are kept."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Linear warm-up before the cosine schedule; unset: three tenths of the steps (authors' script: 3 of 10
+    epochs)."""
+    eval_every: int | None = Field(None, ge=1)
+    """Steps between readings of the validation photos; the best reading's weights are kept. Unset: an epoch (authors'
+    code), or a tenth of the steps where these are given."""
     select_on: Literal["val", "test"] = "val"
     """Photos that choose the weights. `test` is the authors' protocol, for comparison with their figures alone: it
     flatters, and every figure that it gave is marked."""
@@ -116,3 +122,17 @@ class ClassifyConfig(Section):
     """Random changes to the training images."""
     search: SearchConfig = SearchConfig()
     """Choosing knobs of training on validation photos."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_alone(cls, values: Any) -> Any:
+        # Also for runs of versions that knew steps alone.
+        if isinstance(values, dict) and values.get("steps") is not None:
+            return {"epochs": None} | values
+        return values
+
+    @model_validator(mode="after")
+    def _is_bounded_once(self) -> ClassifyConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("expected either epochs or steps; set the one that you mean, and leave the other null")
+        return self

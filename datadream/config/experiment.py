@@ -90,6 +90,10 @@ class ExperimentConfig(Section):
         if changes.get("generate.preset") is not None:
             for name in PRESET_KNOBS:
                 del values["generate"][name]
+        # Likewise what bounds the classifier's training: epochs of a recipe give way to steps, and steps to epochs.
+        for given, other in (("epochs", "steps"), ("steps", "epochs")):
+            if changes.get(f"classify.{given}") is not None and changes.get(f"classify.{other}") is None:
+                values["classify"][other] = None
         for key, value in changes.items():
             replace_dotted(values, key, value, known)
         return parse_config(values)

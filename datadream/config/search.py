@@ -33,8 +33,8 @@ class SearchConfig(Section):
     flips: tuple[bool, ...] = ()
     """Mirroring half of the images to choose from, [false, true]; empty: classify.augment.flip."""
     grace: float = Field(0.1, gt=0, le=1)
-    """Share of classify.steps that every combination is trained for, at least, before any is given up; 1: all train
-    to the end (paper)."""
+    """Share of its steps that every combination is trained for, at least, before any is given up; 1: all train to the
+    end (paper)."""
     reduction: int = Field(3, ge=2)
     """The best of so many combinations goes on, with so many times the steps."""
 

@@ -1,5 +1,7 @@
-"""How many steps an adapter gets, of how many crops, and its warm-up. Imports nothing heavy: the driver and the queue need it, and
-load no model."""
+"""How many steps an adapter gets, of how many crops, and its warm-up.
+
+Imports nothing heavy: the driver and the queue need it, and load no model.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ def crops_per_step(spec: AdapterSpec, config: AdaptConfig) -> int:
 def n_warmup_steps(steps: int, config: AdaptConfig) -> int:
     """Warm-up of a training of so many steps.
 
-    The authors' is never cut, and then a training of fewer than 100 steps does not reach its rate; the paper's have 200
-    at least, whose half is the warm-up.
+    The authors' is never cut, and then a training of fewer than 100 steps does not reach its rate. The paper's have
+    200 at least, of which 100 are half.
     """
     return min(config.warmup_steps, steps // 2)

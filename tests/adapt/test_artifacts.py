@@ -9,8 +9,9 @@ from datadream import recipes
 from datadream.adapt.artifacts import are_committed, commit_adapter, write_index
 from datadream.adapt.lora_trainer import TrainedAdapter
 from datadream.adapt.stage import AdapterUnit, adapter_units
+from datadream.config import ExperimentConfig
 from datadream.methods.base import AdapterSpec, TrainingPhoto
-from datadream.run.layout import adapter_weights
+from datadream.run.layout import AdapterMarker, adapter_weights
 from datadream.run.store import RunStore
 
 LOSSES = [0.5 / (1 + step) for step in range(25)]
@@ -41,6 +42,19 @@ def test_the_loss_of_every_step_is_a_parquet_row(store, units):
     curve = [[step, pytest.approx(mean)] for step, mean in zip((10, 20, 25), means, strict=True)]
     assert store.read_json(units[0].marker)["losses"] == curve
     assert store.read_bytes("adapters/a/kohya.safetensors") == b"k"
+
+
+def test_an_adapter_of_an_earlier_version_keeps_its_hash(store, units):
+    """Of what made it: `c8a566...` of the digits' 150 steps is from before there was a step law to choose."""
+    spec, photos = units[0].payload, len(units[0].payload.photos)
+    assert AdapterMarker.from_json(store.read_json(units[0].marker)).spec_sha256.startswith("c8a5664062df0badc559")
+    hashes = {}
+    for law in ("crops", "batches"):
+        config = ExperimentConfig().updated({"adapt.step_law": law})
+        commit_adapter(store, spec, TrainedAdapter(b"a", LOSSES, photos, 1.5, {}), config)
+        hashes[law] = AdapterMarker.from_json(store.read_json(units[0].marker)).spec_sha256
+    assert hashes["crops"].startswith("ab1029b2e99751a36235")
+    assert hashes["batches"] != hashes["crops"]
 
 
 def test_the_index_lists_every_adapter(store, units):

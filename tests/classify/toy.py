@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from datadream.classify.ingest.batches import LabelledImages, shuffled_batches
+from datadream.classify.schedule import schedule_for
 from datadream.classify.train_state import Part, Training
 from datadream.config import AugmentConfig, ClassifyConfig
 from datadream.data.augment import Augment
@@ -44,4 +45,5 @@ def training_of(
     clip: ClipModel, settings: ClassifyConfig, parts: list[Part], augment: Augment, ranks: Collectives = ALONE
 ) -> Training:
     tokens = clip.tokenizer(PROMPTS).to(clip.model.logit_scale.device)
-    return Training(clip, tokens, parts, augment, settings, seed=0, collectives=ranks)
+    schedule = schedule_for(settings, n_images=0)
+    return Training(clip, tokens, parts, augment, settings, schedule, seed=0, collectives=ranks)

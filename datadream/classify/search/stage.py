@@ -61,7 +61,7 @@ def choose_knobs(
             )
             for job in jobs
             for setting in _searched(job)
-            for trial in Search(job.store, setting, job.config.classify).next_trials()
+            for trial in Search(job.store, setting, job.config.classify, job.schedule(setting).steps).next_trials()
         ]:
             _run_rung(store, units, images, workers, listeners)
 
@@ -101,7 +101,7 @@ def _load(images: dict[str, Images], device: torch.device | None) -> Callable[[U
         job, trial = unit.payload.job, unit.payload.trial
         # Without test photos: a trial cannot look at them.
         trainer, synthetic = held.of(replace(job, few_shot=replace(job.few_shot, test=())), trial.setting)
-        tried = trainer.with_knobs(trial.schedule(job.config.classify) | trial.knobs)
+        tried = trainer.with_knobs(trial.schedule(job.schedule(trial.setting)) | trial.knobs)
         found: dict[str, Any] = {"val_top1": None}
         try:
             found = tried.choose(trial.setting, synthetic, lambda step, reading: None)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
+from datadream.classify.schedule import Schedule
 from datadream.config import ClassifyConfig, Setting
 from datadream.run.layout import SearchRecord, TrialRecord, search_marker, trial_marker
 from datadream.run.store import RunStore
@@ -39,12 +39,12 @@ class Trial:
         """Where its record is, once it is finished."""
         return trial_marker(self.setting, self.steps, self.number)
 
-    def schedule(self, config: ClassifyConfig) -> dict[str, Any]:
-        """Knobs of training for its steps: warm-up and readings keep their share of them."""
+    def schedule(self, whole: Schedule) -> dict[str, int]:
+        """Knobs of training for its steps, which may be a part of a `whole` training: warm-up keeps its share."""
         return {
             "steps": self.steps,
-            "warmup_steps": config.warmup_steps * self.steps // config.steps,
-            "eval_every": min(config.eval_every, self.steps),
+            "warmup_steps": whole.warmup_steps * self.steps // whole.steps,
+            "eval_every": min(whole.eval_every, self.steps),
         }
 
 
@@ -55,6 +55,8 @@ class Search:
     store: RunStore
     setting: Setting
     config: ClassifyConfig
+    steps: int
+    """Of a whole training of the setting."""
 
     def next_trials(self) -> list[Trial]:
         """Trials of the first rung that lacks records; none when the choice is made, and then it is recorded.
@@ -65,9 +67,9 @@ class Search:
             return []
         search, records, listed = self.config.search, [], candidates(self.config)
         numbers = list(range(len(listed)))
-        for steps in rung_steps(self.config.steps, search.grace, search.reduction):
+        for steps in rung_steps(self.steps, search.grace, search.reduction):
             # A short training can favour what overfits in a long one: the config's own knobs need not have got so far.
-            if steps == self.config.steps:
+            if steps == self.steps:
                 numbers = sorted({OWN, *numbers})
             rung = [Trial(self.setting, number, listed[number], steps) for number in numbers]
             missing, found = [], []

@@ -6,18 +6,20 @@ import itertools
 
 import pytest
 
+from datadream.classify.schedule import schedule_for
 from datadream.classify.search.successive_halving import Search, Trial, candidates, found_knobs, ranked, rung_steps
 from datadream.config import ClassifyConfig
 from datadream.run.layout import TrialRecord
 from datadream.run.store import RunStore
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)
+STEPS = 900
 
 
 def config(**search) -> ClassifyConfig:
     grid = {"learning_rates": RATES, "weight_decays": (0.0, 0.1)}
     own = {"learning_rate": 1e-2, "weight_decay": 0.1}
-    return ClassifyConfig(steps=900, warmup_steps=90, eval_every=250, search=grid | search, **own)
+    return ClassifyConfig(steps=STEPS, warmup_steps=90, eval_every=250, search=grid | search, **own)
 
 
 def record(store: RunStore, trial: Trial, val_top1: float | None) -> None:
@@ -41,7 +43,7 @@ def test_the_best_go_on_whatever_the_order_in_which_trials_end(tmp_path):
     found = []
     for way, order in enumerate((1, -1)):
         store = RunStore(str(tmp_path / str(way)))
-        search, rungs = Search(store, "real", config(grace=0.3)), []
+        search, rungs = Search(store, "real", config(grace=0.3), STEPS), []
         while trials := search.next_trials():
             rungs.append([(trial.steps, trial.number) for trial in trials])
             for trial in trials[::order]:
@@ -59,7 +61,7 @@ def test_the_best_go_on_whatever_the_order_in_which_trials_end(tmp_path):
 def test_the_knobs_of_the_config_compete_to_the_end_and_win_when_equal(tmp_path):
     for own_top1, chosen in ((70.0, 1e-2), (69.9, 1e-3)):
         store = RunStore(str(tmp_path / str(own_top1)))
-        search, steps = Search(store, "real", config()), set()
+        search, steps = Search(store, "real", config(), STEPS), set()
         while trials := search.next_trials():
             for trial in trials:
                 is_own = trial.knobs == {"learning_rate": 1e-2, "weight_decay": 0.1}
@@ -80,7 +82,7 @@ def test_knobs_that_are_not_listed_are_a_candidate_too():
 
 def test_only_what_is_not_recorded_is_run(tmp_path):
     store = RunStore(str(tmp_path))
-    search = Search(store, "real", config())
+    search = Search(store, "real", config(), STEPS)
     first, *others = search.next_trials()
     record(store, first, 50.0)
     assert search.next_trials() == others
@@ -92,7 +94,7 @@ def test_what_diverged_is_last_and_a_search_of_nothing_else_fails(tmp_path):
     accuracies = enumerate((None, 0.0, 9.0))
     records = [TrialRecord(number=number, knobs={}, steps=1, val_top1=top1) for number, top1 in accuracies]
     assert [record.number for record in ranked(records)] == [2, 1, 0]
-    search = Search(store, "real", config())
+    search = Search(store, "real", config(), STEPS)
     for trial in search.next_trials():
         record(store, trial, None)
     with pytest.raises(RuntimeError, match="real: training diverged under every combination"):
@@ -101,7 +103,7 @@ def test_what_diverged_is_last_and_a_search_of_nothing_else_fails(tmp_path):
 
 def test_a_short_trial_has_a_whole_schedule():
     trial = Trial("real", 0, {"learning_rate": 1e-3}, steps=100)
-    assert trial.schedule(config()) == {"steps": 100, "warmup_steps": 10, "eval_every": 100}
+    assert trial.schedule(schedule_for(config(), n_images=0)) == {"steps": 100, "warmup_steps": 10, "eval_every": 100}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_combinations_are_all_products_of_what_is_listed():
 def test_records_of_other_knobs_are_not_taken_for_a_trial(tmp_path):
     """Earlier versions numbered the combinations without the config's own knobs."""
     store = RunStore(str(tmp_path))
-    search = Search(store, "real", config())
+    search = Search(store, "real", config(), STEPS)
     first, second, *others = search.next_trials()
     for trial in (second, *others):
         record(store, trial, 50.0)
@@ -141,7 +143,7 @@ def test_mirroring_is_chosen_like_other_knobs(tmp_path, own, expected):
     flips = ClassifyConfig(augment={"flip": own}, search={"flips": [False, True], "grace": 1})
     assert candidates(flips) == [{"augment.flip": flip} for flip in expected]
     store = RunStore(str(tmp_path))
-    for trial in Search(store, "real", flips).next_trials():
+    for trial in Search(store, "real", flips, STEPS).next_trials():
         record(store, trial, 60.0 + 10 * trial.knobs["augment.flip"])
-    assert Search(store, "real", flips).next_trials() == []
+    assert Search(store, "real", flips, STEPS).next_trials() == []
     assert found_knobs(store, "real").knobs == {"augment.flip": True}
