@@ -254,7 +254,7 @@ def _config(arguments: argparse.Namespace, changes: dict[str, Any]) -> Experimen
             raise ValueError(f"--recipe {arguments.recipe} beside --from: the knobs are those of run {source!r}.")
         return config_reusing(RunStore(source)).updated(changes)
     if arguments.recipe:
-        return recipes.by_name(arguments.recipe).updated(changes)
+        return recipes.by_name(arguments.recipe, changes)
     saved = recorded_config(RunStore(arguments.run))
     if saved is not None:
         return saved.updated(changes)

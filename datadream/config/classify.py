@@ -33,6 +33,8 @@ class AugmentConfig(Section):
     allows."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     """Range of a crop's width over its height; (1, 1) keeps squares."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How a crop's pixels are taken from the image (authors' code: bicubic)."""
     flip: bool | None = None
     """Mirror half of the images (paper: true); unset: no, for a mirrored character or sign is another one.
     classify.search.flips=[false, true] lets validation photos choose."""
@@ -40,6 +42,12 @@ class AugmentConfig(Section):
     """Largest rotation, in degrees either way; 0 turns it off."""
     color_jitter: float = Field(0.4, ge=0, le=1)
     """Largest relative change of brightness, contrast and saturation; 0 turns it off."""
+    saturation_jitter: float | None = Field(None, ge=0, le=1)
+    """That of saturation where it is another (authors' code: 0.2 beside 0.4)."""
+    hue_jitter: float = Field(0.0, ge=0, le=0.5)
+    """Largest turn of the hue, as a share of the circle of colours (authors' code: 0.1); 0 turns it off."""
+    jitter_share: float = Field(1.0, ge=0, le=1)
+    """Share of images whose brightness, contrast, saturation and hue change (authors' code: 0.8)."""
     grayscale: float = Field(0.2, ge=0, le=1)
     """Share of images turned grey; 0 turns it off."""
     blur: float = Field(0.0, ge=0, le=1)

@@ -84,6 +84,12 @@ class GenerateConfig(Section):
     """A diffusers scheduler class, such as DPMSolverMultistepScheduler; unset: the one that the pipeline ships."""
     strength: float = Field(0.75, gt=0, le=1)
     """How far is-synth noises its photo: 1 forgets it."""
+    shot_order: Literal["in-turn", "random"] = "in-turn"
+    """Which of its class's shots an image of is-synth starts from: each in turn, or one at random (DISEF's code, with
+    which the paper ran is-synth)."""
+    fit: Literal["crop", "pad"] = "crop"
+    """How a photo that an image starts from becomes a square: crop takes its middle, pad puts black bars beside it
+    (DISEF's code)."""
     chunk_size: int = Field(50, ge=1)
     """Images of one class per unit of work, retry and commit."""
     batch_size: int | None = Field(None, ge=1)

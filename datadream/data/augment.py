@@ -21,8 +21,9 @@ from datadream.data.rand_augment import NUMBERS_PER_OPERATION, rand_augment
 
 # Weights of red, green and blue in a grey level (ITU-R 601, as in Pillow).
 LUMA = (0.299, 0.587, 0.114)
-# Random numbers of an image for crop, flip, rotation and colours; further ones where there is blur or solarisation.
-N_NUMBERS, N_BLUR_NUMBERS = 10, 3
+# Random numbers of an image for crop, flip, rotation and colours; further ones where there is blur or solarisation,
+# and where the hue turns or not all images' colours change.
+N_NUMBERS, N_BLUR_NUMBERS, N_HUE_NUMBERS = 10, 3, 2
 # Deviations of the blur in pixels of an image of BLUR_SIZE pixels (authors' code).
 BLUR_SIGMA, BLUR_SIZE = (0.1, 2.0), 224
 
@@ -37,7 +38,9 @@ class Augment:
         self.config, self.flip, self.size = config, flip, size
         # Random numbers of an image. What is off takes none, so that it does not move what is on.
         has_blur = config.blur > 0 or config.solarize > 0
-        self.n_numbers = N_NUMBERS + has_blur * N_BLUR_NUMBERS + config.rand_augment * NUMBERS_PER_OPERATION
+        self._hue_at = N_NUMBERS + has_blur * N_BLUR_NUMBERS
+        self._has_hue = config.hue_jitter > 0 or config.jitter_share < 1
+        self.n_numbers = self._hue_at + self._has_hue * N_HUE_NUMBERS + config.rand_augment * NUMBERS_PER_OPERATION
         self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
 
     def __call__(self, images: Tensor | Sequence[Tensor], rng: torch.Generator) -> Tensor:
@@ -50,7 +53,10 @@ class Augment:
     def apply(self, images: Tensor | Sequence[Tensor], numbers: Tensor) -> Tensor:
         """Change each image by its own row of numbers."""
         pixels = self._crop(images, numbers) if isinstance(images, Tensor) else self._crop_each(images, numbers)
-        pixels = self._change_colors(pixels, numbers[:, 6:N_NUMBERS].to(pixels.device, non_blocking=True))
+        of_colors = numbers[:, 6:N_NUMBERS]
+        if self._has_hue:
+            of_colors = torch.cat([of_colors, numbers[:, self._hue_at :][:, :N_HUE_NUMBERS]], dim=1)
+        pixels = self._change_colors(pixels, of_colors.to(pixels.device, non_blocking=True))
         # The numbers of blur and solarisation stay on the CPU: which images they meet decides shapes there.
         of_blur = numbers[:, N_NUMBERS:]
         if self.config.blur > 0:
@@ -82,9 +88,10 @@ class Augment:
         # Bilinear interpolation alone would skip pixels where it shrinks by more than two.
         fine = 2 if min(height, width) > self.size else 1
         grid = F.affine_grid(theta, [len(images), 3, fine * self.size, fine * self.size], align_corners=False)
-        pixels = F.grid_sample(
-            images.float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False
-        )
+        mode = self.config.interpolation
+        pixels = F.grid_sample(images.float() / 255, grid, mode=mode, padding_mode="reflection", align_corners=False)
+        if mode == "bicubic":
+            pixels = pixels.clamp(0, 1)  # it overshoots at edges
         return F.avg_pool2d(pixels, fine) if fine > 1 else pixels
 
     def _affine(
@@ -111,15 +118,28 @@ class Augment:
         return torch.stack(rows, dim=1).view(-1, 2, 3)
 
     def _change_colors(self, pixels: Tensor, numbers: Tensor) -> Tensor:
-        """Scale brightness, the distance from the mean grey level, and the distance from each pixel's grey level."""
-        *factors, grey = numbers.view(-1, 4, 1, 1, 1).unbind(1)
-        jitter = self.config.color_jitter
-        brightness, contrast, saturation = (_between(factor, 1 - jitter, 1 + jitter) for factor in factors)
+        """Scale brightness, the distance from the mean grey level, and the distance from each pixel's grey level; turn
+        the hue."""
+        *factors, grey = numbers[:, :4].view(-1, 4, 1, 1, 1).unbind(1)
+        config, colors = self.config, self.config.color_jitter
+        ranges = (colors, colors, colors if config.saturation_jitter is None else config.saturation_jitter)
+        brightness, contrast, saturation = (
+            _between(factor, 1 - jitter, 1 + jitter) for factor, jitter in zip(factors, ranges, strict=True)
+        )
+        if self._has_hue:
+            kept = (numbers[:, 4] >= config.jitter_share).view(-1, 1, 1, 1)
+            brightness, contrast, saturation = (
+                torch.where(kept, 1, factor) for factor in (brightness, contrast, saturation)
+            )
+            turn = torch.where(
+                kept, 0, _between(numbers[:, 5].view(-1, 1, 1, 1), -config.hue_jitter, config.hue_jitter)
+            )
         # No saturation is what a grey image is.
         saturation = torch.where(grey < self.config.grayscale, 0, saturation)
         pixels = (pixels * brightness).clamp(0, 1)
         pixels = torch.lerp(_luma(pixels).mean(dim=(2, 3), keepdim=True), pixels, contrast).clamp(0, 1)
-        return torch.lerp(_luma(pixels), pixels, saturation).clamp(0, 1)
+        pixels = torch.lerp(_luma(pixels), pixels, saturation).clamp(0, 1)
+        return _turn_hue(pixels, turn) if config.hue_jitter > 0 else pixels
 
     def _blur(self, pixels: Tensor, chosen: Tensor, sigma: Tensor) -> Tensor:
         """Blur some images, each with its own deviation; torchvision's kernel has one for all."""
@@ -147,6 +167,26 @@ def _rows(chosen: Tensor, device: torch.device) -> Tensor:
 
 def _between(numbers: Tensor, low: float, high: float) -> Tensor:
     return low + (high - low) * numbers
+
+
+def _turn_hue(pixels: Tensor, turn: Tensor) -> Tensor:
+    """Pixels [n, 3, H, W] in [0, 1] with their hue in HSV turned by shares [n, 1, 1, 1] of the circle.
+
+    torchvision's adjust_hue has one turn for all images.
+    """
+    value, least = pixels.amax(dim=1, keepdim=True), pixels.amin(dim=1, keepdim=True)
+    chroma = value - least
+    red, green, blue = pixels.split(1, dim=1)
+    # In sixths of the circle, from the channel that is largest; a grey pixel has no hue, and none is turned.
+    scale = chroma.clamp(min=1e-12)
+    hue = torch.where(
+        value == red,
+        (green - blue) / scale,
+        torch.where(value == green, 2 + (blue - red) / scale, 4 + (red - green) / scale),
+    )
+    # HSV's closed form: red, green and blue are V - C max(0, min(k, 4 - k, 1)), k = (5, 3, 1) + H modulo 6.
+    sixths = torch.cat([hue + 5, hue + 3, hue + 1], dim=1).add(6 * turn) % 6
+    return value - chroma * torch.minimum(sixths, 4 - sixths).clamp(0, 1)
 
 
 def _luma(pixels: Tensor) -> Tensor:

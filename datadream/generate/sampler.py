@@ -198,7 +198,7 @@ class Sampler:
         else:
             # The photos with the noise of `strength`, and the steps that are left from there (SDEdit).
             keys = [request.source_key for request in requests if request.source_key is not None]
-            photos = [centre_square(read_photo(key), self._resolution) for key in keys]
+            photos = [FITS[self._config.fit](read_photo(key), self._resolution) for key in keys]
             timesteps, _ = pipeline.get_timesteps(self._config.steps, requests[0].strength, pipeline.device)
             pixels, first = pipeline.image_processor.preprocess(photos), timesteps[:1].repeat(n)
             latents = pipeline.prepare_latents(pixels, first, n, 1, pipeline.unet.dtype, pipeline.device, generators)
@@ -265,3 +265,15 @@ def centre_square(image: Image.Image, pixels: int) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side)).resize((pixels, pixels), Image.Resampling.BICUBIC)
+
+
+def padded_square(image: Image.Image, pixels: int) -> Image.Image:
+    """All of a photo in the middle of a black square, `pixels` wide."""
+    side = max(image.size)
+    padded = Image.new("RGB", (side, side))
+    padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return padded.resize((pixels, pixels), Image.Resampling.BICUBIC)
+
+
+FITS: dict[str, Callable[[Image.Image, int], Image.Image]] = {"crop": centre_square, "pad": padded_square}
+"""What generate.fit names."""

@@ -68,9 +68,11 @@ class ImageSeries(Sequence[ImageRequest]):
     adapters: tuple[tuple[str, float], ...] = ()
     """LoRAs to merge, each with its weight; none: the base generator."""
     source_keys: tuple[str, ...] = ()
-    """Photos to start from, noised by `strength`: image i of the class from photo i modulo their number. None: start
-    from noise."""
+    """Photos to start from, noised by `strength`: image i of the class from photo i modulo their number, unless they
+    are shuffled. None: start from noise."""
     strength: float | None = None
+    shuffled: bool = False
+    """An image's seed chooses its photo among these, as it does its prompt."""
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):  # its letters would be prompts
@@ -106,8 +108,11 @@ class ImageSeries(Sequence[ImageRequest]):
     def _values(self, index: int) -> tuple[Any, ...]:
         # The seed has neither adapter nor prompt in it: all methods start an image from the same noise.
         seed = derive_seed(self.run_seed, "image", self.label, index)
-        photo = self.source_keys[index % len(self.source_keys)] if self.source_keys else None
-        return self.label, index, self.prompts[seed % len(self.prompts)], seed, self.adapters, photo, self.strength
+        # What the choice of the prompt leaves of the seed, so that neither choice tells anything of the other.
+        rest, prompt = divmod(seed, len(self.prompts))
+        place = rest if self.shuffled else index
+        photo = self.source_keys[place % len(self.source_keys)] if self.source_keys else None
+        return self.label, index, self.prompts[prompt], seed, self.adapters, photo, self.strength
 
 
 @dataclass(frozen=True, slots=True)

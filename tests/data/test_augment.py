@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from datadream.config import AugmentConfig
-from datadream.data.augment import Augment
+from datadream.data.augment import Augment, _turn_hue
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 OFF = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "rotation": 0, "color_jitter": 0, "grayscale": 0}
@@ -195,3 +195,47 @@ def test_an_image_with_everything_on_does_not_depend_on_its_batch(images):
     every = augment(crop_scale=(0.3, 1), rotation=30, color_jitter=0.4, blur=0.5, solarize=0.5, rand_augment=2)
     numbers = every.draw(len(images), rng())
     torch.testing.assert_close(every.apply(images, numbers)[20:30], every.apply(images[20:30], numbers[20:30]))
+
+
+def test_a_turn_of_the_hue_is_torchvisions(images):
+    """One turn for all: a range of a single value."""
+    colors = images.float() / 255
+    colors[:, :, :4] = colors[:, :1, :4]  # grey, which has no hue
+    for turn in (-0.5, -0.1, 0.0, 0.07, 0.5):
+        ours = _turn_hue(colors, torch.full((64, 1, 1, 1), turn))
+        torch.testing.assert_close(ours, tv.adjust_hue(colors, turn), atol=1e-4, rtol=0)
+
+
+def test_the_share_of_images_whose_colours_change_and_their_ranges(images):
+    some = augment(color_jitter=0.4, saturation_jitter=0.2, hue_jitter=0.1, jitter_share=0.8)
+    many = images.repeat(8, 1, 1, 1)
+    same = torch.isclose(some(many, rng()), normalised(many), atol=1e-4).flatten(1).all(dim=1)
+    assert 0.14 < same.float().mean() < 0.26
+    # A red pixel whose brightness and contrast do not change keeps its red; saturation takes its green up to a fifth.
+    red = torch.zeros(256, 3, 16, 16, dtype=torch.uint8)
+    red[:, 0] = 200
+    of_saturation = augment(saturation_jitter=0.2)
+    numbers = of_saturation.draw(256, rng())
+    green = pixels(of_saturation.apply(red, numbers))[:, 1, 0, 0]
+    grey = 200 / 255 * 0.299
+    torch.testing.assert_close(green, ((1 - (0.8 + 0.4 * numbers[:, 8])) * grey).clamp(min=0), atol=1e-4, rtol=0)
+
+
+def test_what_is_off_moves_no_other_random_number(images):
+    plain, numbers = augment(color_jitter=0.4, rand_augment=2, blur=0.3), rng()
+    widest = augment(color_jitter=0.4, rand_augment=2, blur=0.3, jitter_share=0.99999, hue_jitter=0.0)
+    drawn = plain.draw(64, numbers)
+    assert drawn.shape == (64, 17)
+    wider = torch.cat([drawn[:, :13], torch.zeros(64, 2), drawn[:, 13:]], dim=1)
+    torch.testing.assert_close(widest.apply(images, wider), plain.apply(images, drawn))
+
+
+def test_bicubic_crops_are_sharper_than_bilinear_ones_and_stay_in_range():
+    stripes = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    stripes[..., ::4] = stripes[..., 1::4] = 255
+    soft, sharp = (pixels(augment(size=40, interpolation=mode)(stripes, rng())) for mode in ("bilinear", "bicubic"))
+    assert sharp.std() > soft.std()
+    assert sharp.min() > -1e-5
+    assert sharp.max() < 1 + 1e-5
+    expected = F.interpolate(stripes.float() / 255, size=(40, 40), mode="bicubic", align_corners=False).clamp(0, 1)
+    torch.testing.assert_close(sharp[..., 4:-4, 4:-4], expected[..., 4:-4, 4:-4], atol=2e-3, rtol=0)

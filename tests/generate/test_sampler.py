@@ -6,9 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 from PIL import Image
 
+from datadream import recipes
 from datadream.config import GenerateConfig
 from datadream.generate.sampler import Sampler, centre_square
 from datadream.methods import ImageRequest
@@ -64,6 +70,35 @@ def test_from_noise(sampler, adapters, pipeline_folder, tmp_path):
     assert ours.dtype == np.uint8
     assert worst_difference(ours, expected) <= 2
     assert worst_difference(ours[:1], expected[1:2]) > 20
+
+
+def test_is_synth_is_the_loop_that_the_paper_ran(pipeline_folder):
+    """DISEF's: a padded photo, 15 of 20 steps of DPM-Solver++, guidance 8."""
+    made = recipes.paper(method="is-synth")
+    sampler = Sampler(load_pipeline(str(pipeline_folder), None, CPU, torch.float32), made.generate, 32)
+    request = ImageRequest(0, 0, PROMPT, 100, (), "7", made.generate.strength)
+    (ours,) = sampler.generate([request], lambda _: b"", read_photo)
+
+    plain = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+    scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
+    scheduler.set_timesteps(20)
+    photo = read_photo("7")  # 64 x 40
+    square = Image.new("RGB", (64, 64))
+    square.paste(photo, (0, 12))
+    pixels = torch.from_numpy(np.asarray(square.resize((32, 32)))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    generator = torch.Generator().manual_seed(100)
+    with torch.no_grad():
+        latents = plain.vae.encode(pixels).latent_dist.sample(generator) * plain.vae.config.scaling_factor
+        noise = torch.randn(latents.shape, generator=generator)
+        latents = scheduler.add_noise(latents, noise, scheduler.timesteps[5:6])
+        prompts = torch.cat(plain.encode_prompt(PROMPT, CPU, 1, True, negative_prompt="")[::-1])
+        assert len(scheduler.timesteps[5:]) == 15
+        for time in scheduler.timesteps[5:]:
+            without, with_prompt = plain.unet(torch.cat([latents] * 2), time, prompts).sample.chunk(2)
+            latents = scheduler.step(without + 8 * (with_prompt - without), time, latents).prev_sample
+        image = plain.vae.decode(latents / plain.vae.config.scaling_factor).sample
+    expected = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
+    assert np.abs(ours.astype(int) - expected.astype(int)).max() <= 2
 
 
 def test_from_a_photo(sampler, adapters, pipeline_folder, tmp_path):

@@ -56,6 +56,18 @@ def test_is_synth_starts_from_each_shot_of_the_class_in_turn(few_shot):
     assert {image.strength for image in requests(made)} == {0.5}
 
 
+def test_shots_at_random_are_all_drawn_and_tell_nothing_of_the_prompt(few_shot):
+    prompts = ["a photo of a {name}", "a scan of a {name}"]
+    random = {"generate.shot_order": "random", "generate.images_per_class": 400, "generate.prompts": prompts}
+    drawn = [image for image in requests(plan(few_shot, "is-synth", **random)) if image.label == 3]
+    counts = Counter((image.prompt, image.source_key) for image in drawn)
+    assert {key for _, key in counts} == set(few_shot.shots[3])
+    assert len(counts) == 2 * len(few_shot.shots[3])
+    assert min(counts.values()) > 20  # 50 each on average
+    in_turn = requests(plan(few_shot, "is-synth", **random | {"generate.shot_order": "in-turn"}))
+    assert [image.seed for image in in_turn if image.label == 3] == [image.seed for image in drawn]
+
+
 def test_zero_shot_and_none(few_shot):
     assert plan(few_shot, "zero-shot").adapters == ()
     assert {image.source_key for image in requests(plan(few_shot, "zero-shot"))} == {None}
