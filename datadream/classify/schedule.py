@@ -20,8 +20,8 @@ class Schedule:
 def schedule_of(setting: Setting, n_classes: int, config: ExperimentConfig) -> Schedule:
     """The schedule of a setting: an epoch shows every generated image once, or as many photos, or both.
 
-    That is the authors' epoch: their loaders repeat the shots until there are as many as generated images, also where
-    nothing is trained on but shots. It follows from the config alone, so that a class of which fewer images were
+    That is the authors' epoch: they repeat the shots until there are as many as generated images, and on ImageNet also
+    where nothing but shots is trained on. It follows from the config alone, so that a class of which fewer images were
     published moves no step of the others.
     """
     of_each = n_classes * config.generate.images_per_class
