@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from datadream.classify.schedule import schedule_of
 from datadream.cli import main
 from datadream.config import ExperimentConfig
 from datadream.experiment import Experiment
+from datadream.methods.base import AdapterSpec, TrainingPhoto
+from datadream.methods.n_steps import n_steps
 
 JOBS = Path(__file__).parents[2] / "jobs"
 CONFIGS = ("digits-smoke", "eurosat", "imagenet-cls", "imagenet-dset", "own-photos")
@@ -38,6 +41,20 @@ def test_what_a_user_must_change_is_marked():
         lines = (JOBS / f"{name}.yaml").read_text().splitlines()
         places = [line for line in lines if line.lstrip().startswith(("run:", "source:"))]
         assert all("# yours" in line for line in places) or name == "digits-smoke"
+
+
+def test_imagenet_has_the_papers_steps(asked):
+    """Half of the epochs for one adapter of all classes, and ten times through the generated images."""
+    photos = tuple(TrainingPhoto(str(number), "") for number in range(16_000))
+    for name, spec, steps in (
+        ("imagenet-dset", AdapterSpec("dataset", photos, 1000, 0), 200_000),
+        ("imagenet-cls", AdapterSpec("class-00000", photos[:16], 1, 0), 400),
+    ):
+        assert main(["run", "--config", str(JOBS / f"{name}.yaml")]) == 0
+        config = asked[-1].config
+        assert n_steps(spec, config.adapt) == steps
+        assert schedule_of("synthetic", 1000, config).steps == 78_130
+        assert config.classify.search.combinations == []
 
 
 def test_the_names_of_eurosat_are_of_its_folders(monkeypatch, asked):
