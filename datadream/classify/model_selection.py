@@ -64,8 +64,8 @@ def check_selection(few_shot: FewShotSet, config: ClassifyConfig) -> None:
         if setting in config.settings and selection_of(setting, few_shot, config).chosen_by in (None, "test"):
             raise ValueError(
                 f"classify.search chooses knobs on validation photos, but {setting} has none. "
-                "Add a val folder or set classify.folds, with classify.select_on=val; or do not search: leave the lists "
-                "of classify.search empty."
+                "Add a val folder or set classify.folds, with classify.select_on=val; or do not search: empty the "
+                "lists of classify.search."
             )
 
 

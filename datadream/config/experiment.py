@@ -35,8 +35,8 @@ class GridConfig(Section):
     """A table of runs: every combination of what is listed, each a complete run in its own folder."""
 
     methods: tuple[AnyMethod, ...] = ()
-    """Methods; empty: the run's own method. All have the same knobs: is-synth too, which recipe paper samples otherwise
-    where it is the run's method."""
+    """Methods; empty: the run's own method. All have the same knobs, also is-synth, which recipe paper samples
+    otherwise where it is the run's method."""
     seeds: tuple[int, ...] = ()
     """Seeds of shots, generator and classifier together; empty: the run's own seed."""
     n_shots: tuple[int, ...] = ()
