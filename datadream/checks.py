@@ -105,7 +105,7 @@ def _check_photos(cells: Sequence[Cell]) -> None:
         by_source[cell.config.data.source, cell.config.data.background].append(cell)
     for named, own in by_source.items():
         source = open_source(*named)
-        pool = source.dataset().pool
+        pool = own[0].dataset.pool
         check_photos(source, [cell.few_shot for cell in own], pool if len(pool) <= SMALL_POOL else ())
 
 

@@ -15,7 +15,7 @@ from datadream.config.classify import (
     Setting,
 )
 from datadream.config.cluster import ClusterConfig, TrackerName, TrackingConfig
-from datadream.config.data import WHITE, DataConfig
+from datadream.config.data import WHITE, DataConfig, KnownDataset
 from datadream.config.experiment import ExperimentConfig, GridConfig, MethodName, parse_config
 from datadream.config.generate import PRESETS, GenerateConfig, SelectConfig
 from datadream.config.locations import LOCATIONS, is_same_place, located
@@ -40,6 +40,7 @@ __all__ = [
     "GenerateConfig",
     "GridConfig",
     "ImageTower",
+    "KnownDataset",
     "MethodName",
     "SearchConfig",
     "SelectConfig",

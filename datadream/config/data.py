@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from string import Formatter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -43,6 +43,13 @@ def _opaque_color(name: str) -> str:
     raise ValueError("expected a colour that hides what is behind it, such as white, grey or '#808080'")
 
 
+KnownDataset = Literal[
+    *("imagenet", "imagenet100", "caltech101", "pets", "cars", "flowers102", "food101", "aircraft", "sun397", "dtd"),
+    "eurosat",
+]
+"""The data sets of the paper, and a part of ImageNet."""
+
+
 class DataConfig(Section):
     """The photos."""
 
@@ -52,6 +59,9 @@ class DataConfig(Section):
     label and perhaps split, whose paths count from its folder; or with the library datasets a folder that it saved,
     one of Parquet files, or hf-hub:<owner>/<name>[@revision]. Without test, half of each class is for shots, a quarter
     for validation and a quarter for test."""
+    dataset: KnownDataset | None = None
+    """A data set of the paper, which data.source holds as it was unpacked: its splits (CoOp's split_zhou_<set>.json
+    where it is there, else the official ones) and its names of classes. Unset: data.source is as said there."""
     n_shots: int = Field(16, ge=1)
     """Real photos per class, K (paper: 1 to 16). Samples are nested: the 1-shot set is inside the 16-shot set."""
     names: str | None = None

@@ -1,9 +1,9 @@
 """Labelled photos in three parts: a pool to sample shots from, a validation part and a test part.
 
 `digits` is scikit-learn's copy of the UCI handwritten digits: 1,797 scans, real data inside a dependency. Any other
-source is an image folder, a list of photos or a data set of the library `datasets`. One without a test part, such as a
-folder with only classes, is as good: few_shot.sample_shots then keeps a part of every class for validation and test,
-so that people with spare photos still get an honest figure.
+source is an image folder, one that holds a data set of the paper as it was unpacked, a list of photos or a data set of
+the library `datasets`. One without a test part, such as a folder with only classes, is as good: few_shot.sample_shots
+then keeps a part of every class for validation and test, so that people with spare photos still get an honest figure.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
-from datadream.config import WHITE, DataConfig
+from datadream.config import WHITE, DataConfig, KnownDataset
 from datadream.data.decode import decode_photo, look_of
 from datadream.data.hugging_face import HUB, is_saved, list_examples, read_example
 from datadream.data.image_folder import list_photos
+from datadream.data.known import KNOWN, list_known
 from datadream.data.listing import Listing
 from datadream.data.names import readable_names
 from datadream.data.photo_list import LIST_SUFFIXES, list_rows
@@ -114,8 +115,23 @@ def open_source(source: str, background: str = WHITE) -> PhotoSource:
 
 def open_dataset(config: DataConfig) -> Dataset:
     """The photos that a run's config names, with readable class names; raises what its source and names file raise."""
-    dataset = open_source(config.source, config.background).dataset()
+    source = open_source(config.source, config.background)
+    if config.dataset is not None:
+        source = _known(source, config)
+    dataset = source.dataset()
     return replace(dataset, class_names=readable_names(dataset.class_names, config.names))
+
+
+def _known(source: PhotoSource, config: DataConfig) -> PhotoSource:
+    """The data set of the paper that lies in a folder."""
+    assert config.dataset is not None
+    if not isinstance(source, ImageFolder):
+        known = KNOWN[config.dataset]
+        raise ValueError(
+            f"data.dataset is {config.dataset!r}, so data.source must be the folder where {known.title} was unpacked, "
+            f"not {config.source!r}. Get it at {known.url}, or leave data.dataset out."
+        )
+    return KnownPhotos(config.source, config.background, name=config.dataset)
 
 
 @dataclass(frozen=True)
@@ -188,6 +204,21 @@ class ImageFolder(EncodedPhotos):
         fs, root = fsspec.core.url_to_fs(self.location)
         path = posixpath.join(root, key)
         return path, fs.cat_file(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownPhotos(ImageFolder):
+    """A data set of the paper in the layout in which it is downloaded; see list_known. Its photos have the keys that
+    they have in a folder, so that whoever only reads them need not know the data set."""
+
+    name: KnownDataset
+
+    def dataset(self) -> Dataset:
+        # The paper mirrors the photos of all of them.
+        return replace(super().dataset(), flippable=True)
+
+    def _listing(self) -> Listing:
+        return list_known(*fsspec.core.url_to_fs(self.location), KNOWN[self.name])
 
 
 class PhotoList(EncodedPhotos):

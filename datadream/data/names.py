@@ -46,11 +46,15 @@ def _read_mapping(path: str) -> dict[str, str]:
     return {str(folder): name for folder, name in found.items()}
 
 
-def _imagenet_names() -> dict[str, str]:
-    # Both take seconds to import, and few need them. timm has the ids in the order of the 1,000 classes, open_clip the
-    # names that CLIP's authors wrote for them.
-    from open_clip import IMAGENET_CLASSNAMES
-    from timm.data import ImageNetInfo
+def imagenet_ids() -> list[str]:
+    """WordNet ids of ImageNet's 1,000 classes, by label."""
+    from timm.data import ImageNetInfo  # takes seconds to import, and few need it
 
-    ids = ImageNetInfo("imagenet-1k").label_names()
-    return dict(zip(ids, IMAGENET_CLASSNAMES, strict=True)) | TOLD_APART
+    return ImageNetInfo("imagenet-1k").label_names()
+
+
+def _imagenet_names() -> dict[str, str]:
+    # open_clip has the names that CLIP's authors wrote, in the order of the classes; it takes seconds as well.
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return dict(zip(imagenet_ids(), IMAGENET_CLASSNAMES, strict=True)) | TOLD_APART

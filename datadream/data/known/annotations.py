@@ -1,0 +1,197 @@
+"""Readers of the files that say which photo is of which class and part, one for each format. Paths in what they return
+count from the data set's folder, and classes have the names of CoOp (Zhou et al., 2022)."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+
+from datadream.data.known.place import Place
+from datadream.data.listing import Listing
+from datadream.data.names import WORDNET_ID
+
+Labelled = Iterable[tuple[str, str]]
+"""Paths of photos, and their classes."""
+
+
+def coop_split(place: Place, file: str, paths_from: str = ".") -> Listing:
+    """CoOp's split_zhou_<set>.json: {"train": [[path, label, class], ...], "val": ..., "test": ...}, with paths from
+    `paths_from`, seen from the folder of photos."""
+    found = place.json(file)
+    listing, names = Listing(), dict[int, str]()
+    for key, part in (("train", "pool"), ("val", "val"), ("test", "test")):
+        listing.keys[part] = []
+        for path, label, name in found[key]:
+            if names.setdefault(label, name) != name:
+                raise ValueError(f"{file} calls class {label} both {names[label]!r} and {name!r}")
+            whole = posixpath.normpath(posixpath.join(place.photos, paths_from, path))
+            listing.keys[part].append((whole, label))
+    if sorted(names) != list(range(len(names))):
+        raise ValueError(f"{file} numbers its {len(names)} classes {min(names)} to {max(names)}, with gaps")
+    listing.class_names = tuple(name for _, name in sorted(names.items()))
+    return listing
+
+
+def pets(place: Place) -> Listing:
+    """annotations/trainval.txt and test.txt: "Abyssinian_100 1 1 1"; the class is what stands before the number."""
+
+    def photos(text: str) -> Labelled:
+        for line in _lines(text):
+            name = line.split()[0]
+            yield f"{place.photos}/{name}.jpg", name.rpartition("_")[0].lower()
+
+    parts = {"pool": "annotations/trainval.txt", "test": "annotations/test.txt"}
+    return _listing({part: photos(place.text(file)) for part, file in parts.items()})
+
+
+def cars(place: Place) -> Listing:
+    """The devkit's MATLAB files; a name's year comes first, as in CoOp."""
+    names = [str(name) for name in place.mat("devkit/cars_meta.mat")["class_names"]]
+    years_first = [" ".join([*name.split()[-1:], *name.split()[:-1]]) for name in names]
+
+    def photos(folder: str, *files: str) -> Labelled:
+        for each in place.mat(*files)["annotations"]:
+            yield f"{folder}/{each['fname']}", years_first[int(each["class"]) - 1]
+
+    test = photos("cars_test", "cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat")
+    return _listing({"pool": photos("cars_train", "devkit/cars_train_annos.mat"), "test": test}, years_first)
+
+
+def flowers(place: Place) -> Listing:
+    """imagelabels.mat and setid.mat, which have no names: those are torchvision's, as in CoOp."""
+    from torchvision.datasets import Flowers102  # torch takes seconds to import, and few need it
+
+    # The one question mark is of a botanist who was not sure.
+    names = [name.rstrip("?") for name in Flowers102.classes]
+    labels, parts = place.mat("imagelabels.mat")["labels"], place.mat("setid.mat")
+
+    def photos(numbers: Iterable[int]) -> Labelled:
+        return [(f"{place.photos}/image_{number:05d}.jpg", names[int(labels[number - 1]) - 1]) for number in numbers]
+
+    columns = {"pool": "trnid", "val": "valid", "test": "tstid"}
+    return _listing({part: photos(parts[column]) for part, column in columns.items()}, names)
+
+
+def food(place: Place) -> Listing:
+    """meta/train.json and test.json: {"apple_pie": ["apple_pie/1005649", ...], ...}."""
+
+    def photos(found: Mapping[str, Sequence[str]]) -> Labelled:
+        return [(f"{place.photos}/{path}.jpg", name) for name, paths in found.items() for path in paths]
+
+    return _listing({"pool": photos(place.json("meta/train.json")), "test": photos(place.json("meta/test.json"))})
+
+
+def aircraft(place: Place) -> Listing:
+    """images_variant_train.txt, _val.txt and _test.txt: "1025794 707-320"."""
+
+    def photos(text: str) -> Labelled:
+        for line in _lines(text):
+            number, _, variant = line.partition(" ")
+            yield f"{place.photos}/{number}.jpg", variant
+
+    parts = {"pool": "train", "val": "val", "test": "test"}
+    texts = {part: place.text(f"images_variant_{name}.txt") for part, name in parts.items()}
+    return _listing({part: photos(text) for part, text in texts.items()}, _lines(place.text("variants.txt")))
+
+
+def sun(place: Place) -> Listing:
+    """The first of ten partitions: "/a/abbey/sun_aaa.jpg"; /a/apse/indoor is called "indoor apse", as in CoOp."""
+
+    def lines(name: str) -> list[str]:
+        return _lines(place.text(name, f"Partitions/{name}", f"{place.photos}/{name}"))
+
+    def class_of(folder: str) -> str:
+        return " ".join(reversed(folder.strip("/").split("/")[1:]))
+
+    def photos(name: str) -> Labelled:
+        return [(f"{place.photos}{path}", class_of(posixpath.dirname(path))) for path in lines(name)]
+
+    names = [class_of(folder) for folder in lines("ClassName.txt")]
+    return _listing({"pool": photos("Training_01.txt"), "test": photos("Testing_01.txt")}, names)
+
+
+def textures(place: Place) -> Listing:
+    """The first of ten splits, labels/train1.txt, val1.txt and test1.txt: "banded/banded_0002.jpg"."""
+    parts = {"pool": "train", "val": "val", "test": "test"}
+    return _listing(
+        {
+            part: [(f"{place.photos}/{path}", posixpath.dirname(path)) for path in _lines(place.text(file))]
+            for part, file in ((part, f"labels/{name}1.txt") for part, name in parts.items())
+        }
+    )
+
+
+def class_folders(place: Place, names: Mapping[str, str], ignored: Sequence[str] = ()) -> Listing:
+    """Folders of classes without an official split: all photos are in the pool; `names` are those of the folders."""
+    _check_folders(place, place.photos, names, "|".join(ignored))
+    return _listing({"pool": _in_folders(place, place.photos, names)}, names.values())
+
+
+def imagenet(place: Place, ids: Callable[[], Sequence[str]]) -> Listing:
+    """train/<id>/ and val/, which is the test part, in folders or in one with the devkit's or Kaggle's labels beside
+    it; classes beyond `ids` are left out where there are fewer than ImageNet's."""
+    classes = sorted(ids())
+    others = "" if len(classes) == 1000 else WORDNET_ID.pattern
+    left_out = Counter({"folders of other classes": _check_folders(place, place.photos, classes, others)})
+    if place.folders("val"):
+        _check_folders(place, "val", classes, others)
+        test = list(_in_folders(place, "val", {name: name for name in classes}))
+    else:
+        labels = _val_labels(place)
+        test = [(f"val/{name}", labels[name]) for name in place.images("val")]
+    wanted = set(classes)
+    pool = _in_folders(place, place.photos, {name: name for name in classes})
+    listing = _listing({"pool": pool, "test": (each for each in test if each[1] in wanted)}, classes)
+    listing.left_out = +left_out
+    return listing
+
+
+def _val_labels(place: Place) -> dict[str, str]:
+    """Classes of ImageNet's 50,000 validation photos by file name."""
+    devkit = "ILSVRC2012_devkit_t12/data"
+    kaggle = ("LOC_val_solution.csv", "../../../LOC_val_solution.csv")
+    file = place.first(f"{devkit}/ILSVRC2012_validation_ground_truth.txt", *kaggle)
+    if file in kaggle:  # "ILSVRC2012_val_00048981,n03995372 85 1 499 272 n03995372 ..."
+        rows = (row.split(",") for row in _lines(place.text(file))[1:])
+        return {f"{name}.JPEG": boxes.split()[0] for name, boxes in rows}
+    synsets = place.mat(f"{devkit}/meta.mat")["synsets"]
+    ids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
+    return {
+        f"ILSVRC2012_val_{number:08d}.JPEG": ids[int(line)]
+        for number, line in enumerate(_lines(place.text(file)), start=1)
+    }
+
+
+def _check_folders(place: Place, folder: str, known: Iterable[str], ignored: str) -> int:
+    """Raises ValueError where a class has no folder, or a folder no class; returns how many match `ignored`."""
+    classes, found = set(known), set(place.folders(folder))
+    others = {name for name in found - classes if ignored and re.fullmatch(ignored, name)}
+    told = [
+        f"{what} {len(names)}{', such as ' if len(names) > 1 else ': '}{min(names)}"
+        for what, names in (("without a folder", classes - found), ("with an unknown one", found - classes - others))
+        if names
+    ]
+    if told:
+        raise ValueError(f"{folder}/ should have a folder for each of {len(classes)} classes, but {'; '.join(told)}")
+    return len(others)
+
+
+def _in_folders(place: Place, folder: str, names: Mapping[str, str]) -> Labelled:
+    for below, name in names.items():
+        inside = posixpath.normpath(posixpath.join(folder, below))
+        yield from ((f"{inside}/{photo}", name) for photo in place.images(inside))
+
+
+def _listing(parts: Mapping[str, Labelled], names: Iterable[str] | None = None) -> Listing:
+    """Labels are the places of classes in `names`, or in alphabetical order."""
+    photos = {part: list(found) for part, found in parts.items()}
+    known = tuple(names) if names is not None else tuple(sorted({name for _, name in chain(*photos.values())}))
+    labels = {name: label for label, name in enumerate(known)}
+    return Listing(known, {part: [(path, labels[name]) for path, name in found] for part, found in photos.items()})
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
