@@ -44,7 +44,16 @@ def _opaque_color(name: str) -> str:
 
 
 KnownDataset = Literal[
-    *("imagenet", "imagenet100", "caltech101", "pets", "cars", "flowers102", "food101", "aircraft", "sun397", "dtd"),
+    "imagenet",
+    "imagenet100",
+    "caltech101",
+    "pets",
+    "cars",
+    "flowers102",
+    "food101",
+    "aircraft",
+    "sun397",
+    "dtd",
     "eurosat",
 ]
 """The data sets of the paper, and a part of ImageNet."""

@@ -218,7 +218,8 @@ class KnownPhotos(ImageFolder):
         return replace(super().dataset(), flippable=True)
 
     def _listing(self) -> Listing:
-        return list_known(*fsspec.core.url_to_fs(self.location), KNOWN[self.name])
+        fs, root = fsspec.core.url_to_fs(self.location)
+        return list_known(fs, root, KNOWN[self.name])
 
 
 class PhotoList(EncodedPhotos):

@@ -8,7 +8,7 @@ from collections import Counter
 
 import fsspec
 
-from datadream.data.known.annotations import coop_split
+from datadream.data.known.layouts import coop_split
 from datadream.data.known.place import Place
 from datadream.data.known.sets import Counts, KnownSet
 from datadream.data.listing import Listing

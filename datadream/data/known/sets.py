@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from datadream.data.known import annotations
+from datadream.data.known import layouts
 from datadream.data.known.place import Place
 from datadream.data.listing import Listing
 from datadream.data.names import imagenet_ids
@@ -138,7 +138,7 @@ KNOWN = {
         folders=IMAGENET_FOLDERS,
         photos=("train",),
         needs="val/, in folders or with ILSVRC2012_devkit_t12/ or LOC_val_solution.csv",
-        official=partial(annotations.imagenet, ids=imagenet_ids),
+        official=partial(layouts.imagenet, ids=imagenet_ids),
         official_counts=Counts(1000, 1_281_167, 0, 50_000),
         templates=IMAGENET_TEMPLATES,
     ),
@@ -148,7 +148,7 @@ KNOWN = {
         folders=("imagenet100", "imagenet-100", *IMAGENET_FOLDERS),
         photos=("train",),
         needs="val/, as for ImageNet, of which it is a part",
-        official=partial(annotations.imagenet, ids=IMAGENET100_IDS.split),
+        official=partial(layouts.imagenet, ids=IMAGENET100_IDS.split),
         official_counts=Counts(100, 126_689, 0, 5_000),
         templates=IMAGENET_TEMPLATES,
     ),
@@ -159,7 +159,7 @@ KNOWN = {
         photos=("101_ObjectCategories",),
         needs="nothing",
         official=partial(
-            annotations.class_folders,
+            layouts.class_folders,
             names={folder: CALTECH_NAMES.get(folder, folder) for folder in CALTECH_FOLDERS.split()},
             ignored=("BACKGROUND_Google", "Faces_easy"),
         ),
@@ -174,7 +174,7 @@ KNOWN = {
         folders=("oxford_pets", "oxford-iiit-pet"),
         photos=("images",),
         needs="annotations/",
-        official=annotations.pets,
+        official=layouts.pets,
         official_counts=Counts(37, 3_680, 0, 3_669),
         coop_file="split_zhou_OxfordPets.json",
         coop_counts=Counts(37, 2_944, 736, 3_669),
@@ -187,7 +187,7 @@ KNOWN = {
         folders=("stanford_cars",),
         photos=("cars_train",),
         needs="cars_test/, devkit/ and cars_test_annos_withlabels.mat",
-        official=annotations.cars,
+        official=layouts.cars,
         official_counts=Counts(196, 8_144, 0, 8_041),
         coop_file="split_zhou_StanfordCars.json",
         coop_paths_from="..",
@@ -210,7 +210,7 @@ KNOWN = {
         folders=("oxford_flowers", "flowers-102"),
         photos=("jpg",),
         needs="imagelabels.mat and setid.mat",
-        official=annotations.flowers,
+        official=layouts.flowers,
         official_counts=Counts(102, 1_020, 1_020, 6_149),
         coop_file="split_zhou_OxfordFlowers.json",
         coop_counts=Counts(102, 4_093, 1_633, 2_463),
@@ -223,7 +223,7 @@ KNOWN = {
         folders=("food-101",),
         photos=("images",),
         needs="meta/",
-        official=annotations.food,
+        official=layouts.food,
         official_counts=Counts(101, 75_750, 0, 25_250),
         coop_file="split_zhou_Food101.json",
         coop_counts=Counts(101, 50_500, 20_200, 30_300),
@@ -236,7 +236,7 @@ KNOWN = {
         folders=("data", "fgvc_aircraft", "fgvc-aircraft-2013b/data"),
         photos=("images",),
         needs="variants.txt and images_variant_*.txt",
-        official=annotations.aircraft,
+        official=layouts.aircraft,
         official_counts=Counts(100, 3_334, 3_333, 3_333),  # which CoOp takes too
         word="aircraft",
         templates=("a photo of a {name}, a type of aircraft.", "a photo of the {name}, a type of aircraft."),
@@ -247,7 +247,7 @@ KNOWN = {
         folders=("sun397",),
         photos=("SUN397",),
         needs="ClassName.txt, Training_01.txt and Testing_01.txt of Partitions.zip",
-        official=annotations.sun,
+        official=layouts.sun,
         official_counts=Counts(397, 19_850, 0, 19_850),
         coop_file="split_zhou_SUN397.json",
         coop_counts=Counts(397, 15_880, 3_970, 19_850),
@@ -260,7 +260,7 @@ KNOWN = {
         folders=("dtd", "dtd/dtd"),
         photos=("images",),
         needs="labels/",
-        official=annotations.textures,
+        official=layouts.textures,
         official_counts=Counts(47, 1_880, 1_880, 1_880),
         coop_file="split_zhou_DescribableTextures.json",
         coop_counts=Counts(47, 2_820, 1_128, 1_692),
@@ -277,7 +277,7 @@ KNOWN = {
         folders=("eurosat", "EuroSAT"),
         photos=("2750", "EuroSAT_RGB"),
         needs="nothing",
-        official=partial(annotations.class_folders, names=EUROSAT_NAMES),
+        official=partial(layouts.class_folders, names=EUROSAT_NAMES),
         official_counts=Counts(10, 27_000, 0, 0),
         coop_file="split_zhou_EuroSAT.json",
         coop_counts=Counts(10, 13_500, 5_400, 8_100),

@@ -170,8 +170,11 @@ def _check_folders(place: Place, folder: str, known: Iterable[str], ignored: str
     classes, found = set(known), set(place.folders(folder))
     others = {name for name in found - classes if ignored and re.fullmatch(ignored, name)}
     told = [
-        f"{what} {len(names)}{', such as ' if len(names) > 1 else ': '}{min(names)}"
-        for what, names in (("without a folder", classes - found), ("with an unknown one", found - classes - others))
+        f"{what}: {len(names)} (the first {min(names)!r})"
+        for what, names in (
+            ("classes without one", classes - found),
+            ("folders of no class", found - classes - others),
+        )
         if names
     ]
     if told:
