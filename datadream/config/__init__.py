@@ -19,7 +19,7 @@ from datadream.config.data import WHITE, DataConfig, KnownDataset
 from datadream.config.experiment import ExperimentConfig, GridConfig, MethodName, parse_config
 from datadream.config.generate import PRESETS, GenerateConfig, SelectConfig
 from datadream.config.locations import LOCATIONS, is_same_place, located
-from datadream.config.public import public_config, public_method, public_model, public_source
+from datadream.config.public import public_config, public_dataset, public_method, public_model, public_source
 from datadream.config.search import SearchConfig
 from datadream.config.section import flatten, knobs, nearest, takes_text
 
@@ -54,6 +54,7 @@ __all__ = [
     "nearest",
     "parse_config",
     "public_config",
+    "public_dataset",
     "public_method",
     "public_model",
     "public_source",

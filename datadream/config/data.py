@@ -6,7 +6,7 @@ from string import Formatter
 from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from datadream.config.section import Section
 
@@ -43,6 +43,13 @@ def _opaque_color(name: str) -> str:
     raise ValueError("expected a colour that hides what is behind it, such as white, grey or '#808080'")
 
 
+def _inside(folder: str) -> str:
+    parts = folder.split("/")
+    if folder.startswith("/") or ".." in parts or "://" in folder or not folder.strip("/"):
+        raise ValueError("expected a folder inside data.source, such as real_train_fewshot/seed0")
+    return folder.rstrip("/")
+
+
 KnownDataset = Literal[
     "imagenet",
     "imagenet100",
@@ -71,6 +78,9 @@ class DataConfig(Section):
     dataset: KnownDataset | None = None
     """A data set of the paper, which data.source holds as it was unpacked: its splits (CoOp's split_zhou_<set>.json
     where it is there, else the official ones) and its names of classes. Unset: data.source is as said there."""
+    shots: Annotated[str, AfterValidator(_inside)] | None = None
+    """A folder in data.source with the shots of data.dataset to take, in a folder for each class, such as the authors'
+    real_train_fewshot/seed0; they are in the place of the training photos. Unset: shots are sampled from these."""
     n_shots: int = Field(16, ge=1)
     """Real photos per class, K (paper: 1 to 16). Samples are nested: the 1-shot set is inside the 16-shot set."""
     names: str | None = None
@@ -81,3 +91,9 @@ class DataConfig(Section):
     generate.prompts has others to generate with."""
     background: Annotated[str, AfterValidator(_opaque_color)] = WHITE
     """What shows through transparent photos, in training, in tests and in predict: a name of a colour, or #rrggbb."""
+
+    @model_validator(mode="after")
+    def _shots_are_of_a_known_set(self) -> DataConfig:
+        if self.shots is not None and self.dataset is None:
+            raise ValueError(f"shots is {self.shots!r}, but dataset does not say of which data set. Set data.dataset.")
+        return self

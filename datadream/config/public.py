@@ -12,6 +12,7 @@ import re
 from typing import Any
 from urllib.parse import unquote
 
+from datadream.config.data import DataConfig
 from datadream.config.experiment import ExperimentConfig
 
 OWN_PHOTOS = "own photos"
@@ -43,6 +44,8 @@ def public_config(config: ExperimentConfig) -> dict[str, Any]:
         values["images_from"] = _last_name(config.images_from) or OWN_RUN
     if config.adapt.given is not None:
         values["adapt"]["given"] = _last_name(config.adapt.given) or OWN_ADAPTERS
+    if config.data.shots is not None:
+        values["data"]["shots"] = _last_name(config.data.shots) or OWN_PHOTOS
     if config.data.names is not None:
         values["data"]["names"] = _last_name(config.data.names) or OWN_NAMES
     values["diffusion"]["model"] = public_model(config.diffusion.model)
@@ -58,6 +61,11 @@ def public_source(source: str) -> str:
     if source.startswith("hf-hub:") and _MODEL_ID.fullmatch(source.removeprefix("hf-hub:").partition("@")[0]):
         return source.partition("@")[0]
     return _last_name(source) or OWN_PHOTOS
+
+
+def public_dataset(data: DataConfig) -> str:
+    """The photos by name: a data set of the paper, or else what is public of where they lie."""
+    return data.dataset or public_source(data.source)
 
 
 def public_method(method: str) -> str:

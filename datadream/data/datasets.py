@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import posixpath
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -24,7 +25,7 @@ from datadream.config import WHITE, DataConfig, KnownDataset
 from datadream.data.decode import decode_photo, look_of
 from datadream.data.hugging_face import HUB, is_saved, list_examples, read_example
 from datadream.data.image_folder import list_photos
-from datadream.data.known import KNOWN, list_known
+from datadream.data.known import GUIDE, KNOWN, given_shots, list_known
 from datadream.data.listing import Listing
 from datadream.data.names import readable_names
 from datadream.data.photo_list import LIST_SUFFIXES, list_rows
@@ -115,23 +116,21 @@ def open_source(source: str, background: str = WHITE) -> PhotoSource:
 
 def open_dataset(config: DataConfig) -> Dataset:
     """The photos that a run's config names, with readable class names; raises what its source and names file raise."""
-    source = open_source(config.source, config.background)
-    if config.dataset is not None:
-        source = _known(source, config)
+    source = open_source(config.source, config.background) if config.dataset is None else _known_photos(config)
     dataset = source.dataset()
     return replace(dataset, class_names=readable_names(dataset.class_names, config.names))
 
 
-def _known(source: PhotoSource, config: DataConfig) -> PhotoSource:
-    """The data set of the paper that lies in a folder."""
+def _known_photos(config: DataConfig) -> KnownPhotos:
     assert config.dataset is not None
-    if not isinstance(source, ImageFolder):
-        known = KNOWN[config.dataset]
-        raise ValueError(
-            f"data.dataset is {config.dataset!r}, so data.source must be the folder where {known.title} was unpacked, "
-            f"not {config.source!r}. Get it at {known.url}, or leave data.dataset out."
-        )
-    return KnownPhotos(config.source, config.background, name=config.dataset)
+    with suppress(FileNotFoundError):
+        if isinstance(open_source(config.source, config.background), ImageFolder):
+            return KnownPhotos(config.source, config.background, name=config.dataset, shots=config.shots)
+    known = KNOWN[config.dataset]
+    raise FileNotFoundError(
+        f"data.dataset is {config.dataset!r}, so data.source must be the folder where {known.title} was unpacked, not "
+        f"{config.source!r}. Get it at {known.url} ({GUIDE}), or leave data.dataset out."
+    )
 
 
 @dataclass(frozen=True)
@@ -212,6 +211,8 @@ class KnownPhotos(ImageFolder):
     they have in a folder, so that whoever only reads them need not know the data set."""
 
     name: KnownDataset
+    shots: str | None = None
+    """The folder of shots that take the place of the training photos."""
 
     def dataset(self) -> Dataset:
         # The paper mirrors the photos of all of them.
@@ -219,7 +220,10 @@ class KnownPhotos(ImageFolder):
 
     def _listing(self) -> Listing:
         fs, root = fsspec.core.url_to_fs(self.location)
-        return list_known(fs, root, KNOWN[self.name])
+        listing = list_known(fs, root, KNOWN[self.name])
+        if self.shots is not None:
+            listing.keys["pool"] = given_shots(fs, root, self.shots, listing)
+        return listing
 
 
 class PhotoList(EncodedPhotos):

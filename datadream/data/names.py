@@ -48,9 +48,15 @@ def _read_mapping(path: str) -> dict[str, str]:
 
 def imagenet_ids() -> list[str]:
     """WordNet ids of ImageNet's 1,000 classes, by label."""
+    return list(imagenet_wordnet())
+
+
+def imagenet_wordnet() -> dict[str, str]:
+    """WordNet's first word for each of ImageNet's 1,000 ids, by label; some have the same."""
     from timm.data import ImageNetInfo  # takes seconds to import, and few need it
 
-    return ImageNetInfo("imagenet-1k").label_names()
+    info = ImageNetInfo("imagenet-1k")
+    return {name: info.label_name_to_description(name).split(",")[0] for name in info.label_names()}
 
 
 def _imagenet_names() -> dict[str, str]:

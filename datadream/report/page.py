@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from datadream.config import ExperimentConfig, public_method, public_source
+from datadream.config import ExperimentConfig, public_dataset, public_method
 from datadream.report import records as metrics
 from datadream.report import text
 from datadream.report.curves import accuracy_by_images, accuracy_by_shots, gain_by_shots, run_charts
@@ -69,7 +69,7 @@ def _heading(cells: Cells, summary: Summary) -> dict[str, Any]:
     shots = sorted({config.data.n_shots for config in configs})
     seeds = sorted({config.seed for config in configs})
     return {
-        "dataset": text.listing(dict.fromkeys(public_source(config.data.source) for config in configs)),
+        "dataset": text.listing(dict.fromkeys(public_dataset(config.data) for config in configs)),
         "shots": f"{text.listing(shots)} photo{'' if shots == [1] else 's'} per class",
         "methods": text.listing(methods or ["no images"]),
         "seeds": f"means over seeds {text.listing(seeds)}" if len(seeds) > 1 else f"seed {seeds[0]}",

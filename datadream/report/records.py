@@ -13,8 +13,8 @@ from datadream.config import (
     ExperimentConfig,
     MethodName,
     Setting,
+    public_dataset,
     public_method,
-    public_source,
 )
 from datadream.run.cell import images_store
 from datadream.run.layout import DATASET, ClassifierMarker, DatasetMarker, SelectionTotals, classifier_marker
@@ -145,7 +145,7 @@ def records(store: RunStore, config: ExperimentConfig) -> list[Record]:
             "seed": config.seed,
             **{name: getattr(found, name) for name in ("top1", "n_test", "val_top1", "n_val", "n_synthetic")},
             "images_per_class": 0 if setting in SETTINGS_WITHOUT_IMAGES else config.generate.images_per_class,
-            "dataset": public_source(config.data.source),
+            "dataset": public_dataset(config.data),
             **{name: getattr(found, name) for name in (*FURTHER, "intervals")},
             "chosen_knobs": (found.search or {}).get("knobs"),
             "selection": None if setting in SETTINGS_WITHOUT_IMAGES else selection,

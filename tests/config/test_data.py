@@ -56,3 +56,15 @@ def test_a_background_is_a_colour_that_hides(color):
 def test_each_template_names_the_class(prompts, message):
     with pytest.raises(ValueError, match=message):
         parse_config({"generate": {"prompts": prompts}})
+
+
+@pytest.mark.parametrize("folder", ["/photos/seed0", "../seed0", "s3://bucket/seed0", ""])
+def test_given_shots_are_inside_the_source(folder):
+    with pytest.raises(ValueError, match="data.shots is '.*': expected a folder inside data.source, such as"):
+        parse_config({"data": {"dataset": "pets", "shots": folder}})
+    assert parse_config({"data": {"dataset": "pets", "shots": "seed0/"}}).data.shots == "seed0"
+
+
+def test_given_shots_are_of_a_known_data_set():
+    with pytest.raises(ValueError, match="data: shots is 'seed0', but dataset .*. Set data.dataset"):
+        parse_config({"data": {"shots": "seed0"}})

@@ -3,7 +3,10 @@
 import pytest
 from PIL import Image
 
-from datadream.data.datasets import open_source
+from datadream.config import DataConfig
+from datadream.data.datasets import open_dataset, open_source
+from datadream.data.known import KNOWN
+from tests.data.known.unpacked import UNPACK, few_classes
 
 
 def test_digits_parts_are_disjoint_and_large_enough():
@@ -60,3 +63,40 @@ def test_class_folder_without_images(photo_folder):
 def test_unknown_source():
     with pytest.raises(FileNotFoundError, match="data.source is 'digitss'"):
         open_source("digitss")
+
+
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    """The config of Oxford Pets with two classes and photos that can be read."""
+    monkeypatch.setitem(KNOWN, "pets", few_classes("pets", (2, 3, 0, 2), (2, 2, 1, 2)))
+    UNPACK["pets"](tmp_path / "oxford_pets")
+    for path in tmp_path.glob("oxford_pets/images/*.jpg"):
+        Image.new("RGB", (40, 30), (len(path.name), 90, 200)).save(path)
+    return DataConfig(source=str(tmp_path), dataset="pets", n_shots=1)
+
+
+def test_a_data_set_of_the_paper_as_it_was_unpacked(pets):
+    dataset = open_dataset(pets)
+    assert dataset.class_names == ("abyssinian", "american bulldog")
+    assert [len(part) for part in (dataset.pool, dataset.val, dataset.test)] == [3, 0, 2]
+    assert dataset.flippable
+    # Workers read photos by their keys alone.
+    assert open_source(pets.source).read(dataset.test[0].key).size == (40, 30)
+
+
+def test_a_known_data_set_with_the_shots_of_somebody_else(pets, tmp_path):
+    for name in ("Abyssinian", "American Bulldog"):
+        folder = tmp_path / "shots" / "seed0" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(folder / "a.jpg")
+    dataset = open_dataset(pets.model_copy(update={"shots": "shots/seed0"}))
+    assert [photo.key for photo in dataset.pool] == [
+        f"shots/seed0/{name}/a.jpg" for name in ("Abyssinian", "American Bulldog")
+    ]
+    assert len(dataset.test) == 2
+
+
+@pytest.mark.parametrize("source", ["digits", "nowhere", "hf-hub:owner/pets"])
+def test_a_known_data_set_is_in_a_folder(source):
+    with pytest.raises(FileNotFoundError, match="data.source must be the folder where Oxford-IIIT Pet was unpacked"):
+        open_dataset(DataConfig(source=source, dataset="pets"))

@@ -10,12 +10,10 @@ import fsspec
 
 from datadream.data.known.layouts import coop_split
 from datadream.data.known.place import Place
-from datadream.data.known.sets import Counts, KnownSet
+from datadream.data.known.sets import GUIDE, Counts, KnownSet
 from datadream.data.listing import Listing
 
 log = logging.getLogger(__name__)
-
-GUIDE = "docs/datasets.md"
 
 
 def list_known(fs: fsspec.AbstractFileSystem, root: str, known: KnownSet) -> Listing:

@@ -12,6 +12,9 @@ from datadream.data.known.place import Place
 from datadream.data.listing import Listing
 from datadream.data.names import imagenet_ids
 
+GUIDE = "docs/datasets.md"
+"""Where people read how each set is got and laid out."""
+
 
 class Counts(NamedTuple):
     """Published numbers of classes and of photos by part."""
