@@ -104,9 +104,8 @@ def _check_photos(cells: Sequence[Cell]) -> None:
     for cell in cells:
         by_source[cell.config.data.source, cell.config.data.background].append(cell)
     for named, own in by_source.items():
-        source = open_source(*named)
         pool = own[0].dataset.pool
-        check_photos(source, [cell.few_shot for cell in own], pool if len(pool) <= SMALL_POOL else ())
+        check_photos(open_source(*named), [cell.few_shot for cell in own], pool if len(pool) <= SMALL_POOL else ())
 
 
 def _check_given(config: ExperimentConfig, cells: Sequence[Cell]) -> None:

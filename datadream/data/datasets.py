@@ -116,20 +116,25 @@ def open_source(source: str, background: str = WHITE) -> PhotoSource:
 
 def open_dataset(config: DataConfig) -> Dataset:
     """The photos that a run's config names, with readable class names; raises what its source and names file raise."""
-    source = open_source(config.source, config.background) if config.dataset is None else _known_photos(config)
-    dataset = source.dataset()
+    if config.dataset is None:
+        dataset = open_source(config.source, config.background).dataset()
+    else:
+        dataset = _known_dataset(config.source, config.background, config.dataset, config.shots)
     return replace(dataset, class_names=readable_names(dataset.class_names, config.names))
 
 
-def _known_photos(config: DataConfig) -> KnownPhotos:
-    assert config.dataset is not None
+# Once: the runs of a table share one list of photos, and ImageNet's has 1.3 million.
+@functools.cache
+def _known_dataset(location: str, background: str, name: KnownDataset, shots: str | None) -> Dataset:
+    is_folder = False
     with suppress(FileNotFoundError):
-        if isinstance(open_source(config.source, config.background), ImageFolder):
-            return KnownPhotos(config.source, config.background, name=config.dataset, shots=config.shots)
-    known = KNOWN[config.dataset]
+        is_folder = isinstance(open_source(location, background), ImageFolder)
+    if is_folder:
+        return KnownPhotos(location, background, name=name, shots=shots).dataset()
+    known = KNOWN[name]
     raise FileNotFoundError(
-        f"data.dataset is {config.dataset!r}, so data.source must be the folder where {known.title} was unpacked, not "
-        f"{config.source!r}. Get it at {known.url} ({GUIDE}), or leave data.dataset out."
+        f"data.dataset is {name!r}, so data.source must be the folder where {known.title} was unpacked, not "
+        f"{location!r}. Get it at {known.url} ({GUIDE}), or leave data.dataset out."
     )
 
 

@@ -10,6 +10,7 @@ from datadream.config import (
     flatten,
     knobs,
     public_config,
+    public_dataset,
     public_method,
     public_model,
     public_source,
@@ -120,3 +121,12 @@ def test_a_method_in_a_file_is_named_by_the_file_alone(location):
     told = public_method(f"{location}/plans.py:two_prompts")
     assert told.endswith(":two_prompts")
     assert not [word for word in PRIVATE if word in told.lower()]
+
+
+def test_a_data_set_of_the_paper_is_told_by_its_name():
+    config = ExperimentConfig().updated(
+        {"data.source": "/home/alice/sets", "data.dataset": "pets", "data.shots": "home/alice/seed0"}
+    )
+    assert public_dataset(config.data) == "pets"
+    assert public_dataset(config.data.model_copy(update={"dataset": None})) == "sets"
+    assert not [word for word in PRIVATE if word in json.dumps(public_config(config)).lower()]

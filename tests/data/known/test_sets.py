@@ -1,11 +1,12 @@
 """The facts about the known data sets agree with each other and with what knobs take."""
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from datadream.config import KnownDataset, parse_config
-from datadream.data.known import KNOWN
+from datadream.data.known import GUIDE, KNOWN
 
 
 def test_each_name_that_data_dataset_takes_is_known():
@@ -29,3 +30,12 @@ def test_coops_split_has_the_photos_of_the_official_one(name):
     assert sum(coop[1:]) == sum(official[1:])
     if name in ("pets", "cars", "sun397"):  # there CoOp kept the official test part
         assert (coop.test, coop.train + coop.val) == (official.test, official.train)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_guide_has_the_same_figures(name):
+    guide = (Path(__file__).parents[3] / GUIDE).read_text(encoding="utf-8")
+    known = KNOWN[name]
+    row = next(line for line in guide.splitlines() if line.startswith(f"| [`{name}`]({known.url})"))
+    for counts in filter(None, (known.coop_counts, known.official_counts)):
+        assert f"{counts.train:,} + {counts.val:,} + {counts.test:,}" in row or f"none: {counts.train:,} in all" in row
