@@ -13,6 +13,12 @@ from datadream.data.known.place import Place
 from datadream.data.listing import Listing
 from datadream.data.names import WORDNET_ID
 
+PARTS = {"pool": "train", "val": "val", "test": "test"}
+"""What files call the parts that a listing has."""
+
+KAGGLE_FOLDER = "ILSVRC/Data/CLS-LOC"
+"""Where ImageNet's photos are on Kaggle, three folders below its labels."""
+
 Labelled = Iterable[tuple[str, str]]
 """Paths of photos, and their classes."""
 
@@ -22,7 +28,7 @@ def coop_split(place: Place, file: str, paths_from: str = ".") -> Listing:
     `paths_from`, seen from the folder of photos."""
     found = place.json(file)
     listing, names = Listing(), dict[int, str]()
-    for key, part in (("train", "pool"), ("val", "val"), ("test", "test")):
+    for part, key in PARTS.items():
         listing.keys[part] = []
         for path, label, name in found[key]:
             if names.setdefault(label, name) != name:
@@ -92,8 +98,7 @@ def aircraft(place: Place) -> Listing:
             number, _, variant = line.partition(" ")
             yield f"{place.photos}/{number}.jpg", variant
 
-    parts = {"pool": "train", "val": "val", "test": "test"}
-    texts = {part: place.text(f"images_variant_{name}.txt") for part, name in parts.items()}
+    texts = {part: place.text(f"images_variant_{name}.txt") for part, name in PARTS.items()}
     return _listing({part: photos(text) for part, text in texts.items()}, _lines(place.text("variants.txt")))
 
 
@@ -115,13 +120,11 @@ def sun(place: Place) -> Listing:
 
 def textures(place: Place) -> Listing:
     """The first of ten splits, labels/train1.txt, val1.txt and test1.txt: "banded/banded_0002.jpg"."""
-    parts = {"pool": "train", "val": "val", "test": "test"}
-    return _listing(
-        {
-            part: [(f"{place.photos}/{path}", posixpath.dirname(path)) for path in _lines(place.text(file))]
-            for part, file in ((part, f"labels/{name}1.txt") for part, name in parts.items())
-        }
-    )
+
+    def photos(text: str) -> Labelled:
+        return [(f"{place.photos}/{path}", posixpath.dirname(path)) for path in _lines(text)]
+
+    return _listing({part: photos(place.text(f"labels/{name}1.txt")) for part, name in PARTS.items()})
 
 
 def class_folders(place: Place, names: Mapping[str, str], ignored: Sequence[str] = ()) -> Listing:
@@ -152,9 +155,9 @@ def imagenet(place: Place, ids: Callable[[], Sequence[str]]) -> Listing:
 def _val_labels(place: Place) -> dict[str, str]:
     """Classes of ImageNet's 50,000 validation photos by file name."""
     devkit = "ILSVRC2012_devkit_t12/data"
-    kaggle = ("LOC_val_solution.csv", "../../../LOC_val_solution.csv")
-    file = place.first(f"{devkit}/ILSVRC2012_validation_ground_truth.txt", *kaggle)
-    if file in kaggle:  # "ILSVRC2012_val_00048981,n03995372 85 1 499 272 n03995372 ..."
+    kaggle = f"{'../../../' if place.root.endswith(KAGGLE_FOLDER) else ''}LOC_val_solution.csv"
+    file = place.first(f"{devkit}/ILSVRC2012_validation_ground_truth.txt", kaggle)
+    if file == kaggle:  # "ILSVRC2012_val_00048981,n03995372 85 1 499 272 n03995372 ..."
         rows = (row.split(",") for row in _lines(place.text(file))[1:])
         return {f"{name}.JPEG": boxes.split()[0] for name, boxes in rows}
     synsets = place.mat(f"{devkit}/meta.mat")["synsets"]
@@ -169,14 +172,8 @@ def _check_folders(place: Place, folder: str, known: Iterable[str], ignored: str
     """Raises ValueError where a class has no folder, or a folder no class; returns how many match `ignored`."""
     classes, found = set(known), set(place.folders(folder))
     others = {name for name in found - classes if ignored and re.fullmatch(ignored, name)}
-    told = [
-        f"{what}: {len(names)} (the first {min(names)!r})"
-        for what, names in (
-            ("classes without one", classes - found),
-            ("folders of no class", found - classes - others),
-        )
-        if names
-    ]
+    wrong = {"classes without one": classes - found, "folders of no class": found - classes - others}
+    told = [f"{what}: {len(names)} (the first {min(names)!r})" for what, names in wrong.items() if names]
     if told:
         raise ValueError(f"{folder}/ should have a folder for each of {len(classes)} classes, but {'; '.join(told)}")
     return len(others)

@@ -45,8 +45,8 @@ def list_known(fs: fsspec.AbstractFileSystem, root: str, known: KnownSet) -> Lis
 def _read(place: Place, known: KnownSet) -> tuple[Listing, Counts]:
     """What is found, and how much should be."""
     try:
-        if known.coop_file and known.coop_counts and place.has(known.coop_file):
-            return coop_split(place, known.coop_file, known.coop_paths_from), known.coop_counts
+        if known.coop and place.has(known.coop.file):
+            return coop_split(place, known.coop.file, known.coop.paths_from), known.coop.counts
         listing = known.official(place)
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -59,24 +59,25 @@ def _read(place: Place, known: KnownSet) -> tuple[Listing, Counts]:
             f"{known.title} in {place.root!r} is not as it is published: {' '.join(reason.split())}. Unpack it again "
             f"({known.url}), or leave data.dataset out to take a folder as it is."
         ) from None
-    if known.coop_file:
+    if known.coop:
         split = "the official split is taken" if listing.keys.get("test") else "there is no official split"
         log.warning(
             "%s: %s is not in %r, so %s; published figures are of CoOp's (%s).",
-            *(known.title, known.coop_file, place.root, split, GUIDE),
+            *(known.title, known.coop.file, place.root, split, GUIDE),
         )
     return listing, known.official_counts
 
 
 def _check_parts(known: KnownSet, listing: Listing) -> None:
-    """Raises ValueError where a photo is listed twice, so that training, validation and test photos never overlap."""
+    """Raises ValueError where a photo is listed twice, so that training, validation and test photos never overlap,
+    or is outside of the data set."""
     first: dict[str, str] = {}
     for part, photos in listing.keys.items():
         for path, _ in photos:
-            if path in first:
+            if path in first or path.startswith(("/", "../")):
+                where = f"in {first[path]} already" if path in first else "outside of it"
                 raise ValueError(
-                    f"{known.title}: photo {path!r} is listed in {first[path]} and again in {part}. Get its split "
-                    f"again ({GUIDE})."
+                    f"{known.title}: photo {path!r} of {part} is {where}. Get the file of its split again ({GUIDE})."
                 )
             first[path] = part
 

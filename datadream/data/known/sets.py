@@ -28,6 +28,17 @@ class Counts(NamedTuple):
         return f"{self.classes:,} classes with {self.train:,} train, {self.val:,} val and {self.test:,} test"
 
 
+class CoopSplit(NamedTuple):
+    """A split that CoOp's authors made (Zhou et al., 2022)."""
+
+    file: str
+    """What it is called, beside the folder of photos."""
+    counts: Counts
+    """By the paper's appendix A; the lists of photos in DISEF's repository are as long."""
+    paths_from: str = "."
+    """From where its paths count, seen from the folder of photos."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownSet:
     """A data set by its facts."""
@@ -45,12 +56,8 @@ class KnownSet:
     """Reads the official split, or without one all photos as the pool."""
     official_counts: Counts
     """Of the official split (the page above)."""
-    coop_file: str | None = None
-    """CoOp's split, which the paper uses and which comes before the official one where it is there."""
-    coop_paths_from: str = "."
-    """From where its paths count, seen from the folder of photos."""
-    coop_counts: Counts | None = None
-    """Of that split (Zhou et al., 2022, appendix A; the same as in DISEF's split_coop.csv)."""
+    coop: CoopSplit | None = None
+    """CoOp's split, which comes before the official one where its file is there."""
     word: str = ""
     """What the authors' code calls the photos in prompts: "aircraft" for "a aircraft photo of a 707-320"."""
     templates: tuple[str, ...] = ("a photo of a {name}.",)
@@ -132,7 +139,7 @@ CALTECH_TEMPLATES = tuple(
         "a doodle of {article} {name}.",
     )
 )
-IMAGENET_FOLDERS = ("imagenet", "images", "imagenet/images", "ILSVRC/Data/CLS-LOC")
+IMAGENET_FOLDERS = ("imagenet", "images", "imagenet/images", layouts.KAGGLE_FOLDER)
 
 KNOWN = {
     "imagenet": KnownSet(
@@ -167,8 +174,7 @@ KNOWN = {
             ignored=("BACKGROUND_Google", "Faces_easy"),
         ),
         official_counts=Counts(100, 8_242, 0, 0),
-        coop_file="split_zhou_Caltech101.json",
-        coop_counts=Counts(100, 4_128, 1_649, 2_465),
+        coop=CoopSplit("split_zhou_Caltech101.json", Counts(100, 4_128, 1_649, 2_465)),
         templates=CALTECH_TEMPLATES,
     ),
     "pets": KnownSet(
@@ -179,8 +185,7 @@ KNOWN = {
         needs="annotations/",
         official=layouts.pets,
         official_counts=Counts(37, 3_680, 0, 3_669),
-        coop_file="split_zhou_OxfordPets.json",
-        coop_counts=Counts(37, 2_944, 736, 3_669),
+        coop=CoopSplit("split_zhou_OxfordPets.json", Counts(37, 2_944, 736, 3_669)),
         word="pet",
         templates=("a photo of a {name}, a type of pet.",),
     ),
@@ -192,9 +197,7 @@ KNOWN = {
         needs="cars_test/, devkit/ and cars_test_annos_withlabels.mat",
         official=layouts.cars,
         official_counts=Counts(196, 8_144, 0, 8_041),
-        coop_file="split_zhou_StanfordCars.json",
-        coop_paths_from="..",
-        coop_counts=Counts(196, 6_509, 1_635, 8_041),
+        coop=CoopSplit("split_zhou_StanfordCars.json", Counts(196, 6_509, 1_635, 8_041), paths_from=".."),
         word="car",
         templates=(
             "a photo of a {name}.",
@@ -215,8 +218,7 @@ KNOWN = {
         needs="imagelabels.mat and setid.mat",
         official=layouts.flowers,
         official_counts=Counts(102, 1_020, 1_020, 6_149),
-        coop_file="split_zhou_OxfordFlowers.json",
-        coop_counts=Counts(102, 4_093, 1_633, 2_463),
+        coop=CoopSplit("split_zhou_OxfordFlowers.json", Counts(102, 4_093, 1_633, 2_463)),
         word="flower",
         templates=("a photo of a {name}, a type of flower.",),
     ),
@@ -228,8 +230,7 @@ KNOWN = {
         needs="meta/",
         official=layouts.food,
         official_counts=Counts(101, 75_750, 0, 25_250),
-        coop_file="split_zhou_Food101.json",
-        coop_counts=Counts(101, 50_500, 20_200, 30_300),
+        coop=CoopSplit("split_zhou_Food101.json", Counts(101, 50_500, 20_200, 30_300)),
         word="food",
         templates=("a photo of {name}, a type of food.",),
     ),
@@ -252,8 +253,7 @@ KNOWN = {
         needs="ClassName.txt, Training_01.txt and Testing_01.txt of Partitions.zip",
         official=layouts.sun,
         official_counts=Counts(397, 19_850, 0, 19_850),
-        coop_file="split_zhou_SUN397.json",
-        coop_counts=Counts(397, 15_880, 3_970, 19_850),
+        coop=CoopSplit("split_zhou_SUN397.json", Counts(397, 15_880, 3_970, 19_850)),
         word="scene",
         templates=("a photo of a {name}.", "a photo of the {name}."),
     ),
@@ -265,8 +265,7 @@ KNOWN = {
         needs="labels/",
         official=layouts.textures,
         official_counts=Counts(47, 1_880, 1_880, 1_880),
-        coop_file="split_zhou_DescribableTextures.json",
-        coop_counts=Counts(47, 2_820, 1_128, 1_692),
+        coop=CoopSplit("split_zhou_DescribableTextures.json", Counts(47, 2_820, 1_128, 1_692)),
         word="texture",
         templates=tuple(
             f"a photo of {article} {{name}} {thing}."
@@ -282,8 +281,7 @@ KNOWN = {
         needs="nothing",
         official=partial(layouts.class_folders, names=EUROSAT_NAMES),
         official_counts=Counts(10, 27_000, 0, 0),
-        coop_file="split_zhou_EuroSAT.json",
-        coop_counts=Counts(10, 13_500, 5_400, 8_100),
+        coop=CoopSplit("split_zhou_EuroSAT.json", Counts(10, 13_500, 5_400, 8_100)),
         word="satellite",
         templates=(
             "a centered satellite photo of {name}.",

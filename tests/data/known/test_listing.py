@@ -57,7 +57,7 @@ def test_without_the_papers_split_it_is_said(tmp_path, caplog, name, said):
     UNPACK[name](tmp_path)
     listed(tmp_path, PETS if name == "pets" else few_classes("eurosat", (2, 6, 0, 0)))
     assert said in caplog.text
-    assert str(KNOWN[name].coop_file) in caplog.text
+    assert str(KNOWN[name].coop.file) in caplog.text
 
 
 def test_a_set_that_is_not_there(tmp_path):
@@ -125,11 +125,15 @@ def test_photos_of_a_split_that_are_absent(tmp_path):
         listed(tmp_path)
 
 
-def test_a_photo_in_two_parts(tmp_path):
+def test_a_photo_in_two_parts_or_outside(tmp_path):
     UNPACK["pets"](tmp_path)
-    add_coop_split("pets", tmp_path, COOP["pets"] | {"val": [("./Abyssinian_201.jpg", 0, "abyssinian")]})
-    with pytest.raises(ValueError, match="'images/Abyssinian_201.jpg' is listed in val and again in test"):
-        listed(tmp_path)
+    for path, message in (
+        ("./Abyssinian_201.jpg", "'images/Abyssinian_201.jpg' of test is in val already"),
+        ("../../secret.jpg", "'../secret.jpg' of val is outside of it"),
+    ):
+        add_coop_split("pets", tmp_path, COOP["pets"] | {"val": [(path, 0, "abyssinian")]})
+        with pytest.raises(ValueError, match=message):
+            listed(tmp_path)
 
 
 def test_a_split_whose_labels_do_not_fit_its_names(tmp_path):
@@ -176,9 +180,9 @@ def test_validation_photos_of_imagenet_without_labels(tmp_path):
 
 def test_counts_are_those_of_the_split_that_is_read(tmp_path):
     UNPACK["pets"](tmp_path)
-    swapped = replace(PETS, official_counts=Counts(2, 2, 1, 2), coop_counts=Counts(2, 3, 0, 2))
+    swapped = replace(PETS, official_counts=Counts(2, 2, 1, 2), coop=PETS.coop._replace(counts=Counts(2, 3, 0, 2)))
     with pytest.raises(ValueError, match="found 2 classes with 3 train"):
         listed(tmp_path, swapped)
-    (tmp_path / str(PETS.coop_file)).write_text(json.dumps(COOP["pets"]))
+    (tmp_path / str(PETS.coop.file)).write_text(json.dumps(COOP["pets"]))
     with pytest.raises(ValueError, match="found 2 classes with 2 train"):
         listed(tmp_path, swapped)

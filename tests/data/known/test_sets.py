@@ -23,9 +23,9 @@ def test_prompts_and_templates_are_taken_by_knobs(name):
     assert known.prompt.format(name="x") == " ".join(["a", *known.word.split(), "photo of a x"])
 
 
-@pytest.mark.parametrize("name", [name for name, known in KNOWN.items() if known.coop_counts])
+@pytest.mark.parametrize("name", [name for name, known in KNOWN.items() if known.coop])
 def test_coops_split_has_the_photos_of_the_official_one(name):
-    official, coop = KNOWN[name].official_counts, KNOWN[name].coop_counts
+    official, coop = KNOWN[name].official_counts, KNOWN[name].coop.counts
     assert coop.classes == official.classes
     assert sum(coop[1:]) == sum(official[1:])
     if name in ("pets", "cars", "sun397"):  # there CoOp kept the official test part
@@ -37,5 +37,5 @@ def test_the_guide_has_the_same_figures(name):
     guide = (Path(__file__).parents[3] / GUIDE).read_text(encoding="utf-8")
     known = KNOWN[name]
     row = next(line for line in guide.splitlines() if line.startswith(f"| [`{name}`]({known.url})"))
-    for counts in filter(None, (known.coop_counts, known.official_counts)):
+    for counts in (known.official_counts, *([known.coop.counts] if known.coop else [])):
         assert f"{counts.train:,} + {counts.val:,} + {counts.test:,}" in row or f"none: {counts.train:,} in all" in row

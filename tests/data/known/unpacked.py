@@ -206,8 +206,9 @@ def few_classes(
     elif isinstance(reader, partial):
         folders = ("Faces", "airplanes", "car_side") if name == "caltech101" else ("AnnualCrop", "SeaLake")
         reader = partial(reader, names={folder: reader.keywords["names"][folder] for folder in folders})
-    return replace(known, official=reader, official_counts=Counts(*official), coop_counts=coop and Counts(*coop))
+    split = known.coop._replace(counts=Counts(*coop)) if known.coop and coop else known.coop
+    return replace(known, official=reader, official_counts=Counts(*official), coop=split)
 
 
 def add_coop_split(name: str, root: Path, split: Split | None = None) -> None:
-    (root / str(KNOWN[name].coop_file)).write_text(json.dumps(COOP[name] if split is None else split))
+    (root / str(KNOWN[name].coop.file)).write_text(json.dumps(COOP[name] if split is None else split))
