@@ -53,6 +53,8 @@ class Dataset:
     test: tuple[Photo, ...]
     flippable: bool
     """Whether a mirrored photo still belongs to its class."""
+    few_val: int | None = None
+    """Most validation photos of a class that a few-shot set takes, and never more than shots; None: all of them."""
     left_out: tuple[str, ...] = ()
     """What was found beside the photos and not taken, each with its number."""
 
@@ -220,13 +222,19 @@ class KnownPhotos(ImageFolder):
     """The folder of shots that take the place of the training photos."""
 
     def dataset(self) -> Dataset:
-        # The paper mirrors the photos of all of them.
-        return replace(super().dataset(), flippable=True)
+        # The paper mirrors the photos of all of them. Thousands of labels to choose by would be no few-shot learning,
+        # so CoOp's code takes 4 of a class.
+        return replace(super().dataset(), flippable=True, few_val=4)
 
     def _listing(self) -> Listing:
-        fs, root = fsspec.core.url_to_fs(self.location)
-        listing = list_known(fs, root, KNOWN[self.name])
+        known, (fs, root) = KNOWN[self.name], fsspec.core.url_to_fs(self.location)
+        listing = list_known(fs, root, known)
         if self.shots is not None:
+            if known.coop and not listing.keys.get("test"):
+                raise ValueError(
+                    f"data.shots is {self.shots!r}, but {known.title} has no official split to take test photos from. "
+                    f"Put {known.coop.file} beside its photos ({GUIDE})."
+                )
             listing.keys["pool"] = given_shots(fs, root, self.shots, listing)
         return listing
 

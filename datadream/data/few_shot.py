@@ -89,11 +89,12 @@ class FewShotSet:
 def sample_shots(dataset: Dataset, n_shots: int, seed: int, prompt: str) -> FewShotSet:
     """Sample `n_shots` photos of every class, nested in those of every larger number.
 
-    A data set with a test part keeps its parts, and its whole pool may become shots. Without one, each class is split
-    before anything is sampled, in an order that no seed changes: half of it is for shots, a quarter for validation and
-    a quarter, at least one photo, for test; or the other half for test where there is a validation part. So runs of
-    other seeds and other `n_shots` are tested on the same photos, and a seed still has shots to choose among. More
-    shots than half of a class take its validation photos, and where these are used up its test photos, with a warning.
+    A data set with a test part keeps its parts, and its whole pool may become shots; of its validation photos those of
+    `few_val` alone are taken, where it limits them. Without one, each class is split before anything is sampled, in an
+    order that no seed changes: half of it is for shots, a quarter for validation and a quarter, at least one photo,
+    for test; or the other half for test where there is a validation part. So runs of other seeds and other `n_shots`
+    are tested on the same photos, and a seed still has shots to choose among. More shots than half of a class take its
+    validation photos, and where these are used up its test photos, with a warning.
     Raises ValueError naming a class with too few photos.
     """
     members: list[list[Photo]] = [[] for _ in dataset.class_names]
@@ -105,7 +106,7 @@ def sample_shots(dataset: Dataset, n_shots: int, seed: int, prompt: str) -> FewS
                 f"class {name!r} has {len(photos)} photos: data.n_shots asks for {n_shots}. "
                 "Lower data.n_shots or add photos."
             )
-    val, test = dataset.val, dataset.test
+    val, test = _few_val(dataset, n_shots), dataset.test
     if test:
         orders = [_shuffled(photos, seed, "few-shot", label) for label, photos in enumerate(members)]
     else:
@@ -191,6 +192,17 @@ def _looks(photos: Sequence[Photo], prints: Mapping[str, Fingerprint]) -> tuple[
 
 def _shuffled(photos: Sequence[Photo], seed: int, stage: str, label: int) -> list[Photo]:
     return [photos[i] for i in np.random.default_rng(derive_seed(seed, stage, label)).permutation(len(photos))]
+
+
+def _few_val(dataset: Dataset, n_shots: int) -> tuple[Photo, ...]:
+    """Validation photos; where they are limited, the first of an order that no seed changes."""
+    if dataset.few_val is None:
+        return dataset.val
+    members: list[list[Photo]] = [[] for _ in dataset.class_names]
+    for photo in dataset.val:
+        members[photo.label].append(photo)
+    most = min(n_shots, dataset.few_val)
+    return tuple(chain(*(_shuffled(photos, 0, "few-val", label)[:most] for label, photos in enumerate(members))))
 
 
 def _held_out(

@@ -79,7 +79,7 @@ def test_a_data_set_of_the_paper_as_it_was_unpacked(pets):
     dataset = open_dataset(pets)
     assert dataset.class_names == ("abyssinian", "american bulldog")
     assert [len(part) for part in (dataset.pool, dataset.val, dataset.test)] == [3, 0, 2]
-    assert dataset.flippable
+    assert (dataset.flippable, dataset.few_val) == (True, 4)
     # Workers read photos by their keys alone.
     assert open_source(pets.source).read(dataset.test[0].key).size == (40, 30)
 
@@ -94,6 +94,13 @@ def test_a_known_data_set_with_the_shots_of_somebody_else(pets, tmp_path):
         f"shots/seed0/{name}/a.jpg" for name in ("Abyssinian", "American Bulldog")
     ]
     assert len(dataset.test) == 2
+
+
+def test_shots_of_somebody_else_need_test_photos(tmp_path, monkeypatch):
+    monkeypatch.setitem(KNOWN, "eurosat", few_classes("eurosat", (2, 6, 0, 0)))
+    UNPACK["eurosat"](tmp_path)
+    with pytest.raises(ValueError, match="no official split to take test photos from. Put split_zhou_EuroSAT.json"):
+        open_dataset(DataConfig(source=str(tmp_path), dataset="eurosat", shots="2750"))
 
 
 @pytest.mark.parametrize("source", ["digits", "nowhere", "hf-hub:owner/pets"])

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,15 @@ def test_a_test_part_leaves_the_whole_pool_to_the_shots():
     assert {photo for few_shot in few_shots for photo in few_shot.photos} == set(dataset.pool)
     assert {(few_shot.val, few_shot.test) for few_shot in few_shots} == {((), dataset.test)}
     assert sample_shots(Digits().dataset(), 2, 0, PROMPT).shots[0] == ("digits/1059", "digits/1445")
+
+
+@pytest.mark.parametrize(("n_shots", "n_val"), [(1, 1), (3, 3), (16, 4)])
+def test_a_large_validation_part_may_be_limited_as_shots_are(digits, n_shots, n_val):
+    few_shots = [sample_shots(replace(digits, few_val=4), n_shots, seed, PROMPT) for seed in (0, 1)]
+    assert few_shots[0].val == few_shots[1].val
+    assert set(few_shots[0].val) < set(digits.val)
+    assert per_class(few_shots[0].val) == dict.fromkeys(range(10), n_val)
+    assert few_shots[0].test == digits.test
 
 
 def test_too_many_shots(photo_folder):
