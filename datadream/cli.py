@@ -33,9 +33,11 @@ from datadream.run.layout import PAGE, STAGES
 from datadream.run.store import RunStore
 
 if TYPE_CHECKING:
+    from datadream.costs.constants import Cluster
     from datadream.experiment import Experiment
 
 COMMANDS = {
+    "plan": "what a run takes: units, memory, disk, hours and cost by stage, and where it stops scaling",
     "run": "every stage that is not done yet, then the report",
     "adapt": "train the LoRA adapters",
     "generate": "generate the images and publish the dataset",
@@ -48,7 +50,8 @@ COMMANDS = {
     "recipes": "the named configs",
     "knobs": "all knobs with their defaults: `datadream knobs`, or of one group, such as `datadream knobs adapt`",
 }
-WITHOUT_RUN = ("recipes", "knobs")
+WITHOUT_KNOBS = ("recipes", "knobs")
+WITHOUT_RUN = ("plan", *WITHOUT_KNOBS)
 # Commands that use a run and change nothing in it.
 CLASSIFIER_COMMANDS = ("predict", "export")
 # Commands that commit as they go, and go on from there when they are given again.
@@ -119,6 +122,8 @@ def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callabl
     if command == "knobs":
         return partial(print, _listed_knobs(arguments.group))
     changes = _file_knobs(arguments) if getattr(arguments, "config", None) else {}
+    if command == "plan":
+        return partial(print, _planned(arguments, changes | _dotted(overrides, "")))
     if not arguments.run:  # an unset variable of a script gives an empty name
         raise ValueError(f"{command} needs a run's folder. Add --run FOLDER, such as --run runs/demo.")
     if overrides and command in (*CLASSIFIER_COMMANDS, "push"):
@@ -144,6 +149,8 @@ def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callabl
     if command == "status":
         return partial(_watch, experiment) if arguments.watch else partial(print, *experiment.status(), sep="\n")
     experiment.check_inputs()
+    if command == "run" and arguments.dry_run:
+        return partial(print, _dry_run(experiment))
     do = partial(experiment.run, arguments.until) if command == "run" else getattr(experiment, command)
 
     def work() -> None:
@@ -155,6 +162,50 @@ def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callabl
             print(f"\n{experiment.store.path(PAGE)}")
 
     return work
+
+
+def _planned(arguments: argparse.Namespace, changes: dict[str, Any]) -> str:
+    """What a config takes on a cluster that there is, or that the options describe."""
+    from datadream.config import located
+    from datadream.costs.constants import Cluster, gpu_named
+    from datadream.costs.report import report
+    from datadream.costs.stages import imagined
+    from datadream.run.cell import cells_of
+
+    if not (arguments.recipe or arguments.config):
+        raise ValueError("nothing says what to plan. Add --recipe NAME or --config FILE.yaml.")
+    for option in ("gpus", "classes"):
+        if (count := getattr(arguments, option)) is not None and count < 1:
+            raise ValueError(f"--{option} is {count}: expected 1 or more.")
+    if arguments.address:
+        changes["cluster.address"] = arguments.address
+    made = recipes.by_name(arguments.recipe, changes) if arguments.recipe else ExperimentConfig().updated(changes)
+    config = located(made)
+    if arguments.gpus and not arguments.gpu:
+        raise ValueError(f"--gpus {arguments.gpus} of which kind? Add --gpu, such as --gpu h100.")
+    cluster = Cluster(arguments.gpus, gpu_named(arguments.gpu)) if arguments.gpus else _cluster(config, arguments.gpu)
+    cells = imagined(config, arguments.classes) if arguments.classes else cells_of(config, RunStore("memory://plan"))
+    return report(cells, cluster, arguments.price)
+
+
+def _dry_run(experiment: Experiment) -> str:
+    """What a run would take in and what is left of it, after all checks; writes nothing."""
+    from datadream.costs.report import report
+    from datadream.data.intake import intake, intake_lines
+
+    experiment.check()
+    first = experiment.cells[0]
+    lines = intake_lines(intake(first.dataset, first.few_shot))
+    return "\n".join([*lines, "", report(experiment.cells, _cluster(experiment.config))])
+
+
+def _cluster(config: ExperimentConfig, gpu: str | None = None) -> Cluster:
+    """The cluster that a run of this config would use; its GPUs may be called otherwise."""
+    from datadream.costs.constants import Cluster, gpu_named
+    from datadream.runtime.session import room
+
+    workers, each = room(config.cluster)
+    return Cluster(workers.count, gpu_named(gpu or each) if workers.use_gpu else None)
 
 
 def _typed() -> str:
@@ -275,7 +326,8 @@ def _dotted(words: Sequence[str], run: str) -> dict[str, Any]:
         word = waiting.pop(0)
         key, equals, text = word.removeprefix("--").partition("=")
         if not key or not (equals or word.startswith("--")):
-            hint = nearest(key, list(knobs(ExperimentConfig))) or f"The run is {run!r}: a command takes one folder."
+            hint = nearest(key, list(knobs(ExperimentConfig)))
+            hint = hint or (f"The run is {run!r}: a command takes one folder." if run else "")
             raise ValueError(f"unexpected {word!r}: write knobs as key=value, such as adapt.rank=8. {hint}")
         if not equals and waiting and not waiting[0].startswith("--"):
             text = waiting.pop(0)
@@ -319,7 +371,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"datadream {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
-        takes_knobs = name not in (*CLASSIFIER_COMMANDS, "push", *WITHOUT_RUN)
+        takes_knobs = name not in (*CLASSIFIER_COMMANDS, "push", *WITHOUT_KNOBS)
         command = commands.add_parser(
             name, help=text, description=text, epilog=epilog if takes_knobs else None, **style
         )
@@ -352,7 +404,16 @@ def _parser() -> argparse.ArgumentParser:
             if name in ("run", "classify"):
                 from_help = "a finished run: train other classifiers on its images, generating none"
                 add("--from", dest="source", metavar="URL", help=from_help)
+        if name == "plan":
+            command.set_defaults(run=None)
+            add("--gpus", type=int, metavar="N", help="of a cluster that need not be there; --gpu says which")
+            add("--gpu", metavar="KIND", help="such as h100 (default: those of the cluster)")
+            add("--address", metavar="URL", help="the Ray cluster to plan for (default: this machine)")
+            add("--price", type=float, metavar="X", help="of one GPU, or one CPU worker, for an hour")
+            add("--classes", type=int, metavar="N", help="plan for so many, in place of those of data.source")
         if name == "run":
+            dry_run = "check everything, say what is taken in and what is left to do, and do and write nothing"
+            add("--dry-run", action="store_true", help=dry_run)
             add("--until", choices=STAGES, help="do no stage after this one, and no report")
         elif name == "status":
             add("--watch", action="store_true", help="say so again whenever the run gets on, until it is done")

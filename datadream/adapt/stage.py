@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from datadream.adapt.artifacts import are_committed, commit_adapter, write_index
+from datadream.adapt.group_size import cpu_group_size
 from datadream.config import AdaptConfig, ExperimentConfig
 from datadream.data.datasets import PhotoSource, open_source
 from datadream.methods import AdapterSpec
@@ -42,11 +42,6 @@ if TYPE_CHECKING:
     from datadream.runtime.collectives import Collectives
 
 AdapterUnit = Unit[AdapterSpec]
-
-# A CPU's step is bound by arithmetic: of the 2.2 times that 8 adapters side by side are faster than one, 4 have 2.0
-# (benchmarks/RESULTS.md), and smaller groups lose less with a worker.
-CPU_GROUP = 5
-"""Most adapters side by side on a CPU."""
 
 
 def adapter_units(run_url: str, specs: Iterable[AdapterSpec], config: AdaptConfig) -> list[AdapterUnit]:
@@ -129,10 +124,7 @@ def _train_single(
     # bytes that it would have given. GPUs measure it, for it is their memory that decides.
     if size is None and not workers.use_gpu:
         if not store.exists(ADAPTER_GROUP):
-            # As many groups for each worker as the largest groups need, and then equal groups: nobody waits for the
-            # last one.
-            per_worker = math.ceil(len(units) / (CPU_GROUP * workers.slots))
-            size = math.ceil(len(units) / (per_worker * workers.slots))
+            size = cpu_group_size(len(units), workers.slots)
             store.write_json(ADAPTER_GROUP, AdapterGroup(adapters_per_step=size).to_json())
         size = AdapterGroup.from_json(store.read_json(ADAPTER_GROUP)).adapters_per_step
     most = max(1, len(units) // workers.slots)

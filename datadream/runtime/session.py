@@ -51,6 +51,28 @@ def check_workers(config: ClusterConfig) -> None:
         _check_answers(address, "cluster.address" if config.address else "$RAY_ADDRESS")
 
 
+def room(config: ClusterConfig) -> tuple[Workers, str]:
+    """The workers that a run may come to have, and what a GPU of theirs is called; asks for no nodes.
+
+    Raises ValueError when the cluster cannot be joined, or can never hold the workers asked for.
+    """
+    address = _address(config)
+    if not _joined() and address is None:
+        workers = _own_workers(config, _local_gpus(config))
+        return workers, _local_gpu() if workers.use_gpu else ""
+    import ray
+
+    from datadream.runtime.nodes import hardware
+
+    with ExitStack() as stack:
+        if not _joined() and address is not None:
+            _check_answers(address, "cluster.address" if config.address else "$RAY_ADDRESS")
+            stack.callback(ray.shutdown)
+            _start(config)
+        workers, most, _ = _cluster_room(config)
+        return replace(workers, count=config.workers or max(1, most)), hardware(workers)["each"]
+
+
 @contextmanager
 def connected(
     config: ClusterConfig, meanwhile: Callable[[], None] = lambda: None, n_units: int | None = None
@@ -74,7 +96,11 @@ def connected(
                 _start(config)
             other.result()
         alone = ours and _address(config) is None
-        yield _own_workers(config) if alone else stack.enter_context(_cluster_workers(config, n_units))
+        yield (
+            _own_workers(config, _cluster_size()[1])
+            if alone
+            else stack.enter_context(_cluster_workers(config, n_units))
+        )
 
 
 def _start(config: ClusterConfig) -> None:
@@ -141,9 +167,8 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
         ) from error
 
 
-def _own_workers(config: ClusterConfig) -> Workers:
+def _own_workers(config: ClusterConfig, gpus: int) -> Workers:
     """The workers of a Ray of our own, which is this machine."""
-    gpus = _cluster_size()[1]
     workers = Workers(1, config.threads_per_worker, _use_gpu(config, gpus), alone=True)
     slots = max(1, gpus if workers.use_gpu else _cores() // workers.threads)
     return replace(workers, count=config.workers or slots, slots=slots)
@@ -231,6 +256,12 @@ def _local_gpus(config: ClusterConfig) -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def _local_gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def _local_cpus() -> int:

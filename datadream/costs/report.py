@@ -1,0 +1,88 @@
+"""What runs take, for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from datadream.config import ExperimentConfig, public_method
+from datadream.costs.constants import Cluster, constants_of, is_embedded
+from datadream.costs.stages import stages_of
+from datadream.run.cell import Cell
+
+GB = 1e9
+
+
+def report(cells: Sequence[Cell], cluster: Cluster, price: float | None = None) -> str:
+    """What the runs take, as a table and in words; `price` is that of an hour of one GPU or CPU worker."""
+    stages, constants = stages_of(cells, cluster), constants_of(cells[0].config, cluster)
+    if not stages:
+        return "nothing is left to do"
+
+    def row(name: str, units: str, seconds: float, memory: str, n_bytes: float, useful: str) -> list[str]:
+        cost = [] if price is None else [f"{seconds / 3600 * cluster.workers * price:,.2f}"]
+        return [name, units, _hours(seconds), *cost, memory, _disk(n_bytes), useful]
+
+    head = ["stage", "units", "hours", *([] if price is None else ["cost"]), "memory of a worker", "disk", "scales to"]
+    rows = [
+        row(s.name, _number(s.n_units, s.unit), s.seconds, s.memory, s.n_bytes, _number(s.useful, "worker"))
+        for s in stages
+    ]
+    seconds = sum(stage.seconds for stage in stages)
+    rows.append(row("all", "", seconds, "", sum(stage.n_bytes for stage in stages), ""))
+    busy = sum(stage.work for stage in stages) / (seconds * cluster.workers)
+    most = 1 + constants.error
+    return "\n".join(
+        [
+            f"{_what(cells)}, on {cluster}:",
+            "",
+            *_table([head, *rows]),
+            "",
+            *(f"{stage.name} scales to {_number(stage.useful, 'worker')}: {stage.why}" for stage in stages),
+            f"of {seconds / 3600 * cluster.workers:,.3g} worker-hours {busy:.0%} are work",
+            f"hours may be {seconds / 3600 / most:.2g} to {seconds / 3600 * most:.2g} (a factor of {most:g}): "
+            + constants.source
+            + ("" if constants.is_measured else "; modelled; no GPU has run this"),
+            *(f"not counted: {what}" for what in _uncounted(cells[0].config, cluster)),
+        ]
+    )
+
+
+def _what(cells: Sequence[Cell]) -> str:
+    config, few_shot = cells[0].config, cells[0].few_shot
+    methods = dict.fromkeys(public_method(cell.config.method) for cell in cells)
+    runs = f"{len(cells)} runs, " if len(cells) > 1 else ""
+    return (
+        f"{runs}{', '.join(methods)}: {len(few_shot.class_names):,} classes, {few_shot.n_shots} shots and "
+        f"{config.generate.images_per_class:,} images each"
+    )
+
+
+def _uncounted(config: ExperimentConfig, cluster: Cluster) -> Iterator[str]:
+    """What this run takes beside, that no constant is known of."""
+    if config.adapt.prior_weight:
+        yield "the samples and the larger batches of adapt.prior_weight"
+    if config.adapt.samples_every:
+        yield "the samples of adapt.samples_every"
+    if config.adapt.compile or config.generate.compile:
+        yield "compiling, a minute or more of every worker"
+    if config.generate.select.on:
+        yield "the filters' features, and images in place of those that they leave out"
+    if is_embedded(config) and cluster.gpu:
+        yield "what a GPU does faster: the embedded models are too small to fill one, and are counted as on a CPU"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.3f}" if seconds < 3600 else f"{seconds / 3600:,.2f}"
+
+
+def _disk(n_bytes: float) -> str:
+    return f"{n_bytes / GB:,.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.1f} MB"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
