@@ -5,21 +5,28 @@ All of these raise ValueError or FileNotFoundError naming the value, what was ex
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 
 from datadream.adapt.given import check_given, check_given_fit
 from datadream.classify.ingest.reader import check_published
 from datadream.classify.model_selection import check_selection
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
-from datadream.data.datasets import open_source
+from datadream.data.datasets import class_names, open_source
 from datadream.data.few_shot import check_photos
 from datadream.models.source import check_pipeline, check_scheduler
 from datadream.run.cell import Cell
-from datadream.run.config_record import check_config, check_reused
+from datadream.run.config_record import check_config, check_extended, check_reused
 from datadream.run.layout import DATASET, FEW_SHOT, GENERATE_PLAN, GeneratePlan, classifier_marker
 from datadream.run.store import RunStore
 from datadream.tracking import check_trackers
+
+log = logging.getLogger(__name__)
+
+MOST_NAMES = 5
+"""New classes that a warning names."""
 
 
 class RefusedError(ValueError):
@@ -40,7 +47,10 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
     check_config(store, config)
     if config.images_from is not None:
         _check_source(config, cells)
+    elif config.extends is not None and not store.exists(FEW_SHOT):  # begun, so that the other run may be gone
+        check_extended(RunStore(config.extends), config)
     store.check_writable()
+    _say_new_classes(config, store, cells[0])
     check_trackers(config, store)
     _check_photos([cell for cell in cells if not cell.store.exists(FEW_SHOT)])
     for cell in cells:
@@ -79,6 +89,21 @@ def _check_settings(config: ExperimentConfig) -> None:
             f"method 'none' generates no images, but classify.settings has {needy[0]!r}. "
             f"Use classify.settings='[{', '.join(SETTINGS_WITHOUT_IMAGES)}]', or another method."
         )
+
+
+def _say_new_classes(config: ExperimentConfig, store: RunStore, cell: Cell) -> None:
+    """A run keeps the classes of its first start; say which others have come since, and how they are taken in."""
+    if not cell.store.exists(FEW_SHOT):
+        return
+    with suppress(OSError, ValueError):  # the photos may be gone, where nothing reads them any more
+        known = set(cell.few_shot.class_names)
+        if new := [name for name in class_names(config.data) if name not in known]:
+            shown = ", ".join(map(repr, new[:MOST_NAMES])) + ("" if len(new) <= MOST_NAMES else " and others")
+            log.warning(
+                "data.source has %d classes that this run lacks, %s: they are left out. To take them in: datadream "
+                "run --run NEW --extend %s",
+                *(len(new), shown, store.url),
+            )
 
 
 def _check_source(config: ExperimentConfig, cells: Sequence[Cell]) -> None:

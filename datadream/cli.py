@@ -28,7 +28,7 @@ import yaml
 
 from datadream import __version__, recipes
 from datadream.config import ExperimentConfig, flatten, knobs, nearest, takes_text
-from datadream.run.config_record import config_reusing, recorded_config
+from datadream.run.config_record import config_extending, config_reusing, recorded_config
 from datadream.run.layout import PAGE, STAGES
 from datadream.run.store import RunStore
 
@@ -299,11 +299,14 @@ def _file_knobs(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _config(arguments: argparse.Namespace, changes: dict[str, Any]) -> ExperimentConfig:
-    """A recipe's, the run's own or that of the run whose images it uses, with changes."""
-    if source := getattr(arguments, "source", None):
-        if arguments.recipe:
-            raise ValueError(f"--recipe {arguments.recipe} beside --from: the knobs are those of run {source!r}.")
-        return config_reusing(RunStore(source)).updated(changes)
+    """A recipe's, the run's own, or that of the run whose images it uses or which it extends, with changes."""
+    for option, config_of in (("--from", config_reusing), ("--extend", config_extending)):
+        if source := getattr(arguments, option.removeprefix("--"), None):
+            if arguments.recipe:
+                raise ValueError(
+                    f"--recipe {arguments.recipe} beside {option}: the knobs are those of run {source!r}."
+                )
+            return config_of(RunStore(source)).updated(changes)
     if arguments.recipe:
         return recipes.by_name(arguments.recipe, changes)
     saved = recorded_config(RunStore(arguments.run))
@@ -403,7 +406,7 @@ def _parser() -> argparse.ArgumentParser:
             add("--config", metavar="FILE", help="YAML file of knobs, over the recipe's; may also name run and recipe")
             if name in ("run", "classify"):
                 from_help = "a finished run: train other classifiers on its images, generating none"
-                add("--from", dest="source", metavar="URL", help=from_help)
+                add("--from", metavar="URL", help=from_help)
         if name == "plan":
             command.set_defaults(run=None)
             add("--gpus", type=int, metavar="N", help="of a cluster that need not be there; --gpu says which")
@@ -412,6 +415,10 @@ def _parser() -> argparse.ArgumentParser:
             add("--price", type=float, metavar="X", help="of one GPU, or one CPU worker, for an hour")
             add("--classes", type=int, metavar="N", help="plan for so many, in place of those of data.source")
         if name == "run":
+            extend_help = (
+                "a run to add classes to: its own are taken with adapters and images, new folders come behind"
+            )
+            add("--extend", metavar="URL", help=extend_help)
             dry_run = "check everything, say what is taken in and what is left to do, and do and write nothing"
             add("--dry-run", action="store_true", help=dry_run)
             add("--until", choices=STAGES, help="do no stage after this one, and no report")

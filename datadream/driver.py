@@ -12,12 +12,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from datadream.adapt.extended import take_adapters
 from datadream.adapt.given import take_given
 from datadream.adapt.stage import AdapterUnit, train_adapters
 from datadream.checks import RefusedError, check_models
 from datadream.config import ExperimentConfig
 from datadream.config.locations import local_inputs
 from datadream.data.intake import intake, intake_lines
+from datadream.generate.extended import take_chunks
 from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
 from datadream.methods.chunks import Chunk, first_chunks
 from datadream.run.cell import Cell
@@ -70,6 +72,8 @@ class Driver:
 
     def adapt(self) -> None:
         with self._timed("adapt"):
+            for cell in self._cells:
+                take_adapters(cell, self._adapters)
             given = set().union(*(take_given(cell, self._adapters) for cell in self._cells))
             train_adapters(self._store, self._adapters, self._config, self._workers, self._listeners, given)
         columns = ("adapter_id", "n_photos", "steps", "last_loss", "seconds")
@@ -82,6 +86,8 @@ class Driver:
     def generate(self) -> None:
         self._record_plans()
         with self._timed("generate"):
+            for cell in self._cells:
+                take_chunks(cell)
             if self._config.generate.select.on:
                 from datadream.generate.select.stage import generate_and_select
 
@@ -95,6 +101,9 @@ class Driver:
     def adapt_and_generate(self) -> None:
         """Workers that no adapter needs generate the classes whose adapters are there; then all generate the rest."""
         self._record_plans()
+        for cell in self._cells:  # before spare workers generate
+            take_adapters(cell, self._adapters)
+            take_chunks(cell)
         spare = self.spare_workers()
         if spare is None:
             self.adapt()

@@ -38,7 +38,7 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
         words.insert(1, "--run")
     arguments, overrides = _parser().parse_known_args(words)
     changes = _dotted(overrides, arguments.run) if overrides else {}
-    if "--from" in words:  # understood as far as the run that is not here
+    if {"--from", "--extend"} & set(words):  # understood as far as the run that is not here
         with pytest.raises(FileNotFoundError, match="no run at"):
             _config(arguments, changes)
     elif arguments.command == "run":

@@ -12,6 +12,7 @@ from datadream.config.section import flatten
 
 LOCATIONS = (
     "images_from",
+    "extends",
     "data.source",
     "data.names",
     "diffusion.model",

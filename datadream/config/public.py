@@ -42,6 +42,8 @@ def public_config(config: ExperimentConfig) -> dict[str, Any]:
     values["data"]["source"] = public_source(config.data.source)
     if config.images_from is not None:
         values["images_from"] = _last_name(config.images_from) or OWN_RUN
+    if config.extends is not None:
+        values["extends"] = _last_name(config.extends) or OWN_RUN
     if config.adapt.given is not None:
         values["adapt"]["given"] = _last_name(config.adapt.given) or OWN_ADAPTERS
     if config.data.shots is not None:

@@ -59,6 +59,8 @@ def _what(cells: Sequence[Cell]) -> str:
 
 def _uncounted(config: ExperimentConfig, cluster: Cluster) -> Iterator[str]:
     """What this run takes beside, that no constant is known of."""
+    if config.extends is not None:
+        yield "that adapters and images of the run that is extended are taken, and not made"
     if config.adapt.prior_weight:
         yield "the samples and the larger batches of adapt.prior_weight"
     if config.adapt.samples_every:

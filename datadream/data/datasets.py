@@ -24,7 +24,7 @@ from PIL import Image
 from datadream.config import WHITE, DataConfig, KnownDataset
 from datadream.data.decode import decode_photo, look_of
 from datadream.data.hugging_face import HUB, is_saved, list_examples, read_example
-from datadream.data.image_folder import list_photos
+from datadream.data.image_folder import list_classes, list_photos
 from datadream.data.known import GUIDE, KNOWN, given_shots, list_known
 from datadream.data.listing import Listing
 from datadream.data.names import readable_names
@@ -140,6 +140,17 @@ def _known_dataset(location: str, background: str, name: KnownDataset, shots: st
     )
 
 
+def class_names(config: DataConfig) -> tuple[str, ...]:
+    """Readable names of the classes where a look at folders tells them, without listing photos; else none.
+
+    Raises what `open_dataset` raises.
+    """
+    if config.dataset is not None:  # its classes are known, and none comes
+        return ()
+    source = open_source(config.source, config.background)
+    return readable_names(source.folders(), config.names) if isinstance(source, ImageFolder) else ()
+
+
 @dataclass(frozen=True)
 class Digits:
     """Scanned digits, 8x8 grey levels enlarged to 32x32 RGB; per class 40 pool, 39 validation and about 100 test."""
@@ -202,6 +213,10 @@ class EncodedPhotos(ABC):
 
 class ImageFolder(EncodedPhotos):
     """<root>/<class>/... or <root>/{train,val,test}/<class>/..., at any fsspec URL; see list_photos."""
+
+    def folders(self) -> tuple[str, ...]:
+        """Names of the class folders, in the order of their labels."""
+        return list_classes(*fsspec.core.url_to_fs(self.location))
 
     def _listing(self) -> Listing:
         return list_photos(*fsspec.core.url_to_fs(self.location))

@@ -128,6 +128,35 @@ def sample_shots(dataset: Dataset, n_shots: int, seed: int, prompt: str) -> FewS
     )
 
 
+def add_classes(old: FewShotSet, dataset: Dataset, seed: int, prompt: str) -> FewShotSet:
+    """The set `old` with the classes behind it that a data set has gained since, sampled as its own were.
+
+    Labels are behind those of `old`, whatever the names, and photos of its classes stay the recorded ones: seeds come
+    from labels, so that all which was made of them stays what it would become. Raises ValueError where a class of
+    `old` is gone or none is new, and as `sample_shots` does.
+    """
+    if gone := [name for name in old.class_names if name not in dataset.class_names]:
+        raise ValueError(f"class {gone[0]!r} of the run that is extended is gone from data.source. Bring it back.")
+    new = tuple(name for name in dataset.class_names if name not in old.class_names)
+    if not new:
+        raise ValueError("data.source has no class that the run which is extended lacks. Add folders of photos.")
+    names, n_old = old.class_names + new, len(old.class_names)
+    label_of = {name: label for label, name in enumerate(names)}
+
+    def relabelled(photos: Sequence[Photo]) -> tuple[Photo, ...]:
+        return tuple(Photo(photo.key, label_of[dataset.class_names[photo.label]]) for photo in photos)
+
+    pool, val, test = map(relabelled, (dataset.pool, dataset.val, dataset.test))
+    grown = sample_shots(replace(dataset, class_names=names, pool=pool, val=val, test=test), old.n_shots, seed, prompt)
+    return replace(
+        grown,
+        prompts=old.prompts + grown.prompts[n_old:],
+        shots=old.shots + grown.shots[n_old:],
+        val=old.val + tuple(photo for photo in grown.val if photo.label >= n_old),
+        test=old.test + tuple(photo for photo in grown.test if photo.label >= n_old),
+    )
+
+
 def check_photos(source: PhotoSource, few_shots: Sequence[FewShotSet], others: Iterable[Photo] = ()) -> None:
     """Read every photo of these sets, and `others`, once: all must decode, and none may be held out from its own copy.
 

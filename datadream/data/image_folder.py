@@ -25,15 +25,7 @@ def list_photos(fs: fsspec.AbstractFileSystem, root: str) -> Listing:
     no two classes, when a class has no photo, or when val or test has a class that training lacks.
     """
     listing = Listing()
-    folders = _folders(fs, root, listing)
-    parts = {part: found for part in PART_NAMES if (found := _part(fs, folders, part))}
-    beside = [name for name in folders if folders[name] not in parts.values()]
-    if "pool" in parts:
-        for name in beside:
-            listing.left_out[f"folder {name}/ beside {posixpath.basename(parts['pool'])}/"] += 1
-        classes = _folders(fs, parts["pool"], listing)
-    else:
-        parts["pool"], classes = root, {name: folders[name] for name in beside}
+    parts, classes = _parts_and_classes(fs, root, listing)
     if len(classes) < 2:
         shown = f" ({', '.join(classes)})" if classes else ""
         raise ValueError(
@@ -56,6 +48,25 @@ def list_photos(fs: fsspec.AbstractFileSystem, root: str) -> Listing:
         ]
     _check_filled(listing, classes)
     return listing
+
+
+def list_classes(fs: fsspec.AbstractFileSystem, root: str) -> tuple[str, ...]:
+    """Names of the class folders alone, in the order of their labels."""
+    return tuple(sorted(_parts_and_classes(fs, root, Listing())[1]))
+
+
+def _parts_and_classes(
+    fs: fsspec.AbstractFileSystem, root: str, listing: Listing
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Paths of the parts by their names, and of the training part's class folders by theirs."""
+    folders = _folders(fs, root, listing)
+    parts = {part: found for part in PART_NAMES if (found := _part(fs, folders, part))}
+    beside = [name for name in folders if folders[name] not in parts.values()]
+    if "pool" not in parts:
+        return {**parts, "pool": root}, {name: folders[name] for name in beside}
+    for name in beside:
+        listing.left_out[f"folder {name}/ beside {posixpath.basename(parts['pool'])}/"] += 1
+    return parts, _folders(fs, parts["pool"], listing)
 
 
 def _part(fs: fsspec.AbstractFileSystem, folders: dict[str, str], part: str) -> str | None:

@@ -14,7 +14,10 @@ MOST_LINES = 12
 
 def intake(dataset: Dataset, few_shot: FewShotSet) -> dict[str, Any]:
     """Photos of each class by use, how the class is prompted, and what was left out with its number."""
-    found = Counter(photo.label for part in (dataset.pool, dataset.val, dataset.test) for photo in part)
+    # By name: a run that extends another has labels of its own.
+    found = Counter(
+        dataset.class_names[photo.label] for part in (dataset.pool, dataset.val, dataset.test) for photo in part
+    )
     uses = {
         name: Counter(photo.label for photo in part) for name, part in (("val", few_shot.val), ("test", few_shot.test))
     }
@@ -22,7 +25,7 @@ def intake(dataset: Dataset, few_shot: FewShotSet) -> dict[str, Any]:
         {
             "name": name,
             "prompt": prompt,
-            "found": found[label],
+            "found": found[name],
             "shots": len(shots),
             **{use: counts[label] for use, counts in uses.items()},
         }

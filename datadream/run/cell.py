@@ -6,7 +6,7 @@ from functools import cached_property
 
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import Dataset, open_dataset
-from datadream.data.few_shot import FewShotSet, sample_shots
+from datadream.data.few_shot import FewShotSet, add_classes, sample_shots
 from datadream.hashing import spec_hash
 from datadream.methods import Plan, make_plan
 from datadream.methods.chunks import Chunk, plan_hash, split_into_chunks
@@ -33,10 +33,14 @@ class Cell:
 
     @cached_property
     def few_shot(self) -> FewShotSet:
-        """The run's real photos: the recorded shots, those of the run whose images it uses, or newly sampled ones."""
+        """The run's real photos: the recorded shots, those of the run whose images it uses or that it
+        extends, or newly sampled ones."""
         for store in (self.store, self.images):
             if store.exists(FEW_SHOT):
                 return FewShotSet.from_json(store.read_json(FEW_SHOT))
+        if self.config.extends is not None:
+            old = FewShotSet.from_json(RunStore(self.config.extends).read_json(FEW_SHOT))
+            return add_classes(old, self.dataset, self.config.seed, self.config.data.prompt)
         return sample_shots(self.dataset, self.config.data.n_shots, self.config.seed, self.config.data.prompt)
 
     @cached_property

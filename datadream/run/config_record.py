@@ -64,6 +64,29 @@ def config_reusing(source: RunStore) -> ExperimentConfig:
     return recorded if recorded.images_from else recorded.updated({"images_from": source.url})
 
 
+def config_extending(source: RunStore) -> ExperimentConfig:
+    """The config of a run that adds classes to another; raises FileNotFoundError or ValueError where there is no such
+    run."""
+    return _single_run(source).updated({"extends": source.url})
+
+
+def check_extended(source: RunStore, config: ExperimentConfig) -> None:
+    """Raises FileNotFoundError or ValueError where `config` contradicts the run that it adds classes to."""
+    recorded = _single_run(source)
+    if config.grid.on or recorded.images_from is not None:
+        which = "a table" if config.grid.on else "a run on another's images"
+        raise ValueError(f"extends is {source.url!r}, but {which} cannot grow. Extend a single run that has its own.")
+    if not source.exists(FEW_SHOT):
+        raise ValueError(
+            f"run {source.url!r} has sampled no photos yet, so there is nothing to extend. Start it first."
+        )
+    if different := _differences(source, recorded, config, {"extends", "classify"}):
+        raise ValueError(
+            f"run {source.url!r}, which is extended, was made with another config: {different}. Leave these knobs "
+            "out, or start a run of its own."
+        )
+
+
 def check_reused(source: RunStore, config: ExperimentConfig) -> None:
     """Raises ValueError naming the knobs in which `config` contradicts the run whose images it uses."""
     different = _differences(source, _single_run(source), config, {"images_from", "classify"})
@@ -138,7 +161,8 @@ def _holds_the_photos(store: RunStore, data: DataConfig) -> bool:
         return False
     few_shot, dataset = FewShotSet.from_json(store.read_json(FEW_SHOT)), open_dataset(data)
     there = {photo.key for photo in (*dataset.pool, *dataset.val, *dataset.test)}
-    return dataset.class_names == few_shot.class_names and there >= {photo.key for photo in few_shot.all_photos}
+    has_classes = set(few_shot.class_names) <= set(dataset.class_names)  # it may have gained others since
+    return has_classes and there >= {photo.key for photo in few_shot.all_photos}
 
 
 def record_config(store: RunStore, config: ExperimentConfig) -> None:

@@ -1,0 +1,148 @@
+"""Classes that are added to an old run: its own keep labels, photos, adapters and images; only new ones are made."""
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from datadream import recipes
+from datadream.cli import main
+from datadream.data.datasets import open_source
+from datadream.data.few_shot import FewShotSet
+from datadream.experiment import Experiment
+from datadream.methods import make_plan
+from datadream.run.cell import Cell
+from datadream.run.config_record import record_config
+from datadream.run.layout import DATASET, FEW_SHOT, adapter_marker
+from datadream.run.store import RunStore
+
+NEW = "ant"  # before all others in the alphabet
+
+
+def add_class(folder: Path, name: str = NEW, like: str = "cat") -> None:
+    for photo in sorted((folder / like).iterdir()):
+        new = folder / name / photo.name
+        new.parent.mkdir(exist_ok=True)
+        image = open_source(str(folder)).read(f"{like}/{photo.name}")
+        image.rotate(90).save(new)
+
+
+def config_of(folder: Path, **changes):
+    few = {"data.source": str(folder), "data.n_shots": 2, "generate.images_per_class": 4, "generate.chunk_size": 2}
+    few |= {"adapt.steps_per_class": 2, "generate.steps": 2, "classify.steps": 2, "classify.settings": ["synthetic"]}
+    return recipes.laptop(**few | {"cluster.workers": 1} | changes)
+
+
+@pytest.fixture
+def old(tmp_path, photo_folder) -> RunStore:
+    """A run that has begun, before a class was added."""
+    store, config = RunStore(str(tmp_path / "old")), config_of(photo_folder)
+    record_config(store, config)
+    store.write_json(FEW_SHOT, Cell(config, store).few_shot.to_json())
+    add_class(photo_folder)
+    return store
+
+
+def extended(tmp_path, photo_folder, old: RunStore, **changes) -> Cell:
+    store = RunStore(str(tmp_path / "new"))
+    return Cell(config_of(photo_folder, extends=old.url, **changes), store)
+
+
+def test_new_classes_come_behind_and_the_old_keep_labels_and_photos(tmp_path, photo_folder, old):
+    before, after = (
+        cell.few_shot for cell in (Cell(config_of(photo_folder), old), extended(tmp_path, photo_folder, old))
+    )
+    assert after.class_names == (*before.class_names, NEW)
+    assert after.shots[:-1] == before.shots
+    assert all(key.startswith(f"{NEW}/") for key in after.shots[-1])
+    assert [photo for photo in after.test if photo.label < 3] == list(before.test)
+    assert {photo.label for photo in after.test} == {0, 1, 2, 3}
+
+
+def test_photos_that_old_classes_gained_meanwhile_change_nothing_of_them(tmp_path, photo_folder, old):
+    before = extended(tmp_path, photo_folder, old).few_shot
+    image = open_source(str(photo_folder)).read("cat/0.png")
+    for number in range(5):
+        image.rotate(5 * number + 5).save(photo_folder / "cat" / f"later {number}.png")
+    assert extended(tmp_path, photo_folder, old).few_shot == before
+
+
+def test_the_plan_of_old_classes_is_the_old_plan(tmp_path, photo_folder, old):
+    """What makes taking over right: seeds, photos and prompts are equal, so that what they make is."""
+    new = extended(tmp_path, photo_folder, old)
+    before, after = make_plan(Cell(config_of(photo_folder), old).few_shot, new.config), new.plan
+    assert after.adapters[:-1] == before.adapters
+    assert after.images[:-1] == before.images
+
+
+def test_a_run_can_be_extended_again(tmp_path, photo_folder, old):
+    new = extended(tmp_path, photo_folder, old)
+    record_config(new.store, new.config)
+    new.store.write_json(FEW_SHOT, new.few_shot.to_json())
+    add_class(photo_folder, "bee", like="dog-2 legs")
+    again = Cell(config_of(photo_folder, extends=new.store.url), RunStore(str(tmp_path / "newer")))
+    assert again.few_shot.class_names == (*new.few_shot.class_names, "bee")
+    assert again.few_shot.shots[:-1] == new.few_shot.shots
+
+
+def test_a_run_that_goes_on_names_classes_that_have_come_and_the_command_that_takes_them_in(photo_folder, old, caplog):
+    caplog.set_level(logging.WARNING, "datadream")
+    Experiment(config_of(photo_folder), old.url).check_inputs()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        f"data.source has 1 classes that this run lacks, '{NEW}': they are left out. To take them in: datadream run "
+        f"--run NEW --extend {old.url}"
+    )
+    shutil.rmtree(photo_folder / NEW)
+    caplog.clear()
+    Experiment(config_of(photo_folder), old.url).check_inputs()
+    assert not caplog.records
+
+
+def test_what_does_not_fit_is_one_line(tmp_path, photo_folder, old, capsys):
+    def error(*words: str) -> str:
+        assert main(["run", "--run", str(tmp_path / "new"), *words]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    assert "no run at" in error("--extend", str(tmp_path / "nowhere"))
+    assert "made with another config: adapt.rank (16 there, 4 now)" in error("--extend", old.url, "adapt.rank=4")
+    assert "--recipe digits beside --extend" in error("--extend", old.url, "--recipe", "digits")
+    assert "a table cannot grow" in error("--extend", old.url, "grid.seeds=[0,1]")
+    shutil.rmtree(photo_folder / NEW)
+    assert "no class that the run which is extended lacks" in error("--extend", old.url)
+    shutil.rmtree(photo_folder / "cat")
+    assert "class 'cat' of the run that is extended is gone" in error("--extend", old.url)
+    assert not (tmp_path / "new").exists()
+
+
+def hashes(store: RunStore, folder: str) -> dict[str, str]:
+    root = Path(store.root, folder)
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.suffix in (".safetensors", ".parquet")
+    }
+
+
+@pytest.mark.soak
+def test_only_new_classes_are_trained_and_generated(tmp_path, photo_folder):
+    config, old = config_of(photo_folder), RunStore(str(tmp_path / "old"))
+    Experiment(config, old.url).run()
+    add_class(photo_folder)
+    new = RunStore(str(tmp_path / "new"))
+    assert main(["run", "--run", new.url, "--extend", old.url]) == 0
+    for folder in ("adapters", "chunks"):
+        before, after = hashes(old, folder), hashes(new, folder)
+        assert {name: after[name] for name in before} == before
+        assert all("00003" in name for name in after.keys() - before.keys())
+    # Taken with all that was said of them: those that were not trained here say when they were.
+    assert old.read_bytes(adapter_marker("class-00001")) == new.read_bytes(adapter_marker("class-00001"))
+    assert new.read_json(DATASET)["class_names"] == [*old.read_json(DATASET)["class_names"], NEW]
+    assert new.read_json(DATASET)["n_images"] == 16
+    assert len(FewShotSet.from_json(new.read_json(FEW_SHOT)).class_names) == 4
+    assert len(new.read_json("classifier/synthetic/metrics.json")["per_class"]) == 4
+    shutil.rmtree(old.root)  # once the new run has its own
+    assert main(["run", "--run", new.url]) == 0
