@@ -176,6 +176,16 @@ def test_adapters_as_kohyas_files_load_in_plain_diffusers(pipeline_folder, tmp_p
     assert {path.name: path.read_bytes() for path in out.iterdir()} == written
 
 
+def test_a_strangers_run_copies_no_file_from_elsewhere_and_writes_none(tmp_path):
+    run = published(tmp_path / "run", "parquet")
+    (tmp_path / "key").write_text("a secret of mine")
+    marker = run.read_json(DATASET)
+    run.write_json(DATASET, marker | {"shards": ["../../key"] * 2, "sha256": None, "n_bytes": None})
+    with pytest.raises(ValueError, match="'dataset/../../key' leads out of run"):
+        check_export(run.url, "parquet", str(tmp_path / "out"))()
+    assert not list(tmp_path.glob("out/data/*"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

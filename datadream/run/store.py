@@ -48,7 +48,12 @@ class RunStore:
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """Full path of a file, without its scheme."""
+        """Full path of a file, without its scheme; raises ValueError for a name that leads out of the run.
+
+        Names may come from files of a run that a stranger made, such as the list of its shards.
+        """
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"{name!r} leads out of run {self.url!r}. Do not use a run that names such a file.")
         return posixpath.join(self.root, name)
 
     def child(self, name: str) -> RunStore:

@@ -10,6 +10,8 @@ from datadream.data.datasets import open_source
 from datadream.data.few_shot import sample_shots
 from datadream.methods import METHODS, Plan
 from datadream.methods.base import AdapterSpec, ImageRequest, ImageSeries
+from datadream.methods.chunks import split_into_chunks
+from datadream.run.layout import adapter_marker
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +123,12 @@ def test_the_seed_of_an_image_chooses_its_prompt_and_nothing_else(few_shot, meth
     assert min(chosen.values()) > 1
     for image, plain in zip(requests(three), requests(one), strict=True):
         assert replace(image, prompt=plain.prompt) == plain
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_names_of_classes_are_in_no_path(few_shot, method):
+    names = tuple(f"../../evil/{label}" for label in range(10))
+    made = plan(replace(few_shot, class_names=names, prompts=names), method)
+    chunks = split_into_chunks("run", made.images, 50)
+    paths = [*(adapter_marker(spec.adapter_id) for spec in made.adapters), *(chunk.file for chunk in chunks)]
+    assert not [path for path in paths if "evil" in path or ".." in path]

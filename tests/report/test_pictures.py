@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import tarfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -32,6 +34,23 @@ def test_each_class_shows_its_own_shots_and_images(make_run, kind):
         assert len(each.generated["datadream-cls"]) == GENERATED_PER_CLASS
         reds = {decode(picture.uri).getpixel((0, 0))[0] for picture in each.real + each.generated["datadream-cls"]}
         assert reds == {40 + 60 * label}
+
+
+def test_members_of_a_tar_that_are_called_like_files_elsewhere_write_none(make_run, tmp_path):
+    run = make_run("run", {}, dataset="webdataset")
+    for shard in Path(run[0].root).rglob("*.tar"):
+        buffer = io.BytesIO()
+        with tarfile.open(shard) as old, tarfile.open(fileobj=buffer, mode="w") as new:
+            for member in old:
+                content = old.extractfile(member)
+                member.name = f"../../../evil/{member.name}"
+                new.addfile(member, content)
+        shard.write_bytes(buffer.getvalue())
+    before = set(tmp_path.rglob("*"))
+    pictures, _ = class_pictures([run])
+    assert len(pictures[0].generated["datadream-cls"]) == GENERATED_PER_CLASS
+    assert set(tmp_path.rglob("*")) == before
+    assert not [path for path in tmp_path.parents if (path / "evil").exists()]
 
 
 def test_methods_stand_side_by_side(make_run):

@@ -24,6 +24,15 @@ def test_write_read_and_markers(store):
     assert store.read_bytes("a/c.bin") == b"12"
 
 
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/etc/hostname", "a/.."])
+def test_names_that_lead_out_of_the_run_are_neither_read_nor_written(name, store):
+    """They may come from a stranger's run, such as from its list of shards."""
+    for use in (store.exists, store.read_bytes, store.remove, store.files, lambda path: store.write_bytes(path, b"")):
+        with pytest.raises(ValueError, match="leads out of run"):
+            use(name)
+    assert store.path("a/..b/c..d").endswith("a/..b/c..d")
+
+
 def test_of_several_writers_the_first_one_counts(store):
     assert store.write_json_once("a/b.json", {"x": 1}) == {"x": 1}
     assert store.write_json_once("a/b.json", {"x": 2}) == {"x": 1}
