@@ -9,31 +9,22 @@ at every step. All arms generate from the same adapters, with the same noise. Th
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import shutil
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-import torch
-from PIL import Image
-
 from benchmarks.compare import machine
-from benchmarks.fid import frechet_distance
 from datadream import Experiment, recipes
 from datadream.config import PRESETS
 from datadream.data.datasets import open_source
-from datadream.models.clip.load import ClipModel, load_clip
-from datadream.run.layout import DATASET
+from datadream.images.analysis import Comparison, Encoder
+from datadream.images.metrics import frechet_distance
 
 SETTINGS = ("synthetic", "real+synthetic")
-BATCH = 256
-"""Images whose features are taken at once; bounds memory alone."""
 
 
 def experiment_of(runs: Path, preset: str, seed: int, images: int) -> Experiment:
@@ -48,30 +39,12 @@ def borrow_adapters(lender: Experiment, borrower: Experiment) -> None:
         shutil.copytree(lender.store.path("adapters"), borrower.store.path("adapters"))
 
 
-@torch.inference_mode()
-def features(clip: ClipModel, images: Iterable[Image.Image]) -> np.ndarray:
-    """CLIP's image features [n, D]."""
-    pixels = torch.stack([clip.preprocess(image) for image in images])
-    return torch.cat([clip.model.encode_image(part) for part in pixels.split(BATCH)]).double().numpy()
-
-
-def published_images(experiment: Experiment) -> list[Image.Image]:
-    store = experiment.store
-    tables = [pq.read_table(store.path(f"dataset/{shard}")) for shard in store.read_json(DATASET)["shards"]]
-    return [Image.open(io.BytesIO(row["bytes"])) for table in tables for row in table["image"].to_pylist()]
-
-
-def real_images(experiment: Experiment) -> list[Image.Image]:
-    """All photos but those of the test part."""
-    source = open_source(experiment.config.data.source)
-    dataset = source.dataset()
-    return [source.read(photo.key) for photo in (*dataset.pool, *dataset.val)]
-
-
-def measure(experiment: Experiment, clip: ClipModel, real: np.ndarray) -> dict[str, float]:
+def measure(experiment: Experiment, encoder: Encoder) -> dict[str, float]:
     """Test accuracies in percent, and the Fréchet distance to real photos."""
     top1 = {record["setting"]: record["top1"] for record in experiment.run()}
-    return {**top1, "fid": frechet_distance(features(clip, published_images(experiment)), real)}
+    dataset = open_source(experiment.config.data.source).dataset()
+    photos, images = encoder.photos((*dataset.pool, *dataset.val)), encoder.images(experiment.store)
+    return {**top1, "fid": frechet_distance(images.features, photos.features)}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -86,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=100, help="images per class")
     arguments = parser.parse_args()
-    clip, real, found = None, None, {preset: [] for preset in PRESETS}
+    encoder, found = None, {preset: [] for preset in PRESETS}
     for seed in arguments.seeds:
         exact = experiment_of(arguments.runs, "exact", seed, arguments.images)
         for preset in PRESETS:
@@ -95,10 +68,10 @@ def main() -> None:
                 experiment.adapt()
             else:
                 borrow_adapters(exact, experiment)
-            if clip is None:
-                clip = load_clip(exact.config.classify.model, exact.config.classify.pretrained, "cpu")
-                real = features(clip, real_images(exact))
-            found[preset].append(measure(experiment, clip, real))
+            if encoder is None:
+                classify, data = exact.config.classify, exact.config.data
+                encoder = Encoder(Comparison(classify.model, classify.pretrained), data.source, data.background)
+            found[preset].append(measure(experiment, encoder))
             print(preset, seed, found[preset][-1], flush=True)
     result = {
         "benchmark": "presets",

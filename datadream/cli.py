@@ -42,6 +42,7 @@ COMMANDS = {
     "adapt": "train the LoRA adapters",
     "generate": "generate the images and publish the dataset",
     "classify": "train the classifiers",
+    "images": "compare the generated images with photos (FID and others), and show it on the page",
     "report": "write metrics.json and report/index.html",
     "predict": "classify photos with what a run has learnt",
     "export": "write what a run has made for other programs: a classifier, adapters or the dataset",
@@ -152,13 +153,20 @@ def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callabl
     if command == "run" and arguments.dry_run:
         return partial(print, _dry_run(experiment))
     do = partial(experiment.run, arguments.until) if command == "run" else getattr(experiment, command)
+    if command == "images":
+        do = partial(do, arguments.model, arguments.pretrained, arguments.against)
 
     def work() -> None:
         result = do()
-        if command in ("run", "report") and result:
+        if command == "images":
+            from datadream.report import images_text
+
+            print(images_text([(cell.store, cell.config) for cell in experiment.cells]))
+        elif command in ("run", "report") and result:
             from datadream.report import text_table
 
             print(text_table(result))
+        if command in ("images", "run", "report") and result:
             print(f"\n{experiment.store.path(PAGE)}")
 
     return work
@@ -312,7 +320,7 @@ def _config(arguments: argparse.Namespace, changes: dict[str, Any]) -> Experimen
     saved = recorded_config(RunStore(arguments.run))
     if saved is not None:
         return saved.updated(changes)
-    if arguments.command == "status":
+    if arguments.command in ("status", "images"):
         hint = "it holds no config.json. Give the folder of a run with --run."
         raise FileNotFoundError(f"no run at {arguments.run!r}: {hint}")
     if not arguments.config:
@@ -414,7 +422,12 @@ def _parser() -> argparse.ArgumentParser:
             add("--address", metavar="URL", help="the Ray cluster to plan for (default: this machine)")
             add("--price", type=float, metavar="X", help="of one GPU, or one CPU worker, for an hour")
             add("--classes", type=int, metavar="N", help="plan for so many, in place of those of data.source")
-        if name == "run":
+        if name == "images":
+            add("--model", metavar="ID", help="any open_clip model, as classify.model (default: the run's own)")
+            add("--pretrained", metavar="TAG", help="weights of an architecture that --model names")
+            which = "held-out (neither shots nor test photos; default), train (these with the shots) or test"
+            add("--against", default="held-out", metavar="PHOTOS", help=f"photos to compare with: {which}")
+        elif name == "run":
             extend_help = (
                 "a run to add classes to: its own are taken with adapters and images, new folders come behind"
             )

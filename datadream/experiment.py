@@ -87,6 +87,27 @@ class Experiment:
         write_report(self.store, cells, self.config, recipes.command(self.config))
         return self.store.read_json(METRICS)
 
+    def images(
+        self, model: str | None = None, pretrained: str | None = None, against: str = "held-out"
+    ) -> list[dict[str, Any]]:
+        """Compare the images with photos by the features of a CLIP, the classifier's own if none is given, into
+        images.json of each run; then the report.
+
+        `against` is held-out (photos that are neither shots nor test photos), train (these with the shots) or test.
+        """
+        self.check_inputs()
+        from datadream.images.analysis import Comparison, analyse, check_analysis
+
+        own = self.config.classify
+        how = Comparison(model, pretrained, against) if model else Comparison(own.model, own.pretrained, against)
+        try:
+            check_analysis(self.cells, how)
+        except (ValueError, FileNotFoundError) as error:
+            # What is wrong with a model is said in the words of the config, which is not where this one was named.
+            raise RefusedError(str(error).replace("classify.", "--") if model else str(error)) from error
+        analyse(self.cells, how)
+        return self.report()
+
     def check(self) -> None:
         """Find what would fail later, before any work starts and anything is written.
 

@@ -10,6 +10,7 @@ from datadream.config import ExperimentConfig, public_dataset, public_method
 from datadream.report import records as metrics
 from datadream.report import text
 from datadream.report.curves import accuracy_by_images, accuracy_by_shots, gain_by_shots, run_charts
+from datadream.report.images import MEASURES, images_section
 from datadream.report.mistakes import class_changes, differences, mistakes
 from datadream.report.pictures import MAX_CLASSES, class_pictures, sample_strips
 from datadream.report.records import NO_METHOD, SETTINGS, Summary, in_order
@@ -92,6 +93,7 @@ def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: 
     pictures, n_classes = class_pictures(shown)
     charts = [make(summary) for make in (accuracy_by_shots, gain_by_shots, accuracy_by_images)]
     curves = [(run_name(config), run_charts(store)) for store, config in shown]
+    by_shots = _by_shots(cells, shown[0][1]) if methods[-1:] != [NO_METHOD] else []
     settings = {row.setting for row in summary.rows}
     ended, hardware = stage_ends(store, cells)
     return {
@@ -107,6 +109,9 @@ def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: 
         "pictures": pictures,
         "prompts": config.generate.prompts or (config.data.prompt,),
         "n_classes": n_classes,
+        "pictures_by_shots": class_pictures(by_shots, lambda config: text.count(config.data.n_shots, "photo"))[0],
+        "images": images_section(cells, shown),
+        "measures": [name for name, _ in MEASURES.values()],
         "max_classes": MAX_CLASSES,
         "selection": selection_rows(cells),
         "reasons": REASONS,
@@ -126,3 +131,12 @@ def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: 
         "versions": store.read_json(CONFIG).get("versions", {}) if store.exists(CONFIG) else {},
         "is_table": len(cells) > 1,
     }
+
+
+def _by_shots(cells: Cells, shown: ExperimentConfig) -> Cells:
+    """The runs that differ from `shown` in their shots alone, the fewest first; none where there is no other."""
+    found: dict[int, Any] = {}
+    for cell in sorted(cells, key=lambda cell: (cell[1].data.n_shots, -cell[1].generate.images_per_class)):
+        if (cell[1].method, cell[1].seed) == (shown.method, shown.seed):
+            found.setdefault(cell[1].data.n_shots, cell)
+    return list(found.values()) if len(found) > 1 else []

@@ -5,19 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import posixpath
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO
 
-import pyarrow.parquet as pq
 from PIL import Image
 
 from datadream.config import ExperimentConfig, public_method
 from datadream.data.datasets import open_source
-from datadream.data.decode import IMAGE_SUFFIXES
 from datadream.data.few_shot import FewShotSet
+from datadream.data.shards import stream_images
 from datadream.run.cell import images_store
 from datadream.run.layout import (
     ADAPTER_INDEX,
@@ -42,8 +38,6 @@ THUMBNAIL_PIXELS = 144
 PIXELATED_BELOW = 65
 # Shards are class-mixed, so that a few are enough; a bound for runs of a thousand classes on slow storage.
 MAX_SHARDS = 16
-# Rows read at once: a whole row group would be a shard of full-size images in memory.
-SMALL_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +50,12 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class ClassPictures:
-    """One class's real shots beside what each method generated for it."""
+    """One class's real shots beside what each run generated for it."""
 
     name: str
     real: list[Picture]
     generated: dict[str, list[Picture]]
+    """By method, or by what else tells the runs apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +67,13 @@ class SampleStrip:
     """By step."""
 
 
-def class_pictures(cells: Sequence[tuple[RunStore, ExperimentConfig]]) -> tuple[list[ClassPictures], int]:
-    """Pictures of the first classes, and the number of all classes; shots are those of the first cell."""
+def class_pictures(
+    cells: Sequence[tuple[RunStore, ExperimentConfig]],
+    name_of: Callable[[ExperimentConfig], str] = lambda config: public_method(config.method),
+) -> tuple[list[ClassPictures], int]:
+    """Pictures of the first classes, and the number of all classes; shots are those of the first cell.
+
+    `name_of` says what tells the runs apart."""
     sources = [(images_store(store, config), config) for store, config in cells]
     generating = [(store, config) for store, config in sources if store.exists(DATASET)]
     first = next((cell for cell in generating or cells if cell[0].exists(FEW_SHOT)), None)
@@ -82,7 +82,7 @@ def class_pictures(cells: Sequence[tuple[RunStore, ExperimentConfig]]) -> tuple[
     store, config = first
     few_shot = FewShotSet.from_json(store.read_json(FEW_SHOT))
     names = few_shot.class_names[:MAX_CLASSES]
-    generated = {public_method(config.method): _generated(store, len(names)) for store, config in generating}
+    generated = {name_of(config): _generated(store, len(names)) for store, config in generating}
     try:
         source = open_source(config.data.source, config.data.background)
         shots = [keys[:REAL_PER_CLASS] for keys in few_shot.shots[: len(names)]]
@@ -136,38 +136,12 @@ def _generated(store: RunStore, n_labels: int) -> list[list[Picture]]:
     found: list[list[Picture]] = [[] for _ in range(n_labels)]
     missing = n_labels * GENERATED_PER_CLASS
     marker = DatasetMarker.from_json(store.read_json(DATASET))
-    read_shard = {"parquet": _parquet_images, "webdataset": _webdataset_images}[marker.format]
     for shard in marker.shards[:MAX_SHARDS]:
         with store.fs.open(store.path(shard_file(shard)), "rb") as file:
-            for label, data in read_shard(file):
+            for _, label, data in stream_images(file, marker.format):
                 if label < n_labels and len(found[label]) < GENERATED_PER_CLASS:
                     found[label].append(thumbnail(Image.open(io.BytesIO(data))))
                     missing -= 1
                 if not missing:
                     return found
     return found
-
-
-def _parquet_images(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    for batch in pq.ParquetFile(file).iter_batches(SMALL_BATCH, columns=["image", "label"]):
-        for row in batch.to_pylist():
-            yield row["label"], row["image"]["bytes"]
-
-
-def _webdataset_images(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Samples of a tar: files that share a key are neighbours, and come in any order within their sample."""
-    key, label, image = None, None, None
-    # "r|" reads as a stream: a remote shard is not sought through, and its rest is not read.
-    with tarfile.open(fileobj=file, mode="r|*") as tar:
-        for member in tar:
-            stem, suffix = posixpath.splitext(member.name)
-            if stem != key:
-                key, label, image = stem, None, None
-            content = tar.extractfile(member)
-            if content is not None and suffix == ".cls":
-                label = int(content.read())
-            elif content is not None and suffix in IMAGE_SUFFIXES:
-                image = content.read()
-            if label is not None and image is not None:
-                yield label, image
-                label = image = None

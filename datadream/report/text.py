@@ -153,7 +153,7 @@ def text_table(found: Iterable[Record]) -> str:
     for method in dict.fromkeys(gain.method for gain in summary.gains):
         gains = {gain.shots: gain_text(gain) for gain in summary.gains if gain.method == method}
         lines.append(["gain over real", method, *(gains.get(shots, "") for shots in summary.shots)])
-    printed = [_text_title(summary), "", *_aligned(lines)]
+    printed = [_text_title(summary), "", *aligned(lines)]
     rows = [row for row in summary.by_images if row.shots == summary.shots[-1]]
     if rows:
         numbers = sorted({row.images_per_class for row in rows})
@@ -162,7 +162,7 @@ def text_table(found: Iterable[Record]) -> str:
             by_number = {row.images_per_class: row for row in rows if (row.setting, row.method) == (setting, method)}
             lines.append([setting, method, *(_text_figure(summary, by_number.get(n)) for n in numbers)])
         title = f"by generated images per class, {count(summary.shots[-1], 'shot')}"
-        printed += ["", title, "", *_aligned(lines)]
+        printed += ["", title, "", *aligned(lines)]
     return "\n".join(printed)
 
 
@@ -190,7 +190,7 @@ def _text_figure(summary: Summary, row: Row | None) -> str:
     return number(mean) if shown is None else f"{number(mean)} ± {number(shown)}"
 
 
-def _aligned(lines: list[list[str]]) -> list[str]:
+def aligned(lines: list[list[str]]) -> list[str]:
     """Columns padded to their widest entry; figures line up on the decimal point of their mean."""
     columns = [list(column) for column in zip(*lines, strict=True)]
     for column in columns[2:]:

@@ -47,6 +47,8 @@ FAILED_CLASSIFIERS = "stages/classify-failed.json"
 FAILED_TRIALS = "stages/search-failed.json"
 LOGITS = "logits.parquet"
 METRICS = "metrics.json"
+IMAGES = "images.json"
+"""What `datadream images` found: an ImagesRecord."""
 PAGE = "report/index.html"
 EVENTS = "stages/events.jsonl"
 """When the stages began, went on and ended, over all starts: EventRecords, a line each, the oldest left out."""
@@ -357,6 +359,57 @@ class ClassifierMarker(Record):
     n_real: int = 0
     gaussian_weight: float | None = _absent()
     search: Mapping[str, Any] | None = _absent()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageDistances(Record):
+    """Images against photos, of one class or of all; what needs more of either than there are is None."""
+
+    name: str
+    n_images: int
+    n_photos: int
+    fid: float | None
+    kid: float | None
+    cmmd: float | None
+    precision: float | None
+    recall: float | None
+    density: float | None
+    coverage: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosestPair(Record):
+    """A generated image and the shot of its class that it resembles most."""
+
+    label: int
+    shard: str
+    """Path in the dataset's folder."""
+    image: str
+    """Key of the image in the shard."""
+    photo: str
+    similarity: float
+    """Cosine of both features."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagesRecord(Record):
+    """images.json: generated images beside photos, by the features of a model."""
+
+    model: str
+    pretrained: str | None
+    against: str
+    """Which photos the images are compared with: held-out, train or test."""
+    plan: str | None
+    """Of the dataset whose images these are."""
+    all: Mapping[str, Any]
+    """ImageDistances of all classes together."""
+    classes: Sequence[Mapping[str, Any]]
+    """ImageDistances of each class, by label."""
+    shot_similarity: Mapping[str, Sequence[float]]
+    """To the nearest shot of their class, of `images`, and of `photos` where there are any: median, 95th percentile
+    and maximum."""
+    closest: Sequence[Mapping[str, Any]]
+    """ClosestPairs, the most similar first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,16 +22,13 @@ from datadream.data.few_shot import FewShotSet
 from datadream.data.shards import from_parquet
 from datadream.hashing import sha256
 from datadream.methods.chunks import Chunk
+from datadream.models.features import BATCH, image_features
 from datadream.run.layout import FeaturesMarker, features_file, features_marker
 from datadream.run.store import RunStore
 from datadream.runtime.failures import retried
 from datadream.runtime.unit import Unit
 
 PROMPTS = "prompts"
-BATCH = 64
-"""Images or prompts that CLIP encodes at once."""
-DECODE_THREADS = 4
-"""Threads that decode and resize images beside the encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,35 +81,27 @@ class FeatureEncoder:
         self._device = device
         self._clip = load_clip(config.classify.model, config.classify.pretrained, device)
         self._source = open_source(config.data.source, config.data.background)
-        self._threads = ThreadPoolExecutor(DECODE_THREADS)
 
     def commit(self, unit: Unit[FeatureJob]) -> None:
         """Encode and commit."""
         store, job = unit.store, unit.payload
-        encode: Callable[[Sequence[Any]], torch.Tensor] = self._encode_images
-        items: Sequence[Any]
-        if job.prompts:
-            encode, items = self._encode_prompts, job.prompts
-        elif job.photos:
-            items = [partial(retried, partial(self._source.read, key), f"reading photo {key!r}") for key in job.photos]
-        else:
-            records = from_parquet(retried(lambda: store.read_bytes(job.chunk_file), f"reading {job.chunk_file}"))
-            # Opened here, decoded by the threads: Pillow reads pixels when it is asked for them.
-            items = [partial(Image.open(io.BytesIO(record.image)).convert, "RGB") for record in records]
-        buffer = io.BytesIO()
-        with torch.no_grad():
-            parts = [encode(items[start : start + BATCH]).cpu().numpy() for start in range(0, len(items), BATCH)]
-        np.save(buffer, np.concatenate(parts))
+        features, buffer = self._encode(store, job), io.BytesIO()
+        np.save(buffer, features)
         data = buffer.getvalue()
-        marker = FeaturesMarker(n=len(items), sha256=sha256(data))
+        marker = FeaturesMarker(n=len(features), sha256=sha256(data))
         retried(lambda: store.write_bytes(features_file(job.name), data), f"{unit.name}: writing")
         # The marker last: it says that the file is whole.
         retried(lambda: store.write_json(unit.marker, marker.to_json()), f"{unit.name}: writing")
 
-    def _encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        return self._clip.encode_text(self._clip.tokenizer(prompts).to(self._device))
-
-    def _encode_images(self, read: Sequence[Callable[[], Image.Image]]) -> torch.Tensor:
-        # All at once and not one after the other: Pillow decodes and resizes without holding Python's lock.
-        prepared = self._threads.map(lambda read_image: self._clip.preprocess(read_image()), read)
-        return self._clip.encode_image(torch.stack(list(prepared)).to(self._device))
+    def _encode(self, store: RunStore, job: FeatureJob) -> np.ndarray:
+        if job.prompts:
+            with torch.inference_mode():
+                tokens = self._clip.tokenizer(job.prompts).to(self._device)
+                return torch.cat([self._clip.encode_text(part).cpu() for part in tokens.split(BATCH)]).numpy()
+        if job.photos:
+            read = [partial(retried, partial(self._source.read, key), f"reading photo {key!r}") for key in job.photos]
+        else:
+            records = from_parquet(retried(lambda: store.read_bytes(job.chunk_file), f"reading {job.chunk_file}"))
+            # Opened here, decoded by the threads: Pillow reads pixels when it is asked for them.
+            read = [partial(Image.open(io.BytesIO(record.image)).convert, "RGB") for record in records]
+        return image_features(read, self._clip.preprocess, self._clip.encode_image, self._device)
