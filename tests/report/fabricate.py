@@ -20,10 +20,14 @@ from datadream.run.layout import (
     ADAPTER_INDEX,
     DATASET,
     FEW_SHOT,
+    IMAGES,
     AdapterEntry,
     AdapterMarker,
     ClassifierMarker,
+    ClosestPair,
     DatasetMarker,
+    ImageDistances,
+    ImagesRecord,
     SearchRecord,
     SelectionTotals,
     StageSeconds,
@@ -258,3 +262,25 @@ def write_selection(store: RunStore) -> None:
     )
     marker = DatasetMarker.from_json(store.read_json(DATASET))
     store.write_json(DATASET, replace(marker, selection=totals.to_json()).to_json())
+
+
+def write_images(store: RunStore, fid: float, n_classes: int = 3, **changes: Any) -> None:
+    """The images of the dataset that is there as `datadream images` measured them; class c has a FID of `fid` + c."""
+    measures = {"kid": 0.125, "cmmd": 0.5, "precision": 0.75, "recall": 0.5, "density": 0.8, "coverage": None}
+    classes = [
+        ImageDistances(name=name, n_images=10, n_photos=4, fid=fid + label, **measures).to_json()
+        for label, name in enumerate(CLASS_NAMES[:n_classes])
+    ]
+    marker = DatasetMarker.from_json(store.read_json(DATASET))
+    pair = ClosestPair(label=1, shard=marker.shards[0], image="2", photo="cat/1.png", similarity=0.987)
+    record = ImagesRecord(
+        model="local-dir:/home/somebody/clip",
+        pretrained=None,
+        against="held-out",
+        plan=None,
+        all=ImageDistances(name="", n_images=30, n_photos=12, fid=fid, **measures).to_json(),
+        classes=classes,
+        shot_similarity={"images": [0.8, 0.9, 0.987], "photos": [0.7, 0.85, 0.95]},
+        closest=[pair.to_json()],
+    )
+    store.write_json(IMAGES, replace(record, **changes).to_json())
