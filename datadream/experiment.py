@@ -99,6 +99,8 @@ class Experiment:
         from datadream.images.analysis import Comparison, analyse, check_analysis
 
         own = self.config.classify
+        if pretrained and not model:
+            raise RefusedError(f"--pretrained is {pretrained!r}, but no --model is given. Name both, or none.")
         how = Comparison(model, pretrained, against) if model else Comparison(own.model, own.pretrained, against)
         try:
             check_analysis(self.cells, how)

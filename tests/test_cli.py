@@ -13,8 +13,9 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from datadream import __version__
 from datadream.cli import COMMON_KNOBS, main
 from datadream.config import DataConfig
+from datadream.data.datasets import DIGIT_NAMES
 from datadream.experiment import Experiment
-from datadream.run.layout import CONFIG, classifier_marker
+from datadream.run.layout import CONFIG, DATASET, DatasetMarker, classifier_marker
 from datadream.run.store import RunStore
 
 DIGITS = ["--recipe", "digits"]
@@ -312,3 +313,21 @@ def test_a_run_may_end_after_a_stage_without_a_report(tmp_path, capsys, monkeypa
     with pytest.raises(SystemExit, match="2"):
         main(["run", str(tmp_path / "run"), "--until", "adaptt", *DIGITS])
     assert capsys.readouterr().out == ""
+
+
+def test_images_says_what_is_missing(tmp_path, capsys):
+    command = ["images", str(tmp_path / "run")]
+    assert main(command) == 2
+    assert "no run at" in capsys.readouterr().err
+    assert main([*command, *DIGITS]) == 2
+    assert "has no images to look at: dataset/dataset.json is missing. Run generate first." in capsys.readouterr().err
+    names = [f"digit {name}" for name in DIGIT_NAMES]
+    marker = DatasetMarker(format="parquet", n_images=0, class_names=names, shards=[])
+    RunStore(str(tmp_path / "run")).write_json(DATASET, marker.to_json())
+    assert main([*command, *DIGITS, "--model", "ViT-B-33"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("datadream: --model is 'ViT-B-33': no architecture of open_clip. Did you mean 'ViT-B-32'?")
+    assert main([*command, *DIGITS, "--model", "ViT-B-32"]) == 2
+    assert "--pretrained is unset, and 'ViT-B-32' is only an architecture." in capsys.readouterr().err
+    assert main([*command, *DIGITS, "--pretrained", "openai"]) == 2
+    assert "--pretrained is 'openai', but no --model is given." in capsys.readouterr().err
