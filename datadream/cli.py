@@ -423,8 +423,8 @@ def _parser() -> argparse.ArgumentParser:
             add("--price", type=float, metavar="X", help="of one GPU, or one CPU worker, for an hour")
             add("--classes", type=int, metavar="N", help="plan for so many, in place of those of data.source")
         if name == "images":
-            add("--model", metavar="ID", help="any open_clip model, as classify.model (default: the run's own)")
-            add("--pretrained", metavar="TAG", help="weights of an architecture that --model names")
+            add("--model", metavar="ID", help="any open_clip model, or inception (default: the run's CLIP)")
+            add("--pretrained", metavar="TAG", help="weights of an architecture, or a file of Inception's")
             which = "held-out (neither shots nor test photos; default), train (these with the shots) or test"
             add("--against", default="held-out", metavar="PHOTOS", help=f"photos to compare with: {which}")
         elif name == "run":

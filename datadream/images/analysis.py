@@ -23,6 +23,7 @@ from datadream.data.shards import stream_images
 from datadream.images.metrics import NEIGHBOURS, Features, cmmd, frechet_distance, kernel_distance, nearest, neighbours
 from datadream.models.clip.load import check_clip, load_clip
 from datadream.models.features import image_features
+from datadream.models.inception import check_inception, load_inception
 from datadream.run.cell import Cell
 from datadream.run.layout import DATASET, IMAGES, ClosestPair, DatasetMarker, ImageDistances, ImagesRecord, shard_file
 from datadream.run.store import RunStore
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 Against = Literal["held-out", "train", "test"]
 """Photos that are neither shots nor test photos, these with the shots, or the test photos."""
+INCEPTION = "inception"
+"""The model that stands for the network of the original FID."""
 MEASURES = ("fid", "kid", "cmmd", "precision", "recall", "density", "coverage")
 
 PHOTOS_PER_CLASS = 500
@@ -49,9 +52,9 @@ class Comparison:
     """By which model's features images are compared, and with which photos."""
 
     model: str
-    """As classify.model."""
+    """As classify.model, or INCEPTION."""
     pretrained: str | None
-    """As classify.pretrained."""
+    """As classify.pretrained, or a file of Inception's weights."""
     against: str = "held-out"
     """One of Against."""
 
@@ -70,12 +73,18 @@ class Labelled:
 
 
 class Encoder:
-    """The image features of a CLIP, not scaled to unit length, on the GPU if there is one. A photo is encoded once,
-    however many runs of a table have it."""
+    """A model's image features, not scaled to unit length, on the GPU if there is one.
+
+    A photo is encoded once, however many runs of a table have it.
+    """
 
     def __init__(self, how: Comparison, source: str, background: str) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._clip = load_clip(how.model, how.pretrained, self._device)
+        if how.model == INCEPTION:
+            self._prepare, self._model = load_inception(how.pretrained, self._device)
+        else:
+            clip = load_clip(how.model, how.pretrained, self._device)
+            self._prepare, self._model = clip.preprocess, clip.model.encode_image
         self._source = open_source(source, background)
         self._photos: dict[str, Features] = {}
 
@@ -101,7 +110,7 @@ class Encoder:
         return Labelled(_stacked(features), np.array(labels, np.int64), keys)
 
     def _encode(self, read: Sequence[Callable[[], Image.Image]]) -> Features:
-        return image_features(read, self._clip.preprocess, self._clip.model.encode_image, self._device)
+        return image_features(read, self._prepare, self._model, self._device)
 
 
 def check_analysis(cells: Sequence[Cell], how: Comparison) -> None:
@@ -112,7 +121,10 @@ def check_analysis(cells: Sequence[Cell], how: Comparison) -> None:
         other = cells[0].config.images_from
         hint = f"Its images are those of run {other!r}: give that one." if other else "Run generate first."
         raise ValueError(f"run {cells[0].store.url!r} has no images to look at: {DATASET} is missing. {hint}")
-    check_clip(how.model, how.pretrained)
+    if how.model == INCEPTION:
+        check_inception(how.pretrained)
+    else:
+        check_clip(how.model, how.pretrained)
 
 
 def analyse(cells: Sequence[Cell], how: Comparison) -> None:

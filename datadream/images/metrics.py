@@ -38,7 +38,7 @@ def frechet_distance(one: Features, other: Features) -> float:
 
 def _root(features: Features) -> Features:
     """An R of which the covariance is R^T R."""
-    scaled = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+    scaled: NDArray[np.float64] = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
     return np.linalg.qr(scaled, mode="r")
 
 
