@@ -38,8 +38,9 @@ def frechet_distance(one: Features, other: Features) -> float:
 
 def _root(features: Features) -> Features:
     """An R of which the covariance is R^T R."""
-    scaled: NDArray[np.float64] = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-    return np.linalg.qr(scaled, mode="r")
+    scaled = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+    # numpy's types know no mode that returns one array.
+    return np.asarray(np.linalg.qr(scaled, mode="r"))
 
 
 def kernel_distance(one: Features, other: Features) -> float:
