@@ -57,9 +57,8 @@ def test_imagenet_has_the_papers_steps(asked):
         assert config.classify.search.combinations == []
 
 
-def test_the_names_of_eurosat_are_of_its_folders(monkeypatch, asked):
-    monkeypatch.chdir(JOBS.parent)
-    assert main(["run", "--config", "jobs/eurosat.yaml"]) == 0
-    names = yaml.safe_load(Path(asked[0].config.data.names).read_text())
-    assert len(names) == 10
-    assert names["SeaLake"] == "sea or lake"
+def test_data_sets_of_the_paper_are_taken_as_unpacked(asked):
+    for name, dataset in (("eurosat", "eurosat"), ("imagenet-cls", "imagenet"), ("imagenet-dset", "imagenet")):
+        assert main(["run", "--config", str(JOBS / f"{name}.yaml")]) == 0
+        assert asked[-1].config.data.dataset == dataset
+        assert asked[-1].config.data.names is None
