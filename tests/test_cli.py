@@ -10,13 +10,16 @@ import pytest
 from PIL import Image
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from datadream import __version__
+from datadream import __version__, recipes
 from datadream.cli import COMMON_KNOBS, main
 from datadream.config import DataConfig
 from datadream.data.datasets import DIGIT_NAMES
 from datadream.experiment import Experiment
+from datadream.run.cell import cells_of
 from datadream.run.layout import CONFIG, DATASET, DatasetMarker, classifier_marker
 from datadream.run.store import RunStore
+from tests.images.test_analysis import publish
+from tests.tiny_clip import save_tiny_clip
 
 DIGITS = ["--recipe", "digits"]
 
@@ -331,3 +334,15 @@ def test_images_says_what_is_missing(tmp_path, capsys):
     assert "--pretrained is unset, and 'ViT-B-32' is only an architecture." in capsys.readouterr().err
     assert main([*command, *DIGITS, "--pretrained", "openai"]) == 2
     assert "--pretrained is 'openai', but no --model is given." in capsys.readouterr().err
+
+
+def test_images_prints_its_figures_and_shows_them_on_the_page(tmp_path, capsys):
+    clip, run = f"local-dir:{save_tiny_clip(tmp_path / 'clip')}", tmp_path / "run"
+    knobs = [*DIGITS, f"classify.model={clip}", "data.n_shots=1", "method=zero-shot"]
+    (cell,) = cells_of(recipes.by_name("digits", {"data.n_shots": 1, "method": "zero-shot"}), RunStore(str(run)))
+    publish(cell, [(label, Image.new("RGB", (32, 32), (label, 0, 9 * label))) for label in range(10)])
+    assert main(["images", str(run), *knobs, "--against", "test"]) == 0
+    printed = capsys.readouterr().out
+    assert "10 images against 1,007 test photos" in printed
+    assert printed.splitlines()[2].split()[:3] == ["method", "shots", "FID"]
+    assert "Images against photos" in (run / "report" / "index.html").read_text()
