@@ -104,6 +104,7 @@ IS_SYNTH = {
 }
 OF_METHOD: dict[str, dict[str, Any]] = {"is-synth": IS_SYNTH}
 """What the paper's baselines sample with where it is not what DataDream does."""
+IMAGENET_DSET = {"adapt.epochs": 100}
 SEARCH = {
     "classify.search.learning_rates": [1e-4, 1e-5, 1e-6, 1e-7],
     "classify.search.weight_decays": [5e-4, 1e-4],
@@ -133,7 +134,7 @@ def paper(**changes: Any) -> ExperimentConfig:
     Each classifier is chosen among 16 combinations of knobs on validation photos, all trained to the end:
     classify.search.grace=0.1 gives the worse ones up early. It mirrors half of the classifier's images, as the paper
     does; set classify.augment.flip=false where left and right matter. With method=is-synth images are sampled as the
-    paper sampled its baseline.
+    paper sampled its baseline, and with data.dataset=imagenet datadream-dset takes half of the epochs, as there.
     """
     return _as_published(SEARCH, changes)
 
@@ -141,16 +142,26 @@ def paper(**changes: Any) -> ExperimentConfig:
 def paper_code(**changes: Any) -> ExperimentConfig:
     """The authors' scripts as they are shipped: beside `paper`, RandAugment, blur and solarisation, and no search.
 
-    Their prompts say what a data set shows, as data.prompt='a texture photo of a {name}' does (docs/fidelity.md has
-    all of them). They choose weights on test photos, which is not copied: classify.select_on=test does it.
+    With data.dataset, prompts say what a data set shows: "a texture photo of a {name}". The authors choose weights on
+    test photos, which is not copied: classify.select_on=test does it.
     """
-    return _as_published(IN_CODE_ALONE, changes)
+    own: dict[str, Any] = IN_CODE_ALONE
+    if (name := flatten(changes).get("data.dataset")) is not None:
+        from datadream.data.known import KNOWN  # here, for it reads photos, and a list of recipes does not
+
+        # Of an unknown name the config says what it expects.
+        own = own | ({"data.prompt": KNOWN[name].prompt} if name in KNOWN else {})
+    return _as_published(own, changes)
 
 
 def _as_published(own: dict[str, Any], changes: dict[str, Any]) -> ExperimentConfig:
     settings = {"data.n_shots": 16, "generate.images_per_class": 500, "adapt.epochs": 200, "classify.epochs": 10}
-    config = ExperimentConfig().updated(settings | AUGMENT | own | OF_METHOD.get(changes.get("method", ""), {}))
-    return config.updated(changes)
+    given = flatten(changes)
+    method, dataset = given.get("method"), given.get("data.dataset")
+    of_method = OF_METHOD.get(str(method), {})
+    if (method, dataset) == ("datadream-dset", "imagenet"):
+        of_method = IMAGENET_DSET
+    return ExperimentConfig().updated(settings | AUGMENT | own | of_method).updated(changes)
 
 
 RECIPES: dict[str, Callable[..., ExperimentConfig]] = {
@@ -167,11 +178,13 @@ def command(config: ExperimentConfig) -> str:
     """The shortest `datadream run` that gives this config, with locations by their public names."""
     shown = flatten(public_config(config))
     changes = {}
+    # A recipe may have other knobs for a method or a data set, and gives them to the command that names it.
+    named = {"method": config.method, "data.dataset": config.data.dataset}
     for name, made in RECIPES.items():
-        # A recipe may have other knobs for a method, and gives them to the command that names it.
-        own = flatten(public_config(made(method=config.method)))
-        method = {} if made().method == config.method else {"method": shown["method"]}
-        changes[name] = method | {key: value for key, value in shown.items() if own[key] != value}
+        plain, own = (flatten(public_config(recipe)) for recipe in (made(), made(**named)))
+        changes[name] = {
+            key: value for key, value in shown.items() if own[key] != value or (key in named and plain[key] != value)
+        }
     recipe = min(changes, key=lambda name: len(changes[name]))
     # JSON is YAML, which the command line reads; plain names go without its quotes.
     plain = {key: isinstance(value, str) and PLAIN.fullmatch(value) for key, value in changes[recipe].items()}

@@ -18,6 +18,8 @@ CHANGES = [
     {"generate.preset": "fast", "adapt.text_encoder": False, "diffusion.revision": "on"},
     {"method": "is-synth", "generate.guidance_scale": 2.0},
     {"method": "plans.py:mine", "classify.steps": 7},
+    {"method": "datadream-dset", "data.dataset": "imagenet", "adapt.epochs": 200, "data.source": "sets"},
+    {"data.dataset": "dtd", "data.source": "sets"},
 ]
 
 
@@ -92,3 +94,30 @@ def test_is_synth_is_sampled_as_the_paper_did(recipe):
     assert (generate.fit, generate.shot_order) == ("pad", "random")
     assert recipes.by_name(recipe, {"method": "is-synth", "generate.guidance_scale": 3}).generate.guidance_scale == 3
     assert recipes.by_name(recipe).generate == ExperimentConfig().generate
+
+
+def test_one_adapter_of_imagenet_takes_half_of_the_epochs():
+    imagenet = {"data.dataset": "imagenet", "data.source": "sets"}
+    for recipe in ("paper", "paper-code"):
+        epochs = [
+            recipes.by_name(recipe, changes).adapt.epochs
+            for changes in (
+                {"method": "datadream-dset"} | imagenet,
+                {"method": "datadream-cls"} | imagenet,
+                {"method": "datadream-dset"} | imagenet | {"data.dataset": "dtd"},
+                {"method": "datadream-dset"} | imagenet | {"adapt.epochs": 3},
+            )
+        ]
+        assert epochs == [100, 200, 200, 3]
+
+
+def test_the_authors_prompts_say_what_a_known_data_set_shows():
+    prompts = {name: recipes.paper_code(data={"dataset": name}).data.prompt for name in ("dtd", "cars", "imagenet")}
+    assert prompts == {
+        "dtd": "a texture photo of a {name}",
+        "cars": "a car photo of a {name}",
+        "imagenet": "a photo of a {name}",
+    }
+    assert recipes.paper(data={"dataset": "dtd"}).data.prompt == "a photo of a {name}"
+    with pytest.raises(ValueError, match="data.dataset is 'dtf'"):
+        recipes.paper_code(data={"dataset": "dtf"})
