@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 
 from datadream import recipes
+from datadream.adapt.artifacts import are_committed, commit_adapter
+from datadream.adapt.extended import take_adapters
+from datadream.adapt.lora_trainer import TrainedAdapter
+from datadream.adapt.stage import adapter_units
 from datadream.cli import main
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet
 from datadream.experiment import Experiment
+from datadream.generate.extended import equal_chunks, load_copier
+from datadream.hashing import sha256
 from datadream.methods import make_plan
 from datadream.run.cell import Cell
 from datadream.run.config_record import record_config
-from datadream.run.layout import DATASET, FEW_SHOT, adapter_marker
+from datadream.run.layout import DATASET, FEW_SHOT, ChunkMarker, adapter_marker, adapter_weights
 from datadream.run.store import RunStore
 
 NEW = "ant"  # before all others in the alphabet
@@ -116,6 +122,63 @@ def test_what_does_not_fit_is_one_line(tmp_path, photo_folder, old, capsys):
     shutil.rmtree(photo_folder / "cat")
     assert "class 'cat' of the run that is extended is gone" in error("--extend", old.url)
     assert not (tmp_path / "new").exists()
+
+
+def trained(old: RunStore, photo_folder, labels=(0, 1, 2)) -> None:
+    """What adapt and generate leave of these classes of the old run: an adapter, and the first of two chunks."""
+    cell = Cell(config_of(photo_folder), old)
+    for label in labels:
+        commit_adapter(
+            old, cell.plan.adapters[label], TrainedAdapter(b"weights %d" % label, [0.5], 1, 1.0, {}), cell.config
+        )
+    for chunk in cell.chunks[::2]:
+        old.write_bytes(chunk.file, (data := chunk.chunk_id.encode()))
+        old.write_json(chunk.marker, ChunkMarker(n_images=2, sha256=sha256(data)).to_json())
+
+
+def test_adapters_of_equal_photos_are_taken_as_they_are_and_damaged_ones_are_not(tmp_path, photo_folder, old):
+    trained(old, photo_folder)
+    old.write_bytes(adapter_weights("class-00002"), b"other weights")
+    new = extended(tmp_path, photo_folder, old)
+    units = adapter_units(new.store.url, new.plan.adapters, new.config.adapt)
+    take_adapters(new, units)
+    assert are_committed(units) == [True, True, False, False]
+    for file in (adapter_marker("class-00001"), adapter_weights("class-00001")):
+        assert new.store.read_bytes(file) == old.read_bytes(file)
+
+
+def test_an_adapter_of_all_classes_is_not_taken_and_neither_are_its_images(tmp_path, photo_folder, old):
+    config = config_of(photo_folder, method="datadream-dset")
+    cell = Cell(config, old)
+    commit_adapter(old, cell.plan.adapters[0], TrainedAdapter(b"weights", [0.5], 1, 1.0, {}), config)
+    new = extended(tmp_path, photo_folder, old, method="datadream-dset")
+    units = adapter_units(new.store.url, new.plan.adapters, new.config.adapt)
+    take_adapters(new, units)
+    assert are_committed(units) == [False]
+    assert equal_chunks(new) == []
+
+
+def test_images_are_taken_that_are_of_equal_adapters_and_what_was_written(tmp_path, photo_folder, old):
+    trained(old, photo_folder)
+    new = extended(tmp_path, photo_folder, old)
+    assert equal_chunks(new) == [], "adapters come first"
+    take_adapters(new, adapter_units(new.store.url, new.plan.adapters, new.config.adapt))
+    # One was trained here after all, on a device of another kind.
+    weights, marker = b"others", new.store.read_json(adapter_marker("class-00001"))
+    new.store.write_bytes(adapter_weights("class-00001"), weights)
+    new.store.write_json(adapter_marker("class-00001"), marker | {"weights_sha256": sha256(weights)})
+    taken = equal_chunks(new)
+    assert [unit.payload.chunk_id for unit in taken] == ["00000-000000", "00002-000000"]
+    old.write_bytes(taken[1].payload.file, b"damaged")
+    copy = load_copier(old.url, None)
+    copy(taken[0])
+    assert new.store.read_bytes(taken[0].payload.file) == b"00000-000000"
+    with pytest.raises(ValueError, match="is not what was written"):
+        copy(taken[1])
+    assert not new.store.exists(taken[1].marker)
+    assert [unit.payload.chunk_id for unit in equal_chunks(new)] == ["00002-000000"]
+    shutil.rmtree(old.root)
+    assert equal_chunks(new) == []
 
 
 def hashes(store: RunStore, folder: str) -> dict[str, str]:

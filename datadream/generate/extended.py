@@ -25,14 +25,29 @@ log = logging.getLogger(__name__)
 
 
 def take_chunks(cell: Cell) -> None:
-    """Commit the missing chunks that the extended run has of equal requests and adapters; its config is known to be
-    the same (see check_extended). What cannot be copied is left to be generated."""
-    if cell.config.extends is None or not (missing := ready(chunk_units(cell.chunks))):
+    """Commit the missing chunks that the extended run has too; what cannot be copied is left to be generated."""
+    if not (equal := equal_chunks(cell)):
         return
+    log.info("generate: %d chunks of images of the extended run are taken", len(equal))
+    # By tasks over the cluster: images of many classes are hundreds of gigabytes.
+    ledger = Ledger[tuple[str, str]]()
+    for _ in run_mapped(
+        cell.store, equal, Mapped(load=load_copier, load_from=cell.config.extends, what="taking"), None, ledger
+    ):
+        pass
+    for reason in sorted(set(ledger.given_up.values())):
+        log.warning("generate: chunks that cannot be taken are generated: %s", reason)
+
+
+def equal_chunks(cell: Cell) -> list[Unit[Chunk]]:
+    """The missing chunks that the extended run has of equal requests and adapters; its config is known to be the same
+    (see check_extended)."""
+    if cell.config.extends is None or not (missing := ready(chunk_units(cell.chunks))):
+        return []
     theirs = RunStore(cell.config.extends)
     config, there = recorded_config(theirs), theirs.files(CHUNKS)
     if config is None:
-        return  # it may be gone, once this run has begun
+        return []  # it may be gone, once this run has begun
     requests = {chunk.chunk_id: chunk.requests for chunk in Cell(config, theirs).chunks if chunk.marker in there}
 
     @cache
@@ -40,24 +55,16 @@ def take_chunks(cell: Cell) -> None:
         committed = theirs.exists(adapter_marker(adapter_id))
         return committed and adapter_sha256(theirs, adapter_id) == adapter_sha256(cell.store, adapter_id)
 
-    equal = [
+    return [
         unit
         for unit in missing
         if requests.get(unit.payload.chunk_id) == unit.payload.requests
         and all(map(has_equal, unit.payload.adapter_ids))
     ]
-    if not equal:
-        return
-    log.info("generate: %d chunks of images of run %r are taken", len(equal), theirs.name)
-    # By tasks over the cluster: images of many classes are hundreds of gigabytes.
-    how, ledger = Mapped(load=_load_copier, load_from=theirs.url, what="taking"), Ledger[tuple[str, str]]()
-    for _ in run_mapped(cell.store, equal, how, None, ledger):
-        pass
-    for reason in sorted(set(ledger.given_up.values())):
-        log.warning("generate: chunks that cannot be taken are generated: %s", reason)
 
 
-def _load_copier(theirs_url: str, device: torch.device | None) -> Callable[[Unit[Chunk]], None]:
+def load_copier(theirs_url: str, device: torch.device | None) -> Callable[[Unit[Chunk]], None]:
+    """What a task does to take a chunk; it raises ValueError where the chunk is not what its marker says."""
     theirs = RunStore(theirs_url)
 
     def copy(unit: Unit[Chunk]) -> None:
