@@ -28,7 +28,7 @@ def check_inception(weights: str | None) -> None:
 def load_inception(
     weights: str | None, device: torch.device | str
 ) -> tuple[Callable[[Image.Image], Tensor], Callable[[Tensor], Tensor]]:
-    """How to prepare an image and how to encode a batch of them; without `weights` they are downloaded, about 90 MB."""
+    """How to prepare an image and how to encode a batch of them; without `weights`, 90 MB are downloaded."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     network = FeatureExtractorInceptionV3("inception-v3-compat", [FEATURES], weights).to(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -63,7 +63,7 @@ def accuracy_by_shots(summary: Summary) -> Chart | None:
     for row in summary.rows:
         if row.mean is not None and row.setting in ("zero-shot", "real", with_images):
             curves[row.setting, row.method].append(row)
-    lines, legend, colors = [], [], method_colors(method for _, method in curves)
+    lines, legend, colors = [], [], _method_colors(method for _, method in curves)
     for (setting, method), rows in curves.items():
         color = SETTING_COLORS[setting] if method == NO_METHOD else colors[method]
         # Zero-shot CLIP is one model that no seed changes: it has no spread.
@@ -82,7 +82,7 @@ def gain_by_shots(summary: Summary) -> Chart | None:
         curves[gain.method].append(gain)
     if len({gain.shots for gain in summary.gains}) < 2:
         return None
-    colors = method_colors(curves)
+    colors = _method_colors(curves)
     lines = [Line([(shots, 0.0) for shots in (summary.shots[0], summary.shots[-1])], "muted", dashed=True)]
     for method, gains in curves.items():
         points, errors = [(gain.shots, gain.mean) for gain in gains], [gain.sd or 0.0 for gain in gains]
@@ -116,7 +116,7 @@ def accuracy_by_images(summary: Summary) -> Chart | None:
     for row in rows:
         if row.setting in TRAINED_SETTINGS and (is_one_method or row.setting == rows[-1].setting):
             curves[row.setting, row.method].append(row)
-    colors = method_colors(method for _, method in curves)
+    colors = _method_colors(method for _, method in curves)
     for (setting, method), members in curves.items():
         color = SETTING_COLORS[setting] if is_one_method else colors[method]
         points = [(row.images_per_class, row.mean) for row in members if row.mean is not None]
@@ -126,7 +126,24 @@ def accuracy_by_images(summary: Summary) -> Chart | None:
     return Chart("Test accuracy by generated images per class, %", Markup(svg), legend)
 
 
-def method_colors(methods: Iterable[str]) -> dict[str, str]:
+def fid_by_class(values: Mapping[str, Sequence[float | None]]) -> Chart | None:
+    """Of each method's FIDs by class, the share of classes with a FID of at most so much; None with one class.
+
+    The paper's figure 4 has histograms, which hide each other where there are several methods.
+    """
+    lines, legend, colors = [], [], _method_colors(values)
+    for method, found in values.items():
+        known = sorted(value for value in found if value is not None)
+        if len(known) > 1:
+            points = [(value, 100 * place / len(known)) for place, value in enumerate(known, start=1)]
+            lines.append(Line(points, colors[method]))
+            legend.append((method, colors[method]))
+    if not lines:
+        return None
+    return Chart("Classes with a FID of at most so much, %", Markup(line_chart(lines, "FID")), legend)
+
+
+def _method_colors(methods: Iterable[str]) -> dict[str, str]:
     own = [method for method in in_order(methods) if method not in METHOD_COLORS]
     return METHOD_COLORS | dict(zip(own, itertools.cycle(OWN_METHOD_COLORS), strict=False))
 

@@ -8,15 +8,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
 from PIL import Image
 
 from datadream.config import ExperimentConfig, public_method, public_model
 from datadream.data.datasets import open_source
 from datadream.data.shards import stream_images
-from datadream.report.curves import Chart, method_colors
+from datadream.report.curves import Chart, fid_by_class
 from datadream.report.pictures import Picture, thumbnail
-from datadream.report.plots import Line, line_chart
 from datadream.report.records import in_order, mean_and_sd
 from datadream.report.tables import MAX_CLASS_ROWS, Cells, FigureCell
 from datadream.report.text import aligned, count, number
@@ -105,7 +103,7 @@ def images_section(cells: Cells, shown: Sequence[tuple[RunStore, ExperimentConfi
         classes=[(n, [number(row.fid_by_class[n]) for row in most.values()]) for n in worst[:MAX_CLASS_ROWS]],
         methods=list(most),
         n_classes=len(names),
-        chart=_fid_chart(most),
+        chart=fid_by_class({method: list(row.fid_by_class.values()) for method, row in most.items()}),
         pairs=_pairs(store, config, record),
         similarity=[(name, [number(v, 3) for v in values]) for name, values in record.shot_similarity.items()],
     )
@@ -149,21 +147,6 @@ def images_text(cells: Cells) -> str:
     record = measured(cells)[0][1]
     title = f"{count(rows[0].n_images, 'image')} against {rows[0].n_photos:,} {AGAINST[record.against]}"
     return "\n".join([title, "", *aligned(lines)])
-
-
-def _fid_chart(rows: dict[str, DistanceRow]) -> Chart | None:
-    """How many classes have a FID below which value (paper, figure 4, as cumulative curves: histograms of several
-    methods hide each other)."""
-    lines, legend, colors = [], [], method_colors(rows)
-    for method, row in rows.items():
-        values = sorted(value for value in row.fid_by_class.values() if value is not None)
-        if len(values) > 1:
-            points = [(value, 100 * (place + 1) / len(values)) for place, value in enumerate(values)]
-            lines.append(Line(points, colors[method]))
-            legend.append((method, colors[method]))
-    if not lines:
-        return None
-    return Chart("Classes with a FID of at most so much, %", Markup(line_chart(lines, "FID")), legend)
 
 
 def _pairs(store: RunStore, config: ExperimentConfig, record: ImagesRecord) -> list[Pair]:
