@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -23,6 +24,14 @@ def check_inception(weights: str | None) -> None:
         raise ValueError("the Inception network needs torch-fidelity: pip install 'torch-fidelity>=0.4,<0.5'.")
     if weights is not None and not os.path.isfile(weights):
         raise FileNotFoundError(f"no file of Inception weights at {weights!r}. Leave it out to have them downloaded.")
+    if weights is not None:
+        # torch-fidelity unpickles whatever the file holds, and so would run a stranger's code.
+        try:
+            torch.load(weights, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, EOFError, RuntimeError):
+            raise ValueError(
+                f"{weights!r} holds no weights, or more than weights. Use torch-fidelity's own."
+            ) from None
 
 
 def load_inception(

@@ -34,3 +34,20 @@ def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setattr("datadream.models.inception.find_spec", lambda name: True)
     with pytest.raises(FileNotFoundError, match="no file of Inception weights at '/nowhere'"):
         check_inception("/nowhere")
+
+
+class Code:
+    """What runs when it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("it ran",)
+
+
+def test_weights_that_would_run_code_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datadream.models.inception.find_spec", lambda name: True)
+    torch.save(Code(), tmp_path / "code.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    for name in ("code.pth", "text.pth"):
+        with pytest.raises(ValueError, match="holds no weights, or more than weights"):
+            check_inception(str(tmp_path / name))
+    assert capsys.readouterr().out == ""
