@@ -81,6 +81,18 @@ def test_readings_of_folds_cost_no_training_on_all_shots(config, few_shot):
         assert {name: chosen[name] for name in same} == {name: metrics[name] for name in same}
 
 
+def test_epochs_are_read_one_by_one_and_a_trial_takes_a_part_of_them(config, few_shot):
+    """3 epochs of 8 images of each class, in batches of 12."""
+    of_epoch = -(-8 * len(few_shot.class_names) // 12)
+    knobs = {"classify.epochs": 3, "classify.eval_every": None, "generate.images_per_class": 8}
+    trainer = SettingTrainer(config.updated(knobs), few_shot, CPU, ALONE)
+    outcome, heard = run(trainer)
+    assert heard == list(range(1, 3 * of_epoch + 1))
+    assert [reading["step"] for reading in outcome.metrics["curve"]] == [of_epoch, 2 * of_epoch, 3 * of_epoch]
+    trial = trainer.with_knobs({"steps": 1, "warmup_steps": 0, "eval_every": 1})
+    assert run(trial)[1] == [1]
+
+
 def test_folds_that_are_done_are_not_trained_again(config, few_shot):
     knobs = {"classify.steps": 10, "classify.eval_every": 5}
     saved: dict[str, bytes] = {}
