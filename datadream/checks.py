@@ -40,18 +40,14 @@ seed. A photo takes about 5 ms."""
 
 def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell]) -> None:
     """Settings, folder, photos, trackers, workers and the generator's files: what is quick to look at."""
-    from datadream.runtime.session import check_lasting, check_workers
+    from datadream.runtime.session import check_workers
 
-    _check_settings(config)
-    check_lasting(store)
-    check_config(store, config)
+    check_folder(config, store)
     if config.images_from is not None:
         _check_source(config, cells)
     elif config.extends is not None and not store.exists(FEW_SHOT):  # begun, so that the other run may be gone
         check_extended(RunStore(config.extends), config)
-    store.check_writable()
     _say_new_classes(config, store, cells[0])
-    check_trackers(config, store)
     _check_photos([cell for cell in cells if not cell.store.exists(FEW_SHOT)])
     for cell in cells:
         check_selection(cell.few_shot, cell.config.classify)
@@ -61,6 +57,17 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
     if any(cell.plan.images for cell in cells):
         check_pipeline(config.diffusion.model, config.diffusion.revision)
         check_scheduler(config.generate.scheduler)
+
+
+def check_folder(config: ExperimentConfig, store: RunStore) -> None:
+    """Settings, the run's folder and trackers: what needs neither photos nor models."""
+    from datadream.runtime.session import check_lasting
+
+    _check_settings(config)
+    check_lasting(store)
+    check_config(store, config)
+    store.check_writable()
+    check_trackers(config, store)
 
 
 def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:

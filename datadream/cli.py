@@ -44,19 +44,23 @@ COMMANDS = {
     "classify": "train the classifiers",
     "images": "compare the generated images with photos (FID and others), and show it on the page",
     "report": "write metrics.json and report/index.html",
+    "suite": "many runs, such as a whole table of the paper: `datadream suite paper/table1 --datasets dtd,eurosat`",
     "predict": "classify photos with what a run has learnt",
     "export": "write what a run has made for other programs: a classifier, adapters or the dataset",
     "status": "how far a run is",
     "push": "upload the dataset to the Hugging Face Hub: `datadream push RUN OWNER/NAME`, private unless --public",
-    "recipes": "the named configs",
+    "recipes": "the named configs, or those below a name with the paper's figures: `datadream recipes paper/table1`",
     "knobs": "all knobs with their defaults: `datadream knobs`, or of one group, such as `datadream knobs adapt`",
 }
 WITHOUT_KNOBS = ("recipes", "knobs")
-WITHOUT_RUN = ("plan", *WITHOUT_KNOBS)
+WITHOUT_RUN = ("plan", "suite", *WITHOUT_KNOBS)
+# What a file of a suite may say beside knobs.
+LISTED_OPTIONS = ("datasets", "methods", "seeds")
+SUITE_OPTIONS = ("suite", "run", *LISTED_OPTIONS)
 # Commands that use a run and change nothing in it.
 CLASSIFIER_COMMANDS = ("predict", "export")
 # Commands that commit as they go, and go on from there when they are given again.
-RESUMABLE_COMMANDS = ("run", "adapt", "generate", "classify")
+RESUMABLE_COMMANDS = ("run", "adapt", "generate", "classify", "suite")
 # Environment variable that works as --debug does, for commands that sit in scripts and jobs.
 DEBUG = "DATADREAM_DEBUG"
 COMMON_KNOBS = (
@@ -117,11 +121,11 @@ def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callabl
     """
     command = arguments.command
     if command == "recipes":
-        width = max(map(len, recipes.RECIPES)) + 2
-        lines = [f"{name:<{width}}{(made.__doc__ or '').splitlines()[0]}" for name, made in recipes.RECIPES.items()]
-        return partial(print, "\n".join(lines))
+        return partial(print, recipes.listing(arguments.name))
     if command == "knobs":
         return partial(print, _listed_knobs(arguments.group))
+    if command == "suite":
+        return _suite(arguments, overrides)
     changes = _file_knobs(arguments) if getattr(arguments, "config", None) else {}
     if command == "plan":
         return partial(print, _planned(arguments, changes | _dotted(overrides, "")))
@@ -216,6 +220,36 @@ def _cluster(config: ExperimentConfig, gpu: str | None = None) -> Cluster:
     return Cluster(workers.count, gpu_named(gpu or each) if workers.use_gpu else None)
 
 
+def _suite(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callable[[], None]:
+    from datadream.suite import SEEDS, Suite
+
+    changes = _file_knobs(arguments, SUITE_OPTIONS) if arguments.config else {}
+    changes |= _dotted(overrides, arguments.suite or "")
+    if not arguments.suite:
+        raise ValueError("which suite? Name a table, such as paper/table1, or one that `datadream recipes` lists.")
+    datasets, methods, seeds = (
+        [word.strip() for word in (getattr(arguments, name) or "").split(",") if word.strip()]
+        for name in LISTED_OPTIONS
+    )
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ValueError(f"--seeds is {arguments.seeds!r}: expected whole numbers, such as 0,1,2.")
+    suite = Suite(
+        arguments.suite,
+        arguments.run or "runs",
+        datasets=datasets,
+        methods=methods,
+        seeds=list(map(int, seeds)) or SEEDS,
+        changes=changes,
+    )
+    suite.check()
+
+    def work() -> None:
+        print(suite.run())
+        print(f"\n{suite.page}")
+
+    return work
+
+
 def _typed() -> str:
     """The command that runs now, as it can be given again."""
     is_installed_script = os.path.basename(sys.argv[0]) == "datadream"
@@ -285,8 +319,8 @@ def _photos_of(asked: str) -> list[str]:
     return found
 
 
-def _file_knobs(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The knobs in the --config file. Its lines `run` and `recipe` count where the command line does not say these."""
+def _file_knobs(arguments: argparse.Namespace, options: Sequence[str] = ("run", "recipe")) -> dict[str, Any]:
+    """The knobs in the --config file. Its lines of `options` count where the command line does not say these."""
     path = arguments.config
     try:
         values = yaml.safe_load(Path(path).read_text())
@@ -297,8 +331,10 @@ def _file_knobs(arguments: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(values, dict):
         hint = "write lines such as 'method: datadream-dset'."
         raise ValueError(f"--config {path!r} holds no mapping of knobs: {hint}")
-    for option in ("run", "recipe"):
+    for option in options:
         value = values.pop(option, None)
+        if option in LISTED_OPTIONS and isinstance(value, list | int):
+            value = ",".join(map(str, value if isinstance(value, list) else [value]))
         if not isinstance(value, str | None):
             raise ValueError(f"--config {path!r} has {option}: {value!r}, but expected text.")
         if getattr(arguments, option) is None:
@@ -393,7 +429,25 @@ def _parser() -> argparse.ArgumentParser:
             add("--run", metavar="URL", help=run_help)
         if name in CLASSIFIER_COMMANDS:
             add("--setting", metavar="NAME", help="which classifier (default: the best on validation photos)")
-        if name == "knobs":
+        if name == "suite":
+            add(
+                "suite",
+                nargs="?",
+                metavar="NAME",
+                help="a table or a part of one: paper/table1, paper/table1/dtd, digits/table1",
+            )
+            add("--run", metavar="URL", help="the folder of all runs (default: runs)")
+            add("--datasets", metavar="A,B", help="these data sets alone (default: the table's)")
+            add("--methods", metavar="A,B", help="these rows alone (default: all)")
+            add("--seeds", metavar="0,1,2", help="a run for each (default: 0,1,2)")
+            add(
+                "--config",
+                metavar="FILE",
+                help="YAML file of knobs; may also have the lines suite, run, datasets, ...",
+            )
+        elif name == "recipes":
+            add("name", nargs="?", default="", metavar="NAME", help="such as paper/table1, or paper/table1/dtd")
+        elif name == "knobs":
             add("group", nargs="?", default="", metavar="GROUP", help="such as adapt, or one knob")
         elif name == "export":
             add("--to", required=True, metavar="FOLDER", help="a new folder; of clip a local one, else also a URL")

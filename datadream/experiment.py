@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from datadream import recipes
 from datadream.checks import RefusedError, check_inputs, check_models
 from datadream.config import ExperimentConfig, located
+from datadream.reproductions import published
 from datadream.run.cell import Cell, cells_of
 from datadream.run.layout import METRICS, STAGES
 from datadream.run.store import RunStore
@@ -84,7 +85,8 @@ class Experiment:
 
         self.check_inputs()
         cells = [(cell.store, cell.config) for cell in self.cells]
-        write_report(self.store, cells, self.config, recipes.command(self.config))
+        reported = published(config for _, config in cells)
+        write_report(self.store, cells, self.config, recipes.command(self.config), reported)
         return self.store.read_json(METRICS)
 
     def images(

@@ -1,6 +1,8 @@
 """Named, complete configs. A recipe is a function that returns one; its keywords change knobs.
 
 recipes.digits(seed=3, data={"n_shots": 16})
+
+Beside these, every row of the papers' tables is one (see `reproductions`).
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from datadream.config import ExperimentConfig, flatten, nearest, public_config
+from datadream.config import ExperimentConfig, flatten, nearest, public_config, public_dataset
+from datadream.paper import load_tables
+from datadream.reproductions import below, in_short, reported, reproductions
 
 PLAIN = re.compile(r"[A-Za-z][\w./-]*")
 """Text that YAML takes for text."""
@@ -178,10 +182,15 @@ def command(config: ExperimentConfig) -> str:
     """The shortest `datadream run` that gives this config, with locations by their public names."""
     shown = flatten(public_config(config))
     changes = {}
+    likely = [
+        name
+        for name, each in reproductions().items()
+        if (each.dataset, each.knobs.get("method")) == (public_dataset(config.data), config.method)
+    ]
     # A recipe may have other knobs for a method or a data set, and gives them to the command that names it.
     named = {"method": config.method, "data.dataset": config.data.dataset}
-    for name, made in RECIPES.items():
-        plain, own = (flatten(public_config(recipe)) for recipe in (made(), made(**named)))
+    for name in (*RECIPES, *likely):
+        plain, own = (flatten(public_config(recipe)) for recipe in (by_name(name), by_name(name, named)))
         changes[name] = {
             key: value for key, value in shown.items() if own[key] != value or (key in named and plain[key] != value)
         }
@@ -197,6 +206,31 @@ def command(config: ExperimentConfig) -> str:
 
 def by_name(name: str, changes: Mapping[str, Any] | None = None) -> ExperimentConfig:
     """A recipe's config with changes; raises ValueError for an unknown name."""
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}. {nearest(name, list(RECIPES))}")
-    return RECIPES[name](**(changes or {}))
+    if name in RECIPES:
+        return RECIPES[name](**(changes or {}))
+    if name in reproductions():
+        row = reproductions()[reproductions()[name].run]
+        return RECIPES[row.base](**row.knobs).updated(dict(changes or {}))
+    known = [*RECIPES, *(reproductions() if "/" in name else ())]
+    raise ValueError(f"unknown recipe {name!r}. {nearest(name, known)}".strip())
+
+
+def listing(name: str = "") -> str:
+    """The recipes in words: in short, or those at and below a name with what the papers report.
+
+    Raises ValueError for a name that there is not.
+    """
+    if not name:
+        lines = {key: (made.__doc__ or "").splitlines()[0] for key, made in RECIPES.items()} | in_short()
+        notes = ["`datadream recipes paper/table1` lists the rows of a table with the paper's figures."]
+    elif name in RECIPES:
+        return (RECIPES[name].__doc__ or "").strip()
+    else:
+        rows = below(name.strip("/"))
+        if not rows:
+            by_name(name)
+        lines = {key: reported(each) for key, each in rows.items()}
+        tables = {each.table: load_tables()[each.table] for each in rows.values() if each.base != each.dataset}
+        notes = [f"{table.source}: {table.protocol}" for table in tables.values()]
+    width = max(map(len, lines)) + 2
+    return "\n".join([*(f"{key:<{width}}{text}".rstrip() for key, text in lines.items()), "", *notes]).rstrip()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from datadream.config import ExperimentConfig, public_dataset, public_method
+from datadream.paper import Published
 from datadream.report import records as metrics
 from datadream.report import text
 from datadream.report.curves import accuracy_by_images, accuracy_by_shots, gain_by_shots, run_charts
 from datadream.report.images import MEASURES, images_section
 from datadream.report.mistakes import class_changes, differences, mistakes
 from datadream.report.pictures import MAX_CLASSES, class_pictures, sample_strips
-from datadream.report.records import NO_METHOD, SETTINGS, Summary, in_order
+from datadream.report.published import Key, beside_paper, our_protocol, paper_protocols
+from datadream.report.records import NO_METHOD, SETTINGS, Record, Summary, in_order
 from datadream.report.search import choice_table, trial_tables
 from datadream.report.tables import (
     REASONS,
@@ -34,13 +37,36 @@ from datadream.run.layout import CONFIG, METRICS, PAGE
 from datadream.run.store import RunStore
 
 
-def write_report(store: RunStore, cells: Cells, config: ExperimentConfig, command: str = "") -> None:
+def write_report(
+    store: RunStore,
+    cells: Cells,
+    config: ExperimentConfig,
+    command: str = "",
+    published: Mapping[Key, Mapping[str, Published]] | None = None,
+) -> None:
     """Write metrics.json and report/index.html of a run: `cells` is the run itself, or the runs of a table.
 
-    `command` is what would make the run again, as others may see it.
+    `command` is what would make the run again, as others may see it; `published` is what papers report of such runs,
+    by method, setting and shots, and then by table.
     """
     found = metrics.unique(record for cell in cells for record in metrics.records(*cell))
     store.write_json(METRICS, found)
+    summary = metrics.summarise(found)
+    page = (
+        page_environment()
+        .get_template("template.html.j2")
+        .render(
+            **_heading(cells, summary),
+            **_sections(store, cells, config, summary),
+            **_beside_paper(cells, found, summary, published or {}),
+            command=command,
+        )
+    )
+    store.write_bytes(PAGE, page.encode())
+
+
+def page_environment() -> Environment:
+    """The templates, and what they print with."""
     environment = Environment(
         loader=PackageLoader("datadream", "report"),
         # Names of classes and photos are anybody's text.
@@ -56,11 +82,7 @@ def write_report(store: RunStore, cells: Cells, config: ExperimentConfig, comman
         "gain": text.gain_text,
     }
     environment.globals |= {"column_name": column_name, "count": text.count}
-    summary = metrics.summarise(found)
-    page = environment.get_template("template.html.j2").render(
-        **_heading(cells, summary), **_sections(store, cells, config, summary), command=command
-    )
-    store.write_bytes(PAGE, page.encode())
+    return environment
 
 
 def _heading(cells: Cells, summary: Summary) -> dict[str, Any]:
@@ -80,6 +102,17 @@ def _heading(cells: Cells, summary: Summary) -> dict[str, Any]:
         "no_test": text.NO_TEST,
         "how_to_add_test": text.HOW_TO_ADD_TEST,
     }
+
+
+def _beside_paper(
+    cells: Cells, found: list[Record], summary: Summary, published: Mapping[Key, Mapping[str, Published]]
+) -> dict[str, Any]:
+    lines = beside_paper(summary, published)
+    if not lines:
+        return {"beside_paper": [], "protocols": []}
+    datasets = dict.fromkeys(record["dataset"] for record in found)
+    theirs = paper_protocols((line.source for line in lines), datasets)
+    return {"beside_paper": lines, "protocols": [our_protocol(found, [config for _, config in cells]), *theirs]}
 
 
 def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: Summary) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from datadream.config import ExperimentConfig
 from datadream.experiment import Experiment
 from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.methods.n_steps import n_steps
+from datadream.suite import Suite
 
 JOBS = Path(__file__).parents[2] / "jobs"
 CONFIGS = ("digits-smoke", "eurosat", "imagenet-cls", "imagenet-dset", "own-photos")
@@ -35,9 +36,20 @@ def test_a_file_names_its_run_its_recipe_and_known_knobs(name, asked):
     assert asked[0].config.method == said.get("method", "datadream-cls")
 
 
+def test_a_suites_file_names_its_table_and_known_knobs(monkeypatch):
+    checked: list[Suite] = []
+    monkeypatch.setattr(Suite, "check", lambda self: checked.append(self))
+    monkeypatch.setattr(Suite, "run", lambda self: "")
+    assert main(["suite", "--config", str(JOBS / "table1.yaml")]) == 0
+    runs = {run.name: run.config for run in checked[0].runs}
+    assert runs["paper/table1/dtd/datadream-dset/seed2"].method == "datadream-dset"
+    assert {run.seed for run in checked[0].runs} == {0, 1, 2}
+    assert {name.split("/")[2] for name in runs} == {"dtd", "eurosat"}
+
+
 def test_what_a_user_must_change_is_marked():
     """Photos and runs of others lie elsewhere; the smoke test has its own."""
-    for name in CONFIGS:
+    for name in (*CONFIGS, "table1"):
         lines = (JOBS / f"{name}.yaml").read_text().splitlines()
         places = [line for line in lines if line.lstrip().startswith(("run:", "source:"))]
         assert all("# yours" in line for line in places) or name == "digits-smoke"

@@ -1,0 +1,200 @@
+"""Many runs by name: all recipes below one, each with every seed, and the table that they make together.
+
+    Suite("paper/table1", "runs", datasets=["dtd", "eurosat"], seeds=[0, 1, 2]).run()
+
+Every one is an ordinary run in <folder>/<recipe>/seed<N>, so a suite that was killed anywhere goes on, seeds and data
+sets are added later, and tables share the runs that they have in common.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datadream.checks import check_folder
+from datadream.config import ExperimentConfig, nearest
+from datadream.experiment import Experiment
+from datadream.recipes import by_name
+from datadream.report.suite import Place, text_tables, write_suite
+from datadream.reproductions import DIGITS, Reproduction, below, reproductions
+from datadream.run.cell import cells_of
+from datadream.run.layout import CONFIG, PAGE
+from datadream.run.store import RunStore
+
+log = logging.getLogger(__name__)
+
+SEEDS = (0, 1, 2)
+"""Of the paper: three."""
+OWN_OPTIONS = {"seed": "--seeds", "method": "--methods", "images_from": "--run"}
+"""Knobs that a suite sets for each of its runs, and what to say in their place."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteRun:
+    """One run of a suite: a recipe with a seed."""
+
+    recipe: str
+    seed: int
+    config: ExperimentConfig
+    """As it would be alone, generating its own images."""
+    images_of: str | None
+    """The name of the run whose images it is trained on."""
+
+    @property
+    def name(self) -> str:
+        """Its folder below the suite's."""
+        return _run_name(self.recipe, self.seed)
+
+
+class Suite:
+    """All recipes below a name, each with every seed, in one folder."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: str,
+        *,
+        datasets: Sequence[str] = (),
+        methods: Sequence[str] = (),
+        seeds: Sequence[int] = SEEDS,
+        changes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`datasets` and `methods` (a table's rows) choose among the recipes; none: all. `changes` are dotted knobs of
+        every run; data.source is the folder in which each data set lies.
+
+        Raises ValueError for a name, data set or method that is not there, and for knobs that differ from run to run.
+        """
+        self.name, self.store = name.strip("/"), RunStore(folder)
+        for knob in changes or {}:
+            if knob in OWN_OPTIONS:
+                raise ValueError(f"unexpected {knob}: a suite sets it for each run. Use {OWN_OPTIONS[knob]}.")
+        self._asked = _chosen(self.name, datasets, methods)
+        self._seeds = tuple(dict.fromkeys(seeds))
+        if not self._seeds:
+            raise ValueError("no seeds: a suite needs one at least, such as --seeds 0,1,2.")
+        self._changes = dict(changes or {})
+        recipes = [each for asked in self._asked.values() for each in self._with_sources(asked)]
+        self.runs = [self._run(recipe, seed) for recipe in dict.fromkeys(recipes) for seed in self._seeds]
+
+    def check(self) -> None:
+        """Find what would fail later in any run, before the first one starts; raises as `Experiment.check_inputs`."""
+        self._check_sources()
+        looked_at = set()
+        # Runs of one data set and seed share their photos, which are read once; those that generate need most.
+        for run in sorted(self.runs, key=lambda run: run.config.method == "none"):
+            # The images of another run, which it is to be trained on, may not be there yet.
+            is_begun = self.store.child(run.name).exists(CONFIG)
+            experiment = self._experiment(run, self._final_config(run) if is_begun else run.config)
+            photos = run.config.data, run.seed, run.config.grid.n_shots
+            try:
+                if photos in looked_at:
+                    check_folder(experiment.config, experiment.store)
+                else:
+                    experiment.check_inputs()
+            except ValueError as error:
+                raise ValueError(f"{run.name}: {error}") from error
+            looked_at.add(photos)
+
+    def run(self) -> str:
+        """Carry out every run that is not finished, drawing the tables after each; returns them as text.
+
+        A run that fails is named, and the others go on. Raises RuntimeError in the end where any failed.
+        """
+        self.check()
+        failed: dict[str, str] = {}
+        text = ""
+        for number, run in enumerate(self.runs, start=1):
+            log.info("run %d of %d: %s", number, len(self.runs), run.name)
+            try:
+                if run.images_of in failed:
+                    raise RuntimeError(f"it takes the images of {run.images_of}, which failed")
+                self._experiment(run, self._final_config(run)).run()
+            except Exception as error:  # whatever it is, it is this run's alone
+                # Ray's text for a task's error is the whole remote traceback; `cause` is what the task raised.
+                failed[run.name] = str(getattr(error, "cause", None) or error) or type(error).__name__
+                log.warning("%s failed: %s", run.name, failed[run.name])
+            text = self.report()
+        if failed:
+            reasons = "\n".join(f"  {name}: {reason.splitlines()[0]}" for name, reason in failed.items())
+            raise RuntimeError(f"{len(failed)} of {len(self.runs)} runs failed; the others are done.\n{reasons}")
+        return text
+
+    def report(self) -> str:
+        """Write the tables from what is there; returns them as text."""
+        places = [self._place(asked, each) for asked, each in self._asked.items()]
+        return text_tables(write_suite(self.store.child(self.name), self.name, places))
+
+    @property
+    def page(self) -> str:
+        """Where the tables are shown."""
+        return self.store.child(self.name).path(PAGE)
+
+    def _place(self, asked: str, each: Reproduction) -> Place:
+        """Where the figures of a recipe stand, and the runs that they come from."""
+        cells = []
+        for seed in self._seeds:
+            run = self._run(each.run, seed)
+            experiment = self._experiment(run, self._final_config(run))
+            cells += [(cell.store, cell.config) for cell in cells_of(experiment.config, experiment.store)]
+        name = asked.removesuffix(f"/{each.row}").removesuffix(f"/{each.dataset}")
+        return Place(name=name, table=each.table, dataset=each.dataset, row=each.row, cells=cells)
+
+    def _check_sources(self) -> None:
+        """All folders of photos are there; whoever has none of several is told of all at once."""
+        named = {run.config.data.source for run in self.runs if reproductions()[run.recipe].dataset != DIGITS}
+        missing = sorted(source for source in named if not RunStore(source).exists(""))
+        if missing:
+            raise FileNotFoundError(
+                f"no photos at {', '.join(missing)}. Give the folder that holds the data sets with "
+                "data.source=FOLDER, or choose others with --datasets."
+            )
+
+    def _with_sources(self, each: Reproduction) -> list[str]:
+        """The recipe to run, after the one whose images it needs."""
+        source = reproductions()[each.run].images_of
+        return [each.run] if source is None else [source, each.run]
+
+    def _run(self, recipe: str, seed: int) -> SuiteRun:
+        each = reproductions()[recipe]
+        changes = self._changes | {"seed": seed}
+        if each.dataset != DIGITS:
+            changes["data.source"] = f"{str(changes.get('data.source', 'data')).rstrip('/')}/{each.dataset}"
+        images_of = _run_name(each.images_of, seed) if each.images_of else None
+        return SuiteRun(recipe, seed, by_name(recipe).updated(changes), images_of)
+
+    def _final_config(self, run: SuiteRun) -> ExperimentConfig:
+        if run.images_of is None:
+            return run.config
+        return run.config.updated({"images_from": self.store.child(run.images_of).url})
+
+    def _experiment(self, run: SuiteRun, config: ExperimentConfig) -> Experiment:
+        return Experiment(config, self.store.child(run.name).url)
+
+
+def _run_name(recipe: str, seed: int) -> str:
+    return f"{recipe}/seed{seed}"
+
+
+def _chosen(name: str, datasets: Sequence[str], methods: Sequence[str]) -> dict[str, Reproduction]:
+    """The recipes at and below a name, of these data sets and rows."""
+    rows = below(name)
+    if not rows:
+        parents = {"/".join(parts[:n]) for recipe in reproductions() if (parts := recipe.split("/")) for n in range(9)}
+        raise ValueError(f"unknown suite {name!r}. {nearest(name, sorted(parents - {''}))}".strip())
+    for what, asked, known in (
+        ("data set", datasets, {each.dataset for each in rows.values()}),
+        ("method", methods, {each.row for each in rows.values()}),
+    ):
+        for word in asked:
+            if word not in known:
+                raise ValueError(f"{name} has no {what} {word!r}. {nearest(word, sorted(known))}".strip())
+    chosen = {
+        recipe: each
+        for recipe, each in rows.items()
+        if (not datasets or each.dataset in datasets) and (not methods or each.row in methods)
+    }
+    if not chosen:
+        raise ValueError(f"{name} has no run of these methods on these data sets. See `datadream recipes {name}`.")
+    return chosen
