@@ -45,7 +45,7 @@ class Reproduction:
 
     @property
     def base(self) -> str:
-        return DIGITS if self.dataset == DIGITS else "paper"
+        return DIGITS if self.dataset == DIGITS else load_tables()[self.table].recipe
 
 
 @cache

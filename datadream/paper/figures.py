@@ -59,6 +59,8 @@ class Table:
     """How the paper measured, in words."""
     sets: tuple[str, ...]
     rows: Mapping[str, Row]
+    recipe: str = "paper"
+    """What its runs are made of, by `knobs`."""
     knobs: Mapping[str, Any] = field(default_factory=dict)
     claims: tuple[str, ...] = ()
     """What the paper says of a figure that has no numbers."""
