@@ -241,6 +241,8 @@ def _suite(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callable[
         seeds=list(map(int, seeds)) or SEEDS,
         changes=changes,
     )
+    if arguments.check:
+        return partial(print, suite.needs(_cluster(suite.runs[0].config)))
     suite.check()
 
     def work() -> None:
@@ -440,6 +442,7 @@ def _parser() -> argparse.ArgumentParser:
             add("--datasets", metavar="A,B", help="these data sets alone (default: the table's)")
             add("--methods", metavar="A,B", help="these rows alone (default: all)")
             add("--seeds", metavar="0,1,2", help="a run for each (default: 0,1,2)")
+            add("--check", action="store_true", help="say what the runs need: weights, data sets, memory, disk, hours")
             add(
                 "--config",
                 metavar="FILE",

@@ -13,7 +13,6 @@ from datadream.config import (
     ExperimentConfig,
     MethodName,
     flatten,
-    public_source,
 )
 from datadream.paper import Published, load_tables
 
@@ -54,7 +53,7 @@ def reproductions() -> dict[str, Reproduction]:
     found: dict[str, Reproduction] = {}
     for name, table in load_tables().items():
         placed: dict[str, tuple[str, dict[str, Any]]]
-        placed = {f"{name}/{each}": (each, {"data.source": f"data/{each}"}) for each in table.sets}
+        placed = {f"{name}/{each}": (each, {"data.dataset": each, "data.source": "data"}) for each in table.sets}
         if name in DIGITS_TABLES:
             # Twice as long as in `digits`, which has five minutes for everything.
             placed[_on_digits(name)] = (DIGITS, {"classify.steps": 600} | DIGITS_TABLES[name])
@@ -94,7 +93,7 @@ def published(configs: Iterable[ExperimentConfig]) -> dict[tuple[str, str, int],
     usual = flatten(ExperimentConfig().model_dump())
     found: dict[tuple[str, str, int], dict[str, Published]] = {}
     for config in configs:
-        dataset, mine = public_source(config.data.source), flatten(config.model_dump())
+        dataset, mine = config.data.dataset, flatten(config.model_dump())
         for table in load_tables().values():
             for row in table.rows.values():
                 expected = usual | table.knobs | row.knobs

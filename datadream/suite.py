@@ -15,10 +15,13 @@ from typing import Any
 
 from datadream.checks import check_folder
 from datadream.config import ExperimentConfig, nearest
+from datadream.costs.constants import Cluster
+from datadream.data.known import KNOWN
 from datadream.experiment import Experiment
+from datadream.needs import Planned, needs, place_of
 from datadream.recipes import by_name
 from datadream.report.suite import Place, text_tables, write_suite
-from datadream.reproductions import DIGITS, Reproduction, below, reproductions
+from datadream.reproductions import Reproduction, below, reproductions
 from datadream.run.cell import cells_of
 from datadream.run.layout import CONFIG, PAGE
 from datadream.run.store import RunStore
@@ -27,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SEEDS = (0, 1, 2)
 """Of the paper: three."""
-OWN_OPTIONS = {"seed": "--seeds", "method": "--methods", "images_from": "--run"}
+OWN_OPTIONS = {"seed": "--seeds", "method": "--methods", "data.dataset": "--datasets", "images_from": "--run"}
 """Knobs that a suite sets for each of its runs, and what to say in their place."""
 
 
@@ -141,15 +144,22 @@ class Suite:
         name = asked.removesuffix(f"/{each.row}").removesuffix(f"/{each.dataset}")
         return Place(name=name, table=each.table, dataset=each.dataset, row=each.row, cells=cells)
 
+    def needs(self, cluster: Cluster) -> str:
+        """What the runs need before they can start, in words, without reading a photo."""
+        return needs([Planned(run.config, takes_images=run.images_of is not None) for run in self.runs], cluster)
+
     def _check_sources(self) -> None:
-        """All folders of photos are there; whoever has none of several is told of all at once."""
-        named = {run.config.data.source for run in self.runs if reproductions()[run.recipe].dataset != DIGITS}
-        missing = sorted(source for source in named if not RunStore(source).exists(""))
-        if missing:
-            raise FileNotFoundError(
-                f"no photos at {', '.join(missing)}. Give the folder that holds the data sets with "
-                "data.source=FOLDER, or choose others with --datasets."
-            )
+        """All data sets are there; whoever lacks several is told of all at once."""
+        asked = {(run.config.data.dataset, run.config.data.source) for run in self.runs}
+        missing = {
+            source: sorted(n for n, s in asked if n and s == source and not place_of(n, s)) for _, source in asked
+        }
+        for source, names in missing.items():
+            if names:
+                raise FileNotFoundError(
+                    f"{', '.join(KNOWN[name].title for name in names)} not in {source!r}, where data sets lie as they "
+                    "were unpacked. Set data.source=FOLDER, choose others with --datasets, or see --check."
+                )
 
     def _with_sources(self, each: Reproduction) -> list[str]:
         """The recipe to run, after the one whose images it needs."""
@@ -159,8 +169,6 @@ class Suite:
     def _run(self, recipe: str, seed: int) -> SuiteRun:
         each = reproductions()[recipe]
         changes = self._changes | {"seed": seed}
-        if each.dataset != DIGITS:
-            changes["data.source"] = f"{str(changes.get('data.source', 'data')).rstrip('/')}/{each.dataset}"
         images_of = _run_name(each.images_of, seed) if each.images_of else None
         return SuiteRun(recipe, seed, by_name(recipe).updated(changes), images_of)
 

@@ -11,24 +11,30 @@ import pytest
 
 from datadream.cli import main
 from datadream.data.few_shot import FewShotSet
+from datadream.data.known import KNOWN
 from datadream.experiment import Experiment
 from datadream.report.suite import CSV, MARKDOWN
 from datadream.run.layout import DATASET, FEW_SHOT, METRICS, PAGE
 from datadream.suite import Suite
+from tests.data.known.unpacked import few_classes
 from tests.report.fabricate import write_dataset, write_photos, write_setting
 from tests.report.test_page import Page
 from tests.tiny_clip import save_tiny_clip
 
-SETS = ("dtd", "eurosat")
+SETS = ("caltech101", "eurosat")
 ACCURACIES = {"zero-shot": 50.0, "real": 80.0, "synthetic": 70.0, "real+synthetic": 82.0}
 ACCURACIES |= {f"gda-{name}": value for name, value in ACCURACIES.items()}
 
 
 @pytest.fixture
-def photos(tmp_path) -> Path:
-    for name in SETS:
-        write_photos(tmp_path / "sets" / name, n_shots=40)
-    return tmp_path / "sets"
+def photos(tmp_path, monkeypatch) -> Path:
+    """Two data sets of the paper as they are unpacked, but small."""
+    monkeypatch.setitem(KNOWN, "caltech101", few_classes("caltech101", (3, 60, 0, 0)))
+    monkeypatch.setitem(KNOWN, "eurosat", few_classes("eurosat", (2, 40, 0, 0)))
+    sets = tmp_path / "sets"
+    write_photos(sets / "caltech-101" / "101_ObjectCategories", ("Faces", "airplanes", "car_side"), n_shots=20)
+    write_photos(sets / "eurosat" / "2750", ("AnnualCrop", "SeaLake"), n_shots=20)
+    return sets
 
 
 @pytest.fixture
@@ -83,25 +89,27 @@ def test_ours_stand_beside_the_papers_with_the_difference_and_both_protocols(tmp
     suite = Suite("paper/table1", str(tmp_path / "runs"), datasets=SETS, methods=rows, seeds=[0, 1], changes=changes)
     text = suite.run()
     assert len(trained) == 2 * 2 * 2
-    assert "| synthetic | disef | – (paper 66.1 ± 0.6) | – (paper 69.2 ± 2.7) | – (paper 67.7) |" in text
+    assert "| synthetic | disef | – (paper 93.4 ± 1.0) | – (paper 69.2 ± 2.7) | – (paper 81.3) |" in text
     line = next(line for line in text.splitlines() if line.startswith("| synthetic | datadream-cls |"))
-    assert "70.5 ± 0.7 (paper 68.6 ± 2.0; +1.9)" in line
-    assert line.endswith("70.5 (paper 77.0; −6.5) |")
+    assert "70.5 ± 0.7 (paper 96.4 ± 0.0; −25.9) | 70.5 ± 0.7 (paper 85.4 ± 2.9; −14.9)" in line
+    assert line.endswith("70.5 (paper 90.9; −20.4) |")
     assert "Ours: package://datadream.models.tiny/diffusion and ViT-B-16-quickgelu, 4 photos per class" in text
     assert "keeps the epoch that is best on the test photos" in text
-    assert "DTD: the authors' code tests on the training split." in text
+    assert "EuroSAT: the authors' code tests on the training split." in text
     rows = csv.DictReader(io.StringIO((tmp_path / "runs/paper/table1" / CSV).read_text()))
-    (found,) = [row for row in rows if (row["dataset"], row["row"], row["trained_on"]) == ("dtd", "baselines", "real")]
-    assert (found["mean"], found["paper"], found["paper_sd"]) == ("80.5", "78.3", "2.8")
-    assert float(found["difference"]) == pytest.approx(2.2)
+    (found,) = [
+        row for row in rows if (row["dataset"], row["row"], row["trained_on"]) == ("eurosat", "baselines", "real")
+    ]
+    assert (found["mean"], found["paper"], found["paper_sd"]) == ("80.5", "93.5", "0.7")
+    assert float(found["difference"]) == pytest.approx(-13.0)
 
 
 def test_quoted_rows_have_the_papers_figures_alone(tmp_path, photos, trained):
     changes = no_models(**{"data.source": str(photos)})
-    chosen = {"datasets": ["dtd"], "methods": ["is-synth"], "seeds": [0]}
+    chosen = {"datasets": ["eurosat"], "methods": ["is-synth"], "seeds": [0]}
     text = Suite("paper/table2", str(tmp_path / "runs"), **chosen, changes=changes).run()
-    assert "| real | coop | – (paper 70.7) |" in text
-    assert trained == ["paper/table1/dtd/is-synth/seed0"]
+    assert "| real | coop | – (paper 87.1) |" in text
+    assert trained == ["paper/table1/eurosat/is-synth/seed0"]
 
 
 def test_a_table_of_other_classifiers_takes_the_images_of_another(tmp_path, trained):
@@ -155,7 +163,14 @@ def test_a_curve_has_a_column_for_every_point(tmp_path, trained):
         (["digits/table1", "--seeds", "0,x"], "--seeds is '0,x': expected whole numbers"),
         (["digits/table1", "seed=3"], "unexpected seed: a suite sets it for each run. Use --seeds."),
         (["digits/table1", "adapt.rnk=3"], "Did you mean 'adapt.rank'?"),
-        (["paper/table1", "--datasets", "dtd,pets"], "no photos at data/dtd, data/pets. Give the folder that holds"),
+        (
+            ["paper/table1", "--datasets", "dtd,pets"],
+            "Describable Textures (DTD), Oxford-IIIT Pet not in 'data', where",
+        ),
+        (
+            ["paper/table1", "data.dataset=dtd"],
+            "unexpected data.dataset: a suite sets it for each run. Use --datasets.",
+        ),
         (["digits/table1", "data.n_shots=41"], "digits/table1/is-synth/seed0: class 'digit zero' has 40 photos"),
     ],
 )
@@ -166,6 +181,14 @@ def test_bad_input_is_one_line_before_any_run_starts(words, message, tmp_path, c
     assert message in line
     assert not trained
     assert not list(tmp_path.iterdir())
+
+
+def test_what_runs_need_is_told_without_photos(capsys):
+    words = ["suite", "digits/tableB/gda", "--methods", "datadream-cls", "--seeds", "0", "--check"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("weights  package://datadream.models.tiny/diffusion: in the package\n")
+    assert "2 runs on " in told
 
 
 def test_a_file_may_say_all_of_a_suite(tmp_path, trained, capsys):

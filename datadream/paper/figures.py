@@ -28,7 +28,6 @@ class PaperSet:
     """A data set of the papers."""
 
     title: str
-    classes: int
     remark: str = ""
     """What is known of how the authors measure it that others would not expect."""
 

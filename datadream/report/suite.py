@@ -22,7 +22,7 @@ from datadream.report.text import count, shown_sd, signed
 from datadream.run.layout import PAGE
 from datadream.run.store import RunStore
 
-AVERAGE = "average"
+AVERAGE = "mean of these"
 MARKDOWN, CSV = "table.md", "table.csv"
 """Beside the page of a suite."""
 CSV_COLUMNS = (
