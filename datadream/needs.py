@@ -101,7 +101,8 @@ def _layout(name: KnownDataset, source: str) -> str:
 
 def place_of(name: KnownDataset, source: str) -> Place | None:
     """Where a data set lies in the folder `source`; None where it does not."""
-    return Place.find(*fsspec.core.url_to_fs(source), KNOWN[name].folders, KNOWN[name].photos)
+    fs, root = fsspec.core.url_to_fs(source)
+    return Place.find(fs, root, KNOWN[name].folders, KNOWN[name].photos)
 
 
 def _work(runs: Sequence[Planned], cluster: Cluster) -> list[str]:

@@ -93,7 +93,7 @@ def published(configs: Iterable[ExperimentConfig]) -> dict[tuple[str, str, int],
     usual = flatten(ExperimentConfig().model_dump())
     found: dict[tuple[str, str, int], dict[str, Published]] = {}
     for config in configs:
-        dataset, mine = config.data.dataset, flatten(config.model_dump())
+        dataset, mine = config.data.dataset or "", flatten(config.model_dump())
         for table in load_tables().values():
             for row in table.rows.values():
                 expected = usual | table.knobs | row.knobs

@@ -44,8 +44,8 @@ class Row:
     """None: quoted by the paper from others, or the same runs as another table's (`runs_of`)."""
     runs_of: str | None = None
     """The table whose row of this name it is, trained once for both."""
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    knobs_of_set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    knobs: dict[str, Any] = field(default_factory=dict)
+    knobs_of_set: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class Table:
     rows: Mapping[str, Row]
     recipe: str = "paper"
     """What its runs are made of, by `knobs`."""
-    knobs: Mapping[str, Any] = field(default_factory=dict)
+    knobs: dict[str, Any] = field(default_factory=dict)
     claims: tuple[str, ...] = ()
     """What the paper says of a figure that has no numbers."""
     images_of: str | None = None
