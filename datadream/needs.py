@@ -108,7 +108,8 @@ def place_of(name: KnownDataset, source: str) -> Place | None:
 def _work(runs: Sequence[Planned], cluster: Cluster) -> list[str]:
     """Memory, disk and hours of each stage over all runs."""
     stages: dict[str, list[Stage]] = defaultdict(list)
-    for run in runs:
+    # Those with all stages first, so that the stages come in their order.
+    for run in sorted(runs, key=lambda run: run.config.method == "none" or run.takes_images):
         for stage in stages_of(imagined(run.config, _n_classes(run.config)), cluster):
             if not (run.takes_images and stage.name in MAKES_IMAGES):
                 stages[stage.name].append(stage)
