@@ -62,7 +62,7 @@ def reproductions() -> dict[str, Reproduction]:
                 recipe = f"{folder}/{row}"
                 if content.runs_of:
                     found[recipe] = Reproduction(name, dataset, row, _sibling(content.runs_of, dataset, row))
-                elif content.method in get_args(MethodName):
+                elif content.method in get_args(MethodName) and not (dataset == DIGITS and content.needs_models):
                     is_reused = table.images_of is not None and content.method != "none"
                     images_of = _sibling(table.images_of or "", dataset, row) if is_reused else None
                     own = {"method": content.method, "classify.settings": list(content.figures)}
