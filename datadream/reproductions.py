@@ -66,7 +66,7 @@ def reproductions() -> dict[str, Reproduction]:
                     is_reused = table.images_of is not None and content.method != "none"
                     images_of = _sibling(table.images_of or "", dataset, row) if is_reused else None
                     own = {"method": content.method, "classify.settings": list(content.figures)}
-                    own |= table.knobs | content.knobs | content.knobs_of_set.get(dataset, {}) | usual
+                    own |= table.knobs | content.knobs | usual
                     found[recipe] = Reproduction(name, dataset, row, recipe, images_of, own)
     # A row that is the run of another table's is there where that one is.
     return {name: each for name, each in found.items() if each.run in found}

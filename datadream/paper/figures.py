@@ -45,7 +45,6 @@ class Row:
     runs_of: str | None = None
     """The table whose row of this name it is, trained once for both."""
     knobs: dict[str, Any] = field(default_factory=dict)
-    knobs_of_set: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def needs_models(self) -> bool:
