@@ -114,7 +114,9 @@ def below(name: str) -> dict[str, Reproduction]:
 
 def in_short() -> dict[str, str]:
     """What tables there are, in words."""
-    lines = {f"{name}/<set>/<row>": f"{table.title} ({table.source})." for name, table in load_tables().items()}
+    there = {each.table for each in reproductions().values()}
+    tables = {name: table for name, table in load_tables().items() if name in there}
+    lines = {f"{name}/<set>/<row>": f"{table.title} ({table.source})." for name, table in tables.items()}
     on_digits = ", ".join(map(_on_digits, DIGITS_TABLES))
     return lines | {f"{DIGITS}/...": f"The same with the embedded backbone, on a laptop: {on_digits}."}
 
