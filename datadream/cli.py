@@ -467,8 +467,8 @@ def _parser() -> argparse.ArgumentParser:
             add("repository", metavar="OWNER/NAME", help="the dataset's name on the Hub")
             add("--public", action="store_true", help="a new repository is for everybody to see")
         elif takes_knobs:
-            add("--recipe", metavar="NAME", help=f"a named config: {', '.join(recipes.RECIPES)}")
-            add("--config", metavar="FILE", help="YAML file of knobs, over the recipe's; may also name run and recipe")
+            add("--recipe", metavar="NAME", help="a named config: `datadream recipes` lists them")
+            add("--config", metavar="FILE", help="YAML of knobs over the recipe's, of run and recipe")
             if name in ("run", "classify"):
                 from_help = "a finished run: train other classifiers on its images, generating none"
                 add("--from", metavar="URL", help=from_help)
