@@ -120,7 +120,9 @@ class Suite:
                 log.warning("%s failed: %s", run.name, failed[run.name])
             text = self.report()
         if failed:
-            reasons = "\n".join(f"  {name}: {reason.splitlines()[0]}" for name, reason in failed.items())
+            # The first line of a stage's failure says how many units failed, and the second why.
+            short = {name: " ".join(map(str.strip, said.splitlines()[:2])) for name, said in failed.items()}
+            reasons = "\n".join(f"  {name}: {said}" for name, said in short.items())
             raise RuntimeError(f"{len(failed)} of {len(self.runs)} runs failed; the others are done.\n{reasons}")
         return text
 

@@ -47,7 +47,7 @@ def trained(monkeypatch) -> list[str]:
         if self.config.images_from is not None:
             self.check_inputs()
         if "broken" in self.config.data.prompt and self.config.method == "is-synth":
-            raise RuntimeError("2 adapters failed\nwith a second line")
+            raise RuntimeError("2 adapters failed:\n  cat: why\n  dog: why")
         done.append("/".join(self.store.root.split("/runs/")[1:]))
         for cell in self.cells:
             assert isinstance(cell.few_shot, FewShotSet)
@@ -135,7 +135,7 @@ def test_one_failing_run_is_named_and_the_others_go_on(tmp_path, trained, capsys
     assert main(words) == 1
     said = capsys.readouterr().err
     assert "datadream: 2 of" in said
-    assert "\n  digits/table1/is-synth/seed0: 2 adapters failed\n" in said
+    assert "\n  digits/table1/is-synth/seed0: 2 adapters failed: cat: why\n" in said
     assert (
         "\n  digits/tableB/gda/is-synth/seed0: it takes the images of digits/table1/is-synth/seed0, which fail" in said
     )
