@@ -28,6 +28,17 @@ TINY = {
     "classify.pretrained": None,
 }
 
+LOFT = {
+    "method": "loft",
+    "adapt.rank": 2,
+    "adapt.text_encoder": False,
+    "adapt.epochs": 600,
+    "adapt.batch_size": 1,
+    "adapt.learning_rate": 1e-3,
+    "adapt.warmup_steps": 10,
+}
+"""What LoFT (Kim et al., 2025) changes of `paper`, by its code: 600 steps for each photo."""
+
 
 def digits(**changes: Any) -> ExperimentConfig:
     """Scanned handwritten digits with the embedded tiny backbone: the whole method on a laptop CPU in minutes."""

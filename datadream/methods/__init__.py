@@ -3,13 +3,14 @@ the user's own, which needs neither (see `own`)."""
 
 from datadream.config import ExperimentConfig, public_method
 from datadream.data.few_shot import FewShotSet
-from datadream.methods import datadream, is_synth, zero_shot
+from datadream.methods import datadream, is_synth, loft, zero_shot
 from datadream.methods.base import AdapterSpec, ImageRequest, ImageSeries, Method, Plan, TrainingPhoto
 from datadream.methods.own import load_method
 
 METHODS: dict[str, Method] = {
     "datadream-cls": datadream.plan_per_class,
     "datadream-dset": datadream.plan_per_dataset,
+    "loft": loft.plan,
     "is-synth": is_synth.plan,
     "zero-shot": zero_shot.plan,
     # For the settings that need no images, such as a table's baselines.

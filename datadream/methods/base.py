@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby
 from typing import Any, overload
 
 from datadream.config import ExperimentConfig, nearest
@@ -54,6 +54,8 @@ class ImageSeries(Sequence[ImageRequest]):
     """Images of one class that differ in nothing but their index, and so noise, in which of the prompts they
     have, and in the photo that they start from.
 
+    Their indices are neighbours, or with `stride` every so many-th, so that several series may take turns.
+
     It is a sequence of `ImageRequest`s that makes each when it is asked for: half a million images are planned in the
     memory of their series, and a seed is derived where its image is generated. A slice is a series again.
     """
@@ -73,6 +75,8 @@ class ImageSeries(Sequence[ImageRequest]):
     strength: float | None = None
     shuffled: bool = False
     """An image's seed chooses its photo among these, as it does its prompt."""
+    stride: int = 1
+    """Between the indices of its images."""
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):  # its letters would be prompts
@@ -81,7 +85,7 @@ class ImageSeries(Sequence[ImageRequest]):
     @property
     def indices(self) -> range:
         """Positions of its images among those of the class."""
-        return range(self.first_index, self.first_index + self.n_images)
+        return range(self.first_index, self.first_index + self.n_images * self.stride, self.stride)
 
     def __len__(self) -> int:
         return self.n_images
@@ -95,9 +99,9 @@ class ImageSeries(Sequence[ImageRequest]):
     def __getitem__(self, place: int | slice) -> ImageRequest | ImageSeries:
         """The request at a place, or the series of a slice; raises ValueError when the slice has a step."""
         if isinstance(place, slice):
+            if place.step not in (None, 1):
+                raise ValueError(f"a slice of a series has step {place.step}: its images must be neighbours.")
             part = self.indices[place]
-            if part.step != 1:
-                raise ValueError(f"a slice of a series has step {part.step}: its images must be neighbours.")
             return replace(self, first_index=part.start, n_images=len(part))
         return ImageRequest(*self._values(self.indices[place]))
 
@@ -140,13 +144,16 @@ class Plan:
                     where = f"image {series.first_index} of class {series.label}"
                     hint = f"which the plan does not train. {nearest(name, sorted(known))}".strip()
                     raise ValueError(f"{where} asks for adapter {name!r}, {hint}")
-        # Sorted, only neighbours can overlap.
-        for one, other in pairwise(sorted(self.images, key=lambda series: (series.label, series.first_index))):
-            if one.label == other.label and other.first_index < one.indices.stop:
-                raise ValueError(
-                    f"two series of class {one.label} have an image {other.first_index}. "
-                    f"Begin the later one at first_index={one.indices.stop} or above."
-                )
+        in_order = sorted(self.images, key=lambda series: (series.label, series.first_index))
+        for label, own in groupby(in_order, key=lambda series: series.label):
+            taken: set[int] = set()
+            for series in own:
+                if twice := taken.intersection(series.indices):
+                    raise ValueError(
+                        f"two series of class {label} have an image {min(twice)}. "
+                        f"Begin the later one at first_index={max(taken) + 1} or above."
+                    )
+                taken.update(series.indices)
 
 
 # Pure: a plan is not stored, and every start and every worker's machine must find the same one again.
@@ -177,4 +184,20 @@ def series_per_class(
             adapters=((adapter_of(label), 1.0),) if adapter_of else (),
         )
         for label, name in enumerate(few_shot.class_names)
+    )
+
+
+def taking_turns(kinds: Sequence[ImageSeries], config: ExperimentConfig) -> tuple[ImageSeries, ...]:
+    """As many images of a class as `series_per_class` has, image i like those of kind i modulo their number; how many
+    images the kinds have, and where they begin, does not matter.
+
+    So a smaller number of images is the beginning of a larger one. Where filters choose, each `images_per_class`
+    candidates are series of their own, for candidates are judged in the order of the series.
+    """
+    n_images, at_once, turns = config.generate.candidates_per_class, config.generate.images_per_class, len(kinds)
+    blocks = [range(start, min(start + at_once, n_images)) for start in range(0, n_images, at_once)]
+    return tuple(
+        replace(kinds[first % turns], first_index=first, n_images=len(block[place::turns]), stride=turns)
+        for block in blocks
+        for place, first in enumerate(block[:turns])
     )

@@ -28,6 +28,7 @@ SETTING_NOTES = {
 METHOD_NOTES = {
     "datadream-cls": "Generates after fine-tuning on the photos of each class, with one adapter per class.",
     "datadream-dset": "Generates after fine-tuning on the photos of all classes, with one adapter in all.",
+    "loft": "Generates after fine-tuning on each photo alone, with the adapters of two photos mixed.",
     "is-synth": "Does not train the generator; noises a real photo and lets the generator restore it.",
     "zero-shot": "Does not train the generator; generates from the prompt alone.",
     "none": "Generates no images: the baselines alone.",

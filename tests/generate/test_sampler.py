@@ -115,6 +115,23 @@ def test_from_a_photo(sampler, adapters, pipeline_folder, tmp_path):
     assert worst_difference(ours, expected) <= 2
 
 
+def test_a_mixture_of_lofts_adapters(sampler, pipeline_folder, tmp_path):
+    """Rank 2, the UNet alone, half of each."""
+    files = {name: random_adapter(pipeline_folder, seed, 0.3, 2, False) for seed, name in enumerate(("one", "other"))}
+    asked = [replace(request, adapters=(("one", 0.5), ("other", 0.5))) for request in requests(2)]
+    ours = sampler.generate(asked, files.__getitem__, read_photo)
+    plain = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+    for name, data in files.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ADAPTER_WEIGHTS).write_bytes(data)
+        plain.load_lora_weights(tmp_path / name, adapter_name=name)
+    plain.set_adapters(list(files), [0.5, 0.5])
+    settings = {"num_inference_steps": 4, "guidance_scale": 2.0}
+    expected = [plain(PROMPT, generator=torch.Generator().manual_seed(100 + i), **settings).images[0] for i in (0, 1)]
+    assert worst_difference(ours, expected) <= 2
+    assert worst_difference(sampler.generate(requests(2), files.__getitem__, read_photo), expected) > 20
+
+
 def test_an_image_does_not_depend_on_its_batch_or_on_the_adapters_before(sampler, adapters):
     batch = sampler.generate(requests(7, "class-1"), adapters.__getitem__, read_photo)
     sampler.generate(requests(2, "class-2"), adapters.__getitem__, read_photo)

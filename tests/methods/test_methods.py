@@ -2,6 +2,8 @@
 
 from collections import Counter
 from dataclasses import astuple, replace
+from itertools import chain, combinations
+from operator import attrgetter
 
 import pytest
 
@@ -12,6 +14,7 @@ from datadream.methods import METHODS, Plan
 from datadream.methods.base import AdapterSpec, ImageRequest, ImageSeries
 from datadream.methods.chunks import split_into_chunks
 from datadream.run.layout import adapter_marker
+from datadream.methods.n_steps import n_steps
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def requests(made: Plan) -> list[ImageRequest]:
     return [request for series in made.images for request in series]
 
 
-@pytest.mark.parametrize("method", ["datadream-cls", "datadream-dset", "is-synth", "zero-shot"])
+@pytest.mark.parametrize("method", ["datadream-cls", "datadream-dset", "loft", "is-synth", "zero-shot"])
 def test_every_class_gets_its_images_with_seeds_of_their_own(few_shot, method):
     images = requests(plan(few_shot, method))
     assert Counter(image.label for image in images) == dict.fromkeys(range(10), 6)
@@ -70,6 +73,59 @@ def test_shots_at_random_are_all_drawn_and_tell_nothing_of_the_prompt(few_shot):
     assert [image.seed for image in in_turn if image.label == 3] == [image.seed for image in drawn]
 
 
+def test_loft_trains_an_adapter_for_each_photo_and_mixes_all_pairs_of_a_class(few_shot):
+    made = plan(few_shot, "loft", **{"generate.images_per_class": 14})
+    assert [spec.photos[0].key for spec in made.adapters] == [photo.key for photo in few_shot.photos]
+    assert {(len(spec.photos), spec.n_classes) for spec in made.adapters} == {(1, 1)}
+    assert len({spec.seed for spec in made.adapters}) == 40
+    names = [f"class-00003-shot-0{number}" for number in range(4)]
+    assert [spec.adapter_id for spec in made.adapters[12:16]] == names
+    of_three = sorted((image for image in requests(made) if image.label == 3), key=lambda image: image.index)
+    assert [image.index for image in of_three] == list(range(14))
+    mixtures = [image.adapters for image in of_three]
+    # Every pair once before any comes again; the order is the class's and the run's own.
+    assert sorted(mixtures[:6]) == [((one, 0.5), (other, 0.5)) for one, other in combinations(names, 2)]
+    assert mixtures[6:] == [*mixtures[:6], *mixtures[:2]]
+    assert mixtures[:6] != sorted(mixtures[:6])
+    orders = [[a[0][-1] + b[0][-1] for a, b in pairs_of(made, label)] for label in range(10)]
+    assert len(set(map(tuple, orders))) > 1
+    assert orders != [[a[0][-1] + b[0][-1] for a, b in pairs_of(plan(few_shot, "loft", seed=1), n)] for n in range(10)]
+
+
+def pairs_of(made: Plan, label: int) -> list:
+    images = sorted((image for image in requests(made) if image.label == label), key=lambda image: image.index)
+    return [image.adapters for image in images[:6]]
+
+
+def test_a_series_of_loft_has_one_mixture_and_a_smaller_run_is_the_beginning_of_a_larger(few_shot):
+    small, large = (plan(few_shot, "loft", **{"generate.images_per_class": n}) for n in (8, 50))
+    assert len(large.images) == 60
+    assert {len(series) for series in large.images} == {8, 9}
+    assert set(requests(small)) == {image for image in requests(large) if image.index < 8}
+
+
+def test_filters_judge_candidates_of_every_mixture_before_any_further_one(few_shot):
+    made = plan(few_shot, "loft", **{"generate.images_per_class": 12, "generate.select.label_top_k": 1})
+    of_three = [series for series in made.images if series.label == 3]
+    assert [len(series) for series in of_three] == [2] * 24
+    assert [set(map(attrgetter("index"), chain(*of_three[start : start + 6]))) for start in (0, 6, 12, 18)] == [
+        set(range(start, start + 12)) for start in (0, 12, 24, 36)
+    ]
+    assert len({series.adapters for series in of_three[:6]}) == len({series.adapters for series in of_three}) == 6
+
+
+def test_loft_of_one_photo_has_its_adapter_whole():
+    one = sample_shots(open_source("digits").dataset(), 1, 0, "a photo of a {name}")
+    assert {image.adapters for image in requests(plan(one, "loft")) if image.label == 3} == {
+        (("class-00003-shot-00", 1.0),)
+    }
+
+
+def test_the_recipe_of_loft_takes_600_steps_for_a_photo(few_shot):
+    config = recipes.paper(**recipes.LOFT)
+    assert {n_steps(spec, config.adapt) for spec in METHODS["loft"](few_shot, config).adapters} == {600}
+
+
 def test_zero_shot_and_none(few_shot):
     assert plan(few_shot, "zero-shot").adapters == ()
     assert {image.source_key for image in requests(plan(few_shot, "zero-shot"))} == {None}
@@ -92,6 +148,10 @@ def test_a_class_may_have_several_series_but_an_index_once():
     assert [request.index for request in requests(Plan(images=tuple(of_shots)))] == list(range(15))
     with pytest.raises(ValueError, match="two series of class 3 have an image 9. .*first_index=10 or above"):
         Plan(images=(*of_shots, ImageSeries(3, ("a cat",), 1, 0, first_index=9)))
+    turns = [ImageSeries(3, ("a cat",), 5, 0, first_index=n, stride=3) for n in range(3)]
+    assert sorted(request.index for request in requests(Plan(images=tuple(turns)))) == list(range(15))
+    with pytest.raises(ValueError, match="have an image 12. .*first_index=13 or above"):
+        Plan(images=(turns[0], ImageSeries(3, ("a cat",), 1, 0, first_index=12)))
 
 
 def test_a_part_of_a_series_has_the_same_requests():
@@ -105,11 +165,14 @@ def test_a_part_of_a_series_has_the_same_requests():
     assert (series[-1], list(series[3:3])) == (whole[-1], [])
     with pytest.raises(IndexError):
         series[7]
+    strided = replace(series, stride=3)
+    assert [request.index for request in strided] == [4, 7, 10, 13, 16, 19, 22]
+    assert list(strided[2:5]) == list(strided)[2:5] == [replace(series, first_index=n)[0] for n in (10, 13, 16)]
     with pytest.raises(ValueError, match="has step 2"):
         series[::2]
 
 
-@pytest.mark.parametrize("method", ["zero-shot", "is-synth", "datadream-cls", "datadream-dset"])
+@pytest.mark.parametrize("method", ["zero-shot", "is-synth", "datadream-cls", "datadream-dset", "loft"])
 def test_the_seed_of_an_image_chooses_its_prompt_and_nothing_else(few_shot, method):
     templates = ["a photo of a {name}", "a drawing of a {name}", "{name}, blurred"]
     one, same, three = (

@@ -11,10 +11,12 @@ from datadream.models.diffusion.lora import StackedLora
 from datadream.models.diffusion.pipeline import load_pipeline
 
 
-def random_adapter(pipeline_folder: Path, seed: int, scale: float = 0.1) -> bytes:
+def random_adapter(
+    pipeline_folder: Path, seed: int, scale: float = 0.1, rank: int = 4, text_encoder: bool = True
+) -> bytes:
     """The file of an adapter whose B is not zero."""
     pipeline = load_pipeline(str(pipeline_folder), None, torch.device("cpu"), torch.float32)
-    lora = StackedLora(pipeline, 1, rank=4, text_encoder=True)
+    lora = StackedLora(pipeline, 1, rank=rank, text_encoder=text_encoder)
     generator = torch.Generator().manual_seed(seed)
     lora.weights.data.copy_(scale * torch.randn(lora.weights.shape, generator=generator))
     return lora.to_bytes(0)

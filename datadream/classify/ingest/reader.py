@@ -164,8 +164,9 @@ def find_published(store: RunStore, size: int, order: int, images_per_class: int
         ends = [images_per_class] * len(marker.class_names)
         n = sum(ends)
         if store.exists(SELECTION):
-            # A selection leaves gaps between the indices: the first 10 that it kept may end with index 14.
-            first = [entry["images"][:images_per_class] for entry in store.read_json(SELECTION)["classes"]]
+            # A selection leaves gaps between the indices: the first 10 that it kept may end with index 14. Series that
+            # take turns are judged one after the other, so that the indices need not ascend.
+            first = [sorted(entry["images"])[:images_per_class] for entry in store.read_json(SELECTION)["classes"]]
             ends, n = [max(images, default=-1) + 1 for images in first], sum(map(len, first))
         if n >= marker.n_images:
             ends, n = None, marker.n_images
