@@ -9,6 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 
 from datadream.adapt.given import check_given, check_given_fit
 from datadream.classify.ingest.reader import check_published
@@ -87,6 +88,13 @@ def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
         model = config.diffusion
         for names in {cell.few_shot.class_names for cell in cells if cell.plan.images}:
             check_templates(model.model, model.revision, config.generate.prompts, names)
+    described = [cell.few_shot for cell in cells if cell.plan.images]
+    if texts := {
+        text for each in described for text in chain(each.captions.values(), chain.from_iterable(each.descriptions))
+    }:
+        from datadream.models.diffusion.prompts import check_texts
+
+        check_texts(config.diffusion.model, config.diffusion.revision, texts)
 
 
 def _check_settings(config: ExperimentConfig) -> None:

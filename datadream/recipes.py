@@ -39,6 +39,15 @@ LOFT = {
 }
 """What LoFT (Kim et al., 2025) changes of `paper`, by its code: 600 steps for each photo."""
 
+DISEF = {
+    "method": "disef",
+    "generate.scheduler": "DPMSolverMultistepScheduler",
+    "generate.steps": 20,
+    "generate.guidance_scale": 8.0,
+    "generate.strength": 0.75,
+}
+"""What DISEF (da Costa et al., 2024) changes of `paper`, by its code; captions are to be given beside it."""
+
 
 def digits(**changes: Any) -> ExperimentConfig:
     """Scanned handwritten digits with the embedded tiny backbone: the whole method on a laptop CPU in minutes."""

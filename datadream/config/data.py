@@ -89,6 +89,12 @@ class DataConfig(Section):
     prompt: PromptTemplate = "a photo of a {name}"
     """Prompt of a class, to train and to generate with (paper, section 3); {name} stands for the name of the class.
     generate.prompts has others to generate with."""
+    captions: str | None = None
+    """A file of captions of the shots, which disef generates from: YAML or JSON ("photo: caption"), or .csv and .jsonl
+    with columns path and caption. Photos go by their paths below the source or, where that is clear, by the names of
+    their files; more photos than the shots may be there. few_shot.json keeps what was read."""
+    descriptions: str | None = None
+    """A YAML or JSON file of descriptions by class ("class: [text, ...]"), which language generates from."""
     background: Annotated[str, AfterValidator(_opaque_color)] = WHITE
     """What shows through transparent photos, in training, in tests and in predict: a name of a colour, or #rrggbb."""
 

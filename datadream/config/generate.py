@@ -83,7 +83,7 @@ class GenerateConfig(Section):
     scheduler: str | None = None
     """A diffusers scheduler class, such as DPMSolverMultistepScheduler; unset: the one that the pipeline ships."""
     strength: float = Field(0.75, gt=0, le=1)
-    """How far is-synth noises its photo: 1 forgets it."""
+    """How far is-synth and disef noise their photo: 1 forgets it."""
     shot_order: Literal["in-turn", "random"] = "in-turn"
     """Which of its class's shots an image of is-synth starts from: each in turn, or one at random (DISEF's code, with
     which the paper ran is-synth)."""

@@ -15,12 +15,16 @@ LOCATIONS = (
     "extends",
     "data.source",
     "data.names",
+    "data.captions",
+    "data.descriptions",
     "diffusion.model",
     "adapt.given",
     "classify.model",
     "classify.pretrained",
 )
 """Knobs whose value may be a path on this machine."""
+READ_ONCE = ("data.names", "data.captions", "data.descriptions")
+"""Of these, files that the driver alone reads, when a run begins."""
 LOCAL_DIR = "local-dir:"
 """What open_clip has before a folder."""
 
@@ -43,7 +47,7 @@ def located(config: ExperimentConfig) -> ExperimentConfig:
 def local_inputs(config: ExperimentConfig) -> dict[str, str]:
     """Files and folders of this machine that workers read, by knob."""
     values = flatten(config.model_dump())
-    paths = {knob: str(values[knob]).removeprefix(LOCAL_DIR) for knob in LOCATIONS if knob != "data.names"}
+    paths = {knob: str(values[knob]).removeprefix(LOCAL_DIR) for knob in LOCATIONS if knob not in READ_ONCE}
     return {knob: path for knob, path in paths.items() if os.path.isabs(path) and os.path.exists(path)}
 
 

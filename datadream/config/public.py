@@ -17,6 +17,7 @@ from datadream.config.experiment import ExperimentConfig
 
 OWN_PHOTOS = "own photos"
 OWN_NAMES = "own names"
+OWN_TEXTS = "own texts"
 OWN_MODEL = "own model"
 OWN_METHOD = "own method"
 OWN_RUN = "own run"
@@ -50,6 +51,9 @@ def public_config(config: ExperimentConfig) -> dict[str, Any]:
         values["data"]["shots"] = _last_name(config.data.shots) or OWN_PHOTOS
     if config.data.names is not None:
         values["data"]["names"] = _last_name(config.data.names) or OWN_NAMES
+    for knob in ("captions", "descriptions"):
+        if (file := values["data"][knob]) is not None:
+            values["data"][knob] = _last_name(file) or OWN_TEXTS
     values["diffusion"]["model"] = public_model(config.diffusion.model)
     values["classify"]["model"] = public_model(config.classify.model)
     if config.classify.pretrained is not None:

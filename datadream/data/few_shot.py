@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -37,6 +37,10 @@ class FewShotSet:
     val: tuple[Photo, ...]
     test: tuple[Photo, ...]
     flippable: bool
+    captions: Mapping[str, str] = field(default_factory=dict)
+    """Of the shots, by key; none unless the run has them."""
+    descriptions: tuple[tuple[str, ...], ...] = ()
+    """Prompts by class that describe it; none unless the run has them."""
 
     @property
     def n_shots(self) -> int:
@@ -72,7 +76,10 @@ class FewShotSet:
             for label, (name, prompt, keys) in enumerate(zip(self.class_names, self.prompts, self.shots, strict=True))
         ]
         held_out = {"val": [asdict(photo) for photo in self.val], "test": [asdict(photo) for photo in self.test]}
-        return {"n_shots": self.n_shots, "classes": classes, "flippable": self.flippable, **held_out}
+        for entry, texts in zip(classes, self.descriptions, strict=False):
+            entry["descriptions"] = list(texts)
+        captions = {"captions": dict(self.captions)} if self.captions else {}
+        return {"n_shots": self.n_shots, "classes": classes, "flippable": self.flippable, **held_out, **captions}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> FewShotSet:
@@ -83,6 +90,8 @@ class FewShotSet:
             val=tuple(Photo(**photo) for photo in value["val"]),
             test=tuple(Photo(**photo) for photo in value["test"]),
             flippable=value["flippable"],
+            captions=value.get("captions", {}),
+            descriptions=tuple(tuple(entry["descriptions"]) for entry in value["classes"] if "descriptions" in entry),
         )
 
 

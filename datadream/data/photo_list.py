@@ -8,7 +8,7 @@ import json
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def list_rows(fs: fsspec.AbstractFileSystem, path: str) -> Listing:
     no two classes.
     """
     name, folder = posixpath.basename(path), posixpath.dirname(path)
-    rows = list(_rows(name, _text(fs, path)))
+    rows = list(_rows(name, list_entries(fs, path)))
     parts = [_part(name, row) for row in rows]
     keys = _keys(name, folder, rows)
     labels = {label: number for number, label in enumerate(sorted({row.label for row in rows}))}
@@ -65,6 +65,15 @@ def list_rows(fs: fsspec.AbstractFileSystem, path: str) -> Listing:
     return listing
 
 
+def list_entries(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a list, each with its number and its values by column, in small letters; raises ValueError naming
+    the first that is none."""
+    name, text = posixpath.basename(path), _text(fs, path)
+    entries = _json_entries(name, text) if name.lower().endswith(".jsonl") else _csv_entries(name, text)
+    for number, entry in entries:
+        yield number, {column.strip().lower(): value for column, value in entry.items()}
+
+
 def _text(fs: fsspec.AbstractFileSystem, path: str) -> str:
     try:
         return fs.cat_file(path).decode("utf-8-sig")  # Excel begins a file with a mark
@@ -72,11 +81,9 @@ def _text(fs: fsspec.AbstractFileSystem, path: str) -> str:
         raise ValueError(f"list {posixpath.basename(path)!r} is not in UTF-8. Save it as UTF-8.") from None
 
 
-def _rows(name: str, text: str) -> Iterator[Row]:
-    entries = _json_entries(name, text) if name.lower().endswith(".jsonl") else _csv_entries(name, text)
+def _rows(name: str, entries: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Row]:
     columns: tuple[str | None, ...] | None = None
-    for number, entry in entries:
-        found = {column.strip().lower(): value for column, value in entry.items()}
+    for number, found in entries:
         # Of JSON every row has its own names; they are taken to be those of the first.
         columns = columns or _columns(name, list(found))
         path, label, split = (_cell(found, column) for column in columns)

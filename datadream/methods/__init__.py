@@ -3,7 +3,7 @@ the user's own, which needs neither (see `own`)."""
 
 from datadream.config import ExperimentConfig, public_method
 from datadream.data.few_shot import FewShotSet
-from datadream.methods import datadream, is_synth, loft, zero_shot
+from datadream.methods import datadream, disef, is_synth, language, loft, zero_shot
 from datadream.methods.base import AdapterSpec, ImageRequest, ImageSeries, Method, Plan, TrainingPhoto
 from datadream.methods.own import load_method
 
@@ -12,6 +12,8 @@ METHODS: dict[str, Method] = {
     "datadream-dset": datadream.plan_per_dataset,
     "loft": loft.plan,
     "is-synth": is_synth.plan,
+    "disef": disef.plan,
+    "language": language.plan,
     "zero-shot": zero_shot.plan,
     # For the settings that need no images, such as a table's baselines.
     "none": lambda few_shot, config: Plan(),

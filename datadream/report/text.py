@@ -30,6 +30,8 @@ METHOD_NOTES = {
     "datadream-dset": "Generates after fine-tuning on the photos of all classes, with one adapter in all.",
     "loft": "Generates after fine-tuning on each photo alone, with the adapters of two photos mixed.",
     "is-synth": "Does not train the generator; noises a real photo and lets the generator restore it.",
+    "disef": "Does not train the generator; noises a real photo and has it restored by the caption of another.",
+    "language": "Does not train the generator; generates from descriptions of the classes.",
     "zero-shot": "Does not train the generator; generates from the prompt alone.",
     "none": "Generates no images: the baselines alone.",
 }

@@ -7,6 +7,7 @@ from functools import cached_property
 from datadream.config import ExperimentConfig
 from datadream.data.datasets import Dataset, open_dataset
 from datadream.data.few_shot import FewShotSet, add_classes, sample_shots
+from datadream.data.texts import with_texts
 from datadream.hashing import spec_hash
 from datadream.methods import Plan, make_plan
 from datadream.methods.chunks import Chunk, plan_hash, split_into_chunks
@@ -38,10 +39,11 @@ class Cell:
         for store in (self.store, self.images):
             if store.exists(FEW_SHOT):
                 return FewShotSet.from_json(store.read_json(FEW_SHOT))
-        if self.config.extends is not None:
-            old = FewShotSet.from_json(RunStore(self.config.extends).read_json(FEW_SHOT))
-            return add_classes(old, self.dataset, self.config.seed, self.config.data.prompt)
-        return sample_shots(self.dataset, self.config.data.n_shots, self.config.seed, self.config.data.prompt)
+        config, data = self.config, self.config.data
+        if config.extends is not None:
+            old = FewShotSet.from_json(RunStore(config.extends).read_json(FEW_SHOT))
+            return with_texts(add_classes(old, self.dataset, config.seed, data.prompt), data)
+        return with_texts(sample_shots(self.dataset, data.n_shots, config.seed, data.prompt), data)
 
     @cached_property
     def plan(self) -> Plan:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import astuple, replace
-from itertools import chain, combinations
+from itertools import chain, combinations, permutations
 from operator import attrgetter
 
 import pytest
@@ -13,8 +13,8 @@ from datadream.data.few_shot import sample_shots
 from datadream.methods import METHODS, Plan
 from datadream.methods.base import AdapterSpec, ImageRequest, ImageSeries
 from datadream.methods.chunks import split_into_chunks
-from datadream.run.layout import adapter_marker
 from datadream.methods.n_steps import n_steps
+from datadream.run.layout import adapter_marker
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,61 @@ def test_loft_of_one_photo_has_its_adapter_whole():
 def test_the_recipe_of_loft_takes_600_steps_for_a_photo(few_shot):
     config = recipes.paper(**recipes.LOFT)
     assert {n_steps(spec, config.adapt) for spec in METHODS["loft"](few_shot, config).adapters} == {600}
+
+
+@pytest.fixture(scope="module")
+def told(few_shot):
+    """The shots with captions and descriptions."""
+    captions = {photo.key: f"scan {photo.key}" for photo in few_shot.photos}
+    descriptions = tuple((f"{name} by hand", f"a scanned {name}") for name in few_shot.class_names)
+    return replace(few_shot, captions=captions, descriptions=descriptions)
+
+
+def test_disef_meets_every_shot_with_every_others_caption_equally_often(told):
+    made = plan(told, "disef", **{"generate.images_per_class": 24, "generate.strength": 0.5})
+    assert made.adapters == ()
+    shots, of_three = told.shots[3], [image for image in requests(made) if image.label == 3]
+    pairs = Counter((image.source_key, image.prompt) for image in of_three)
+    assert pairs == {(shot, f"scan {other}"): 2 for shot, other in permutations(shots, 2)}
+    assert {image.strength for image in of_three} == {0.5}
+    assert sorted(image.index for image in of_three) == list(range(24))
+    first = sorted(of_three, key=attrgetter("index"))[:4]
+    assert [(image.source_key, image.prompt) for image in first] == [
+        (shots[1], f"scan {shots[0]}"),
+        (shots[2], f"scan {shots[1]}"),
+        (shots[3], f"scan {shots[2]}"),
+        (shots[0], f"scan {shots[3]}"),
+    ]
+    noise = {image.seed for image in requests(plan(told, "is-synth", **{"generate.images_per_class": 24}))}
+    assert {image.seed for image in of_three} < noise
+
+
+def test_disef_with_its_filter_judges_all_captions_before_any_further_candidate(told):
+    made = plan(told, "disef", **{"generate.images_per_class": 8, "generate.select.label_top_k": 1})
+    of_three = [series for series in made.images if series.label == 3]
+    assert [len(series) for series in of_three] == [2] * 16
+    assert [series.prompts for series in of_three[:4]] == [(f"scan {shot}",) for shot in told.shots[3]]
+
+
+def test_disef_of_one_photo_has_its_own_caption(told):
+    one = replace(told, shots=tuple(shots[:1] for shots in told.shots))
+    of_three = [image for image in requests(plan(one, "disef")) if image.label == 3]
+    (shot,) = one.shots[3]
+    assert {(image.source_key, image.prompt) for image in of_three} == {(shot, f"scan {shot}")}
+
+
+def test_language_chooses_among_the_descriptions_of_a_class(told):
+    made, plain = (plan(told, name, **{"generate.images_per_class": 30}) for name in ("language", "zero-shot"))
+    for image, other in zip(requests(made), requests(plain), strict=True):
+        texts = told.descriptions[image.label]
+        assert image == replace(other, prompt=texts[image.seed % 2])
+    assert len({image.prompt for image in requests(made)}) == 20
+
+
+@pytest.mark.parametrize(("method", "knob"), [("disef", "data.captions"), ("language", "data.descriptions")])
+def test_methods_say_which_texts_they_need(few_shot, method, knob):
+    with pytest.raises(ValueError, match=f"method '{method}' generates from .* Set {knob} to a file"):
+        plan(few_shot, method)
 
 
 def test_zero_shot_and_none(few_shot):

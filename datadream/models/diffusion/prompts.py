@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 
 from transformers import CLIPTokenizer
 
 from datadream.models.source import resolve
+
+log = logging.getLogger(__name__)
+
+
+def check_texts(model: str, revision: str | None, texts: Collection[str]) -> None:
+    """Warns of captions and descriptions that are longer than the text encoder reads: their ends are cut."""
+    tokenizer = CLIPTokenizer.from_pretrained(resolve(model), subfolder="tokenizer", revision=revision)
+    most = tokenizer.model_max_length
+    if cut := [text for text in texts if len(tokenizer(text, verbose=False).input_ids) > most]:
+        log.warning(
+            "%d of %d captions and descriptions are longer than the %d tokens that the text encoder reads; their ends "
+            "are cut, such as of %r",
+            *(len(cut), len(texts), most, cut[0]),
+        )
 
 
 def check_templates(model: str, revision: str | None, templates: Sequence[str], class_names: Sequence[str]) -> None:
