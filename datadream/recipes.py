@@ -48,6 +48,9 @@ DISEF = {
 }
 """What DISEF (da Costa et al., 2024) changes of `paper`, by its code; captions are to be given beside it."""
 
+PROTOAUG = {"classify.protoaug.discrepancy": 4.0, "classify.protoaug.robustness": 40.0}
+"""What ProtoAug (Nguyen et al., ICML 2025) adds to the classifier's loss, by its code."""
+
 
 def digits(**changes: Any) -> ExperimentConfig:
     """Scanned handwritten digits with the embedded tiny backbone: the whole method on a laptop CPU in minutes."""

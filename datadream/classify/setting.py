@@ -25,6 +25,7 @@ from datadream.classify.ingest.batches import (
 from datadream.classify.loop import Checkpoints, Report, Trained, train
 from datadream.classify.metrics import logits_parquet, measure
 from datadream.classify.model_selection import ALL_SHOTS, Selection, best_of, readings, selection_of, train_chosen
+from datadream.classify.protoaug import Regions, find_regions
 from datadream.classify.schedule import Schedule, schedule_of
 from datadream.classify.train_state import Part, Training, autocast_of
 from datadream.config import GAUSSIAN_SETTINGS, TRAINED_SETTINGS, ExperimentConfig, Setting
@@ -64,6 +65,7 @@ class SettingTrainer:
         self._batches: dict[tuple[Photo, ...], PhotoBatches] = {}
         # A list, not a value: copies made by `with_knobs` before the shots are decoded must share them too.
         self._decoded: list[Labelled] = []
+        self._found_regions: dict[tuple[Setting, int], Regions] = {}
 
     def with_knobs(self, changes: dict[str, Any]) -> SettingTrainer:
         """A trainer with other knobs of `classify`, by their names, on the same loaded CLIP and photos.
@@ -180,6 +182,7 @@ class SettingTrainer:
             schedule,
             seed=seed("augment"),
             collectives=self._collectives,
+            regions=self._regions(setting, synthetic),
         )
         return train(
             training,
@@ -241,6 +244,25 @@ class SettingTrainer:
                 batches = partial(synthetic.batches, batch_size, seed(origin))
             parts.append(Part(batches, batch_size, weight))
         return parts
+
+    def _regions(self, setting: Setting, synthetic: SyntheticImages | None) -> Regions | None:
+        """Those of all shots and synthetic images of a setting, found once for all of its trainings."""
+        config = self._config.classify
+        if synthetic is None or "synthetic" not in setting or not config.protoaug.on:
+            return None
+        n_regions = config.protoaug.regions or 2 * len(self._few_shot.class_names)
+        if (setting, n_regions) not in self._found_regions:
+            n_images = {"real": len(self._few_shot.photos), "synthetic": synthetic.n}
+            seed = partial(self._seed, setting, "regions")
+            self._found_regions[setting, n_regions] = find_regions(
+                self._parts(setting, self._few_shot, synthetic, seed),
+                [n_images[origin] for origin, *_ in batch_plan(setting, config.batch_size, config.real_weight)],
+                n_regions,
+                seed=seed("k-means"),
+                device=self._device,
+                collectives=self._collectives,
+            )
+        return self._found_regions[setting, n_regions]
 
     def _photo_batches(self, photos: tuple[Photo, ...]) -> PhotoBatches:
         """This rank's share of photos; what is kept of them is kept for all settings."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from datadream.classify.ingest.batches import Labelled
+from datadream.classify.protoaug import Regions, disagreement
 from datadream.classify.schedule import Schedule
 from datadream.config import ClassifyConfig
 from datadream.data.augment import Augment
@@ -61,6 +62,8 @@ class Batch(NamedTuple):
     """Share of the own label, [n]; 1 where nothing was mixed in."""
     numbers: Tensor
     """Of each image among those of all parts and ranks, [n] on the CPU."""
+    regions: Tensor
+    """Of the images before augmentation, int64 [n]; 0 without regions."""
 
 
 class Training:
@@ -77,12 +80,14 @@ class Training:
         *,
         seed: int,
         collectives: Collectives = ALONE,
+        regions: Regions | None = None,
     ) -> None:
-        """`tokens` are the class prompts' ids [n_classes, context] on the model's device."""
+        """`tokens` are the class prompts' ids [n_classes, context] on the model's device. With `regions`, the last
+        of `parts` has the synthetic images."""
         self.steps = 0
         """Optimiser steps done."""
         self._clip, self._tokens, self._parts, self._augment, self._config = clip, tokens, parts, augment, config
-        self._seed, self._collectives = seed, collectives
+        self._seed, self._collectives, self._regions = seed, collectives, regions
         self._rng = torch.Generator().manual_seed(seed)
         self._batches = [part.batches(0) for part in parts]
         self._parameters = trainable_parameters(clip.model)
@@ -130,6 +135,8 @@ class Training:
             with self._autocast, parametrize.cached():
                 features = self._clip.encode_image(micro.pixels, dropout and dropout.of_images(micro.numbers.tolist()))
             loss = self._losses_of(micro, features, gathered) @ micro.weights
+            if self._regions is not None:
+                loss = loss + self._disagreement(micro, features, gathered, self._regions)
             loss.backward()
             total += loss.detach()
         if classes.requires_grad:
@@ -214,18 +221,40 @@ class Training:
                 torch.full((n,), value, device=device) for value in (part.weight / part.batch_size, share)
             )
             numbers_of_all = torch.arange(first + rows.start, first + rows.stop)
-            drawn.append((pixels, images.labels, weights, other_labels, shares, numbers_of_all))
+            regions = torch.zeros_like(images.labels) if self._regions is None else self._regions.of(images)
+            drawn.append((pixels, images.labels, weights, other_labels, shares, numbers_of_all, regions))
             first += part.batch_size
         return Batch(*(torch.cat(fields) for fields in zip(*drawn, strict=True)))
 
     def _losses_of(self, batch: Batch, features: Tensor, classes: Tensor) -> Tensor:
         """Cross-entropy of each image [n]."""
-        logits = self._clip.model.logit_scale.exp() * features @ classes.T
+        logits = self._logits(features, classes)
         own, other = (
             F.cross_entropy(logits, labels, reduction="none", label_smoothing=self._config.label_smoothing)
             for labels in (batch.labels, batch.other_labels)
         )
         return other.lerp(own, batch.shares)
+
+    def _disagreement(self, batch: Batch, features: Tensor, classes: Tensor, found: Regions) -> Tensor:
+        """This rank's part of ProtoAug's losses, which are about pairs of images and so of those of all ranks."""
+        sizes = [part.batch_size for part in self._parts]
+        ours = [self._collectives.share(size) for size in sizes]
+        pieces = [
+            rows.split([share.stop - share.start for share in ours])
+            for rows in (self._logits(features, classes), batch.regions)
+        ]
+        *real, synthetic = (
+            tuple(self._collectives.gather(rows, size) for rows in both)
+            for size, *both in zip(sizes, *pieces, strict=True)
+        )
+        discrepancy, robustness = disagreement(real[0] if real else None, synthetic)
+        weights = self._config.protoaug
+        total = weights.discrepancy * discrepancy + weights.robustness * robustness
+        # Every rank has the same sum, and gathering adds their gradients up.
+        return total / found.n_synthetic / self._collectives.count
+
+    def _logits(self, features: Tensor, classes: Tensor) -> Tensor:
+        return self._clip.model.logit_scale.exp() * features @ classes.T
 
     def _loss_of_all_ranks(self) -> float:
         total = self._loss_sum.clone()

@@ -61,6 +61,26 @@ class AugmentConfig(Section):
     """Strength of the RandAugment operations, torchvision's bins 0 to 30 (authors' code: 9)."""
 
 
+class ProtoAugConfig(Section):
+    """ProtoAug's losses (Nguyen et al., ICML 2025) of synthetic and real+synthetic: images that look alike are to get
+    like logits. Its weights stand beside cross-entropies of 4 and 1, and so do those here, five times smaller, beside
+    real_weight 0.8."""
+
+    discrepancy: float = Field(0.0, ge=0)
+    """Weight of the squared difference between the logits of real and of synthetic images of a region (ProtoAug: 4);
+    0 turns it off."""
+    robustness: float = Field(0.0, ge=0)
+    """Weight of the squared difference between the logits of synthetic images of a region (ProtoAug: 40); 0 turns it
+    off."""
+    regions: int | None = Field(None, ge=1)
+    """Regions into which k-means divides all images by their pixels; unset: two for each class (ProtoAug)."""
+
+    @property
+    def on(self) -> bool:
+        """Whether any of the losses has a weight."""
+        return self.discrepancy > 0 or self.robustness > 0
+
+
 class ClassifyConfig(Section):
     """CLIP with LoRA on both towers, trained on the real and the synthetic images (paper, section 3)."""
 
@@ -126,6 +146,8 @@ class ClassifyConfig(Section):
     """Share of batches that are mixed, where mixup or cutmix is on (authors' code: 0.2)."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of a label that is spread over all classes (Szegedy et al., 2016); 0 turns it off."""
+    protoaug: ProtoAugConfig = ProtoAugConfig()
+    """Losses between images that look alike."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes to the training images."""
     search: SearchConfig = SearchConfig()
@@ -143,4 +165,10 @@ class ClassifyConfig(Section):
     def _is_bounded_once(self) -> ClassifyConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("expected either epochs or steps; set the one that you mean, and leave the other null")
+        return self
+
+    @model_validator(mode="after")
+    def _compares_whole_batches(self) -> ClassifyConfig:
+        if self.protoaug.on and self.micro_batch_size is not None:
+            raise ValueError("protoaug compares all images of a batch; leave micro_batch_size unset")
         return self

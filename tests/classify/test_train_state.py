@@ -14,6 +14,7 @@ import torch.multiprocessing
 import torch.nn.functional as F
 
 from datadream.classify.ingest.batches import LabelledImages
+from datadream.classify.protoaug import find_regions
 from datadream.classify.train_state import Part
 from datadream.config import ClassifyConfig
 from datadream.hashing import derive_seed
@@ -163,8 +164,9 @@ def test_a_batch_of_a_wrong_size_is_refused(clip, shots, settings):
 
 
 def test_any_number_of_ranks_learns_the_same(clip_id, shots, settings, tmp_path):
-    """Processes with a process group, which exchange gradients and, to mix them, images."""
-    knobs = settings.model_dump() | EVERYTHING | {"learning_rate": 1e-3}
+    """Processes with a process group, which exchange gradients and, to mix and compare them, images."""
+    protoaug = {"discrepancy": 4.0, "robustness": 40.0}
+    knobs = settings.model_dump() | EVERYTHING | {"learning_rate": 1e-3, "protoaug": protoaug}
     for count in (1, 2, 4):
         _train_ranks(count, tmp_path, clip_id, knobs, shots)
     (alone, alone_loss), *others = (torch.load(tmp_path / f"weights-{count}.pt") for count in (1, 2, 4))
@@ -197,7 +199,9 @@ def _train_rank(rank: int, count: int, folder: Path, clip_id: str, knobs: dict, 
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
     clip, collectives = with_lora(clip_id), Collectives(rank, count)
     parts = both_parts(LabelledImages(*pool), collectives)
-    training = training_of(clip, ClassifyConfig(**knobs), parts, augment_of(clip), collectives)
+    n_images = [len(pool[0])] * 2
+    regions = find_regions(parts, n_images, 2, seed=0, device=torch.device("cpu"), collectives=collectives)
+    training = training_of(clip, ClassifyConfig(**knobs), parts, augment_of(clip), collectives, regions)
     for _ in range(20):
         training.step()
     loss = training.mean_loss()

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from datadream.classify.ingest.batches import LabelledImages, shuffled_batches
+from datadream.classify.protoaug import Regions
 from datadream.classify.schedule import schedule_for
 from datadream.classify.train_state import Part, Training
 from datadream.config import AugmentConfig, ClassifyConfig
@@ -42,8 +43,13 @@ def part(
 
 
 def training_of(
-    clip: ClipModel, settings: ClassifyConfig, parts: list[Part], augment: Augment, ranks: Collectives = ALONE
+    clip: ClipModel,
+    settings: ClassifyConfig,
+    parts: list[Part],
+    augment: Augment,
+    ranks: Collectives = ALONE,
+    regions: Regions | None = None,
 ) -> Training:
     tokens = clip.tokenizer(PROMPTS).to(clip.model.logit_scale.device)
     schedule = schedule_for(settings, n_images=0)
-    return Training(clip, tokens, parts, augment, settings, schedule, seed=0, collectives=ranks)
+    return Training(clip, tokens, parts, augment, settings, schedule, seed=0, collectives=ranks, regions=regions)
