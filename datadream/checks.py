@@ -80,6 +80,10 @@ def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
     check_given_fit([cell for cell in cells if not cell.store.exists(DATASET)])
     check_clip(config.classify.model, config.classify.pretrained)
     check_trainable(config.classify)
+    if config.data.captioner is not None and any(cell.awaits_captions for cell in cells):
+        from datadream.models.captioner import check_captioner
+
+        check_captioner(config.data.captioner)
     for prompts in {cell.few_shot.prompts for cell in cells}:
         check_prompts(config.classify.model, prompts)
     if config.generate.prompts:

@@ -14,11 +14,12 @@ from typing import Any
 
 from datadream.adapt.extended import take_adapters
 from datadream.adapt.given import take_given
-from datadream.adapt.stage import AdapterUnit, train_adapters
+from datadream.adapt.stage import AdapterUnit, train_adapters, units_of
 from datadream.checks import RefusedError, check_models
 from datadream.config import ExperimentConfig
 from datadream.config.locations import local_inputs
 from datadream.data.intake import intake, intake_lines
+from datadream.generate.caption.stage import caption_shots
 from datadream.generate.extended import take_chunks
 from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
 from datadream.methods.chunks import Chunk, first_chunks
@@ -205,6 +206,11 @@ def driving(
         except (ValueError, FileNotFoundError) as error:
             raise RefusedError(str(error)) from error
         record_config(store, config)
+        tracking = stack.enter_context(tracked(config, store))
+        listeners: list[Listener] = [Terminal(), ProgressFile(store), EventFile(store), RayMetrics(), tracking]
+        if any(cell.awaits_captions for cell in cells):
+            caption_shots(store, cells, config, workers, listeners)
+            adapters = units_of(cells)  # a method of the user's may train with captions
         for cell in cells:
             record_config(cell.store, cell.config)
             if not cell.store.exists(FEW_SHOT):
@@ -215,6 +221,4 @@ def driving(
                 cell.store.write_json(FEW_SHOT, cell.few_shot.to_json())
             if cell.config.images_from is not None:
                 record_plan(cell.store, cell.plan_hash)
-        tracking = stack.enter_context(tracked(config, store))
-        listeners: list[Listener] = [Terminal(), ProgressFile(store), EventFile(store), RayMetrics(), tracking]
         yield Driver(config, store, cells, adapters, workers, tracking, listeners, hardware(workers))

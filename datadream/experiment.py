@@ -143,13 +143,9 @@ class Experiment:
         return driving(self.config, self.store, self.cells, self._adapter_units())
 
     def _adapter_units(self) -> list[AdapterUnit]:
-        from datadream.adapt.stage import adapter_units
+        from datadream.adapt.stage import units_of
 
-        return [
-            unit
-            for cell in self.cells
-            for unit in adapter_units(cell.store.url, cell.plan.adapters, cell.config.adapt)
-        ]
+        return units_of(self.cells)
 
     def _check_generates(self) -> None:
         if self.config.images_from is not None:

@@ -16,6 +16,7 @@ from datadream.config import AdaptConfig, ExperimentConfig
 from datadream.data.datasets import PhotoSource, open_source
 from datadream.methods import AdapterSpec
 from datadream.methods.n_steps import crops_per_step, n_steps
+from datadream.run.cell import Cell
 from datadream.run.layout import (
     ADAPTER_GROUP,
     ADAPTER_WORKERS,
@@ -57,6 +58,11 @@ def adapter_units(run_url: str, specs: Iterable[AdapterSpec], config: AdaptConfi
         )
         for spec in specs
     ]
+
+
+def units_of(cells: Iterable[Cell]) -> list[AdapterUnit]:
+    """Those of all runs."""
+    return [unit for cell in cells for unit in adapter_units(cell.store.url, cell.plan.adapters, cell.config.adapt)]
 
 
 def train_adapters(

@@ -93,6 +93,10 @@ class DataConfig(Section):
     """A file of captions of the shots, which disef generates from: YAML or JSON ("photo: caption"), or .csv and .jsonl
     with columns path and caption. Photos go by their paths below the source or, where that is clear, by the names of
     their files; more photos than the shots may be there. few_shot.json keeps what was read."""
+    captioner: str | None = None
+    """A model of transformers that writes the captions instead, one for each shot, before the other work begins: a Hub
+    id or local folder of BLIP and its like, such as Salesforce/blip-image-captioning-large, or of one that is asked,
+    such as llava-hf/llava-1.5-7b-hf (DISEF)."""
     descriptions: str | None = None
     """A YAML or JSON file of descriptions by class ("class: [text, ...]"), which language generates from."""
     background: Annotated[str, AfterValidator(_opaque_color)] = WHITE
@@ -102,4 +106,10 @@ class DataConfig(Section):
     def _shots_are_of_a_known_set(self) -> DataConfig:
         if self.shots is not None and self.dataset is None:
             raise ValueError(f"shots is {self.shots!r}, but dataset does not say of which data set. Set data.dataset.")
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_source_of_captions(self) -> DataConfig:
+        if self.captions is not None and self.captioner is not None:
+            raise ValueError("captions come from a file or from captioner: set one of them")
         return self

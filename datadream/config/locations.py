@@ -16,6 +16,7 @@ LOCATIONS = (
     "data.source",
     "data.names",
     "data.captions",
+    "data.captioner",
     "data.descriptions",
     "diffusion.model",
     "adapt.given",

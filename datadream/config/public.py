@@ -54,6 +54,8 @@ def public_config(config: ExperimentConfig) -> dict[str, Any]:
     for knob in ("captions", "descriptions"):
         if (file := values["data"][knob]) is not None:
             values["data"][knob] = _last_name(file) or OWN_TEXTS
+    if config.data.captioner is not None:
+        values["data"]["captioner"] = public_model(config.data.captioner)
     values["diffusion"]["model"] = public_model(config.diffusion.model)
     values["classify"]["model"] = public_model(config.classify.model)
     if config.classify.pretrained is not None:

@@ -19,10 +19,10 @@ def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
     Raises ValueError when there are no captions.
     """
     # The authors draw photos and captions at random, so that a photo may also meet its own.
-    if not few_shot.captions:
+    if not few_shot.captions and config.data.captioner is None:
         raise ValueError(
             "method 'disef' generates from captions of the shots, and there are none. Set data.captions to a file "
-            "of them."
+            "of them, or data.captioner to a model that writes them."
         )
     images = []
     for series in series_per_class(few_shot, config):
@@ -31,7 +31,8 @@ def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
             # Of K captions one comes up at every K-th index, where the K - 1 others of `source_keys` advance by one.
             replace(
                 series,
-                prompts=(few_shot.captions[shot],),
+                # Until data.captioner has written it, the class prompt stands for it: counts do not depend on that.
+                prompts=(few_shot.captions.get(shot, few_shot.prompts[series.label]),),
                 source_keys=tuple(other for other in shots if other != shot) or shots,
                 strength=config.generate.strength,
             )

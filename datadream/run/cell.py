@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 from datadream.config import ExperimentConfig
@@ -44,6 +45,17 @@ class Cell:
             old = FewShotSet.from_json(RunStore(config.extends).read_json(FEW_SHOT))
             return with_texts(add_classes(old, self.dataset, config.seed, data.prompt), data)
         return with_texts(sample_shots(self.dataset, data.n_shots, config.seed, data.prompt), data)
+
+    @property
+    def awaits_captions(self) -> bool:
+        """Whether data.captioner is yet to write the captions of the shots."""
+        return self._generates and self.config.data.captioner is not None and not self.few_shot.captions
+
+    def caption(self, captions: dict[str, str]) -> None:
+        """Take captions of the shots, by key, and plan anew: what was planned without them had class prompts."""
+        self.few_shot = replace(self.few_shot, captions=captions)
+        for name in ("plan", "chunks", "plan_hash"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def plan(self) -> Plan:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Self
 
+from datadream.hashing import sha256
 from datadream.methods.chunks import CHUNKS_FOLDER
 
 CONFIG = "config.json"
@@ -32,6 +33,7 @@ GENERATE_PLAN = "stages/generate-plan.json"
 """Which plan a run's chunks belong to."""
 FAILED_FEATURES = "stages/select-failed.json"
 FAILED_WINDOWS = "stages/publish-failed.json"
+FAILED_CAPTIONS = "stages/caption-failed.json"
 FEATURES = "features"
 CANDIDATES = "stages/candidates.json"
 """How many candidates of each class are asked for so far, where filters choose images."""
@@ -75,6 +77,11 @@ def adapter_samples(adapter_id: str, step: int) -> str:
 def adapter_checkpoint(adapter_id: str) -> str:
     """What the training of an adapter goes on from when it is interrupted; of no use once it is done."""
     return f"{ADAPTERS}/{adapter_id}/checkpoint.pt"
+
+
+def caption_marker(photo: str) -> str:
+    """The caption that data.captioner wrote of a photo: a CaptionRecord, for all runs of a table."""
+    return f"captions/{sha256(photo.encode())[:16]}.json"
 
 
 def features_file(name: str) -> str:
@@ -236,6 +243,15 @@ class ChunkMarker(Record):
 
     n_images: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionRecord(Record):
+    """captions/<hash of the photo's key>.json"""
+
+    photo: str
+    """Its key."""
+    caption: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

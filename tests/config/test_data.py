@@ -68,3 +68,8 @@ def test_given_shots_are_inside_the_source(folder):
 def test_given_shots_are_of_a_known_data_set():
     with pytest.raises(ValueError, match="data: shots is 'seed0', but dataset .*. Set data.dataset"):
         parse_config({"data": {"shots": "seed0"}})
+
+
+def test_captions_come_from_one_place():
+    with pytest.raises(ValueError, match="data: captions come from a file or from captioner: set one of them"):
+        ExperimentConfig().updated({"data.captions": "captions.csv", "data.captioner": "Salesforce/blip-image"})
