@@ -46,7 +46,7 @@ DISEF = {
     "generate.guidance_scale": 8.0,
     "generate.strength": 0.75,
 }
-"""What DISEF (da Costa et al., 2024) changes of `paper`, by its code; captions come beside it, in data.captions or by data.captioner."""
+"""What DISEF (da Costa et al., 2024) changes of `paper`, by its code, beside data.captions or data.captioner."""
 
 PROTOAUG = {"classify.protoaug.discrepancy": 4.0, "classify.protoaug.robustness": 40.0}
 """What ProtoAug (Nguyen et al., ICML 2025) adds to the classifier's loss, by its code."""

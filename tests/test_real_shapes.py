@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,11 +15,14 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
+from datadream import recipes
 from datadream.config import GenerateConfig
 from datadream.generate.sampler import Sampler
 from datadream.methods import ImageRequest
@@ -141,6 +145,37 @@ def test_stable_diffusion_and_vit_b_16_through_every_stage(
     assert sum(parameter.numel() for parameter in loaded.parameters()) == 149_620_737
     assert ours.std() > 10
     assert np.abs(ours.astype(int) - plain.astype(int)).max() <= 2
+
+
+def test_loft_disef_and_protoaug(photos, stable_diffusion, vit_b_16, tmp_path):
+    """As a table of two runs: the models are loaded once for both. One caption is longer than the text encoder."""
+    captions, run = {"train/cat/0.jpg": "a cat on a mat" * 30, "train/dog/0.jpg": "a dog in a fog"}, tmp_path / "run"
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    loft = [f"{knob}={str(value).lower()}" for knob, value in recipes.LOFT.items() if knob != "method"]
+    more = [
+        f"diffusion.model={stable_diffusion}",
+        "grid.methods=[loft, disef]",
+        f"data.captions={tmp_path / 'captions.json'}",
+        "classify.settings=[real+synthetic]",
+        "classify.protoaug.discrepancy=4",
+    ]
+    made = ["--recipe", "paper", *loft, *knobs(photos, vit_b_16, "ViT-B-16-quickgelu", more)]
+    said, most = datadream("run", "--run", str(run), *made)
+    assert most < MOST_BYTES
+    assert "1 of 2 captions and descriptions are longer than the 77 tokens" in said
+    adapters = sorted(run.glob(f"cells/*/adapters/*/{ADAPTER_WEIGHTS}"))
+    assert [path.parent.name for path in adapters] == ["class-00000-shot-00", "class-00001-shot-00"]
+    weights = load_file(adapters[0])
+    assert {next(iter(weight.shape)) for name, weight in weights.items() if "lora_A" in name} == {2}
+    assert sum("lora_A" in name for name in weights) == len(weights) // 2 == 128
+    prompts = {
+        json.loads(text)["prompt"] for path in run.glob("cells/*disef*/dataset/**/*.parquet") for text in _told(path)
+    }
+    assert prompts == set(captions.values())
+
+
+def _told(shard: Path) -> list[str]:
+    return pq.read_table(shard)["provenance"].to_pylist()
 
 
 def test_other_classifiers_of_the_paper(photos, tmp_path):

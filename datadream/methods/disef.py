@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from datadream.config import ExperimentConfig
 from datadream.data.few_shot import FewShotSet
-from datadream.methods.base import Plan, series_per_class, taking_turns
+from datadream.methods.base import ImageSeries, Plan, series_per_class, taking_turns
 
 
 def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
@@ -24,7 +24,7 @@ def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
             "method 'disef' generates from captions of the shots, and there are none. Set data.captions to a file "
             "of them, or data.captioner to a model that writes them."
         )
-    images = []
+    images: list[ImageSeries] = []
     for series in series_per_class(few_shot, config):
         shots = few_shot.shots[series.label]
         kinds = [

@@ -13,7 +13,7 @@ import numpy as np
 from datadream.config import ExperimentConfig
 from datadream.data.few_shot import FewShotSet
 from datadream.hashing import derive_seed
-from datadream.methods.base import AdapterSpec, Plan, class_photos, series_per_class, taking_turns
+from datadream.methods.base import AdapterSpec, ImageSeries, Plan, class_photos, series_per_class, taking_turns
 
 
 def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
@@ -21,7 +21,8 @@ def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
 
     A class of one photo has its one adapter, whole.
     """
-    adapters, images = [], []
+    adapters: list[AdapterSpec] = []
+    images: list[ImageSeries] = []
     for series in series_per_class(few_shot, config):
         label = series.label
         specs = [
@@ -31,7 +32,10 @@ def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
             for number, photo in enumerate(class_photos(few_shot, label))
         ]
         names = [spec.adapter_id for spec in specs]
-        mixtures = [((one, 0.5), (other, 0.5)) for one, other in combinations(names, 2)] or [((names[0], 1.0),)]
+        mixtures: list[tuple[tuple[str, float], ...]] = [
+            ((one, 0.5), (other, 0.5)) for one, other in combinations(names, 2)
+        ]
+        mixtures = mixtures or [((names[0], 1.0),)]
         order = np.random.default_rng(derive_seed(config.seed, "pairs", label)).permutation(len(mixtures))
         images += taking_turns([replace(series, adapters=mixtures[place]) for place in order], config)
         adapters += specs
