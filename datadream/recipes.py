@@ -29,7 +29,6 @@ TINY = {
 }
 
 LOFT = {
-    "method": "loft",
     "adapt.rank": 2,
     "adapt.text_encoder": False,
     "adapt.epochs": 600,
@@ -40,7 +39,6 @@ LOFT = {
 """What LoFT (Kim et al., 2025) changes of `paper`, by its code: 600 steps for each photo."""
 
 DISEF = {
-    "method": "disef",
     "generate.scheduler": "DPMSolverMultistepScheduler",
     "generate.steps": 20,
     "generate.guidance_scale": 8.0,

@@ -151,7 +151,7 @@ def test_loft_disef_and_protoaug(photos, stable_diffusion, vit_b_16, tmp_path):
     """As a table of two runs: the models are loaded once for both. One caption is longer than the text encoder."""
     captions, run = {"train/cat/0.jpg": "a cat on a mat" * 30, "train/dog/0.jpg": "a dog in a fog"}, tmp_path / "run"
     (tmp_path / "captions.json").write_text(json.dumps(captions))
-    loft = [f"{knob}={str(value).lower()}" for knob, value in recipes.LOFT.items() if knob != "method"]
+    loft = [f"{knob}={str(value).lower()}" for knob, value in recipes.LOFT.items()]
     more = [
         f"diffusion.model={stable_diffusion}",
         "grid.methods=[loft, disef]",
