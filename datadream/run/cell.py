@@ -49,7 +49,7 @@ class Cell:
     @property
     def awaits_captions(self) -> bool:
         """Whether data.captioner is yet to write the captions of the shots."""
-        return self._generates and self.config.data.captioner is not None and not self.few_shot.captions
+        return self.config.data.captioner is not None and bool(self.plan.images) and not self.few_shot.captions
 
     def caption(self, captions: dict[str, str]) -> None:
         """Take captions of the shots, by key, and plan anew: what was planned without them had class prompts."""
