@@ -28,27 +28,6 @@ TINY = {
     "classify.pretrained": None,
 }
 
-LOFT = {
-    "adapt.rank": 2,
-    "adapt.text_encoder": False,
-    "adapt.epochs": 600,
-    "adapt.batch_size": 1,
-    "adapt.learning_rate": 1e-3,
-    "adapt.warmup_steps": 10,
-}
-"""What LoFT (Kim et al., 2025) changes of `paper`, by its code: 600 steps for each photo."""
-
-DISEF = {
-    "generate.scheduler": "DPMSolverMultistepScheduler",
-    "generate.steps": 20,
-    "generate.guidance_scale": 8.0,
-    "generate.strength": 0.75,
-}
-"""What DISEF (da Costa et al., 2024) changes of `paper`, by its code, beside data.captions or data.captioner."""
-
-PROTOAUG = {"classify.protoaug.discrepancy": 4.0, "classify.protoaug.robustness": 40.0}
-"""What ProtoAug (Nguyen et al., ICML 2025) adds to the classifier's loss, by its code."""
-
 
 def digits(**changes: Any) -> ExperimentConfig:
     """Scanned handwritten digits with the embedded tiny backbone: the whole method on a laptop CPU in minutes."""
@@ -118,17 +97,29 @@ def digits_curve(**changes: Any) -> ExperimentConfig:
 
 
 # What the paper says of settings and baselines, and where it is silent the authors' code (docs/fidelity.md).
-IS_SYNTH = {
-    # The paper ran it on DISEF's code: 20 steps from the fifth on.
+DISEF = {
+    # 20 steps from the fifth on.
     "generate.scheduler": "DPMSolverMultistepScheduler",
     "generate.steps": 20,
     "generate.strength": 0.75,
     "generate.guidance_scale": 8.0,
     "generate.fit": "pad",
-    "generate.shot_order": "random",
 }
-OF_METHOD: dict[str, dict[str, Any]] = {"is-synth": IS_SYNTH}
-"""What the paper's baselines sample with where it is not what DataDream does."""
+# The paper ran it on DISEF's code.
+IS_SYNTH = DISEF | {"generate.shot_order": "random"}
+# LoFT's code: 600 steps for each photo.
+LOFT = {
+    "adapt.rank": 2,
+    "adapt.text_encoder": False,
+    "adapt.epochs": 600,
+    "adapt.batch_size": 1,
+    "adapt.learning_rate": 1e-3,
+    "adapt.warmup_steps": 10,
+}
+OF_METHOD: dict[str, dict[str, Any]] = {"is-synth": IS_SYNTH, "disef": DISEF, "loft": LOFT}
+"""What other methods train and sample with where it is not what DataDream does."""
+PROTOAUG = {"classify.protoaug.discrepancy": 4.0, "classify.protoaug.robustness": 40.0}
+"""What ProtoAug (Nguyen et al., ICML 2025) adds to the classifier's loss, by its code."""
 IMAGENET_DSET = {"adapt.epochs": 100}
 SEARCH = {
     "classify.search.learning_rates": [1e-4, 1e-5, 1e-6, 1e-7],
@@ -159,7 +150,8 @@ def paper(**changes: Any) -> ExperimentConfig:
     Each classifier is chosen among 16 combinations of knobs on validation photos, all trained to the end:
     classify.search.grace=0.1 gives the worse ones up early. It mirrors half of the classifier's images, as the paper
     does; set classify.augment.flip=false where left and right matter. With method=is-synth images are sampled as the
-    paper sampled its baseline, and with data.dataset=imagenet datadream-dset takes half of the epochs, as there.
+    paper sampled its baseline, and with loft and disef as their authors do. With data.dataset=imagenet datadream-dset
+    takes half of the epochs, as in the paper.
     """
     return _as_published(SEARCH, changes)
 

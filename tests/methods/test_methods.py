@@ -122,7 +122,7 @@ def test_loft_of_one_photo_has_its_adapter_whole():
 
 
 def test_the_recipe_of_loft_takes_600_steps_for_a_photo(few_shot):
-    config = recipes.paper(method="loft", **recipes.LOFT)
+    config = recipes.paper(method="loft")
     assert {n_steps(spec, config.adapt) for spec in METHODS["loft"](few_shot, config).adapters} == {600}
 
 
