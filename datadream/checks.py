@@ -53,6 +53,7 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
     for cell in cells:
         check_selection(cell.few_shot, cell.config.classify)
         _check_filters(cell)
+        _check_strength(cell)
     check_workers(config.cluster)
     _check_given(config, cells)
     if any(cell.plan.images for cell in cells):
@@ -159,6 +160,17 @@ def _check_given(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
         raise ValueError(f"adapt.given is {config.adapt.given!r}, but the method takes no adapters. Leave it out.")
     # Of images that are published, the files may be gone.
     check_given([cell for cell in cells if not cell.store.exists(DATASET)])
+
+
+def _check_strength(cell: Cell) -> None:
+    """At least one step is left to restore a noised photo in, as diffusers counts them."""
+    steps = cell.config.generate.steps
+    for strength in {series.strength for series in cell.plan.images if series.strength is not None}:
+        if int(steps * strength) < 1:
+            raise ValueError(
+                f"generate.strength {strength} leaves none of generate.steps {steps} to restore a photo in. Raise "
+                "one of them."
+            )
 
 
 def _check_filters(cell: Cell) -> None:

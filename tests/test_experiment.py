@@ -303,6 +303,15 @@ def test_filters_that_ask_for_more_classes_than_there_are_are_refused(config, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_a_strength_that_leaves_no_step_is_refused(config, tmp_path):
+    short = config.updated({"method": "is-synth", "generate.steps": 1, "generate.strength": 0.75})
+    with pytest.raises(
+        ValueError, match=r"generate.strength 0.75 leaves none of generate.steps 1 to restore a photo in"
+    ):
+        Experiment(short, str(tmp_path / "run")).generate()
+    assert not (tmp_path / "run").exists()
+
+
 def test_templates_under_which_names_are_cut_are_refused(config, tmp_path):
     templates = ["a photo of a {name}", "a very " + "long " * 30 + "{name}"]
     with pytest.raises(ValueError, match=r"generate.prompts has 'a very long .*: with class 'digit zero' it has"):

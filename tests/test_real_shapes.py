@@ -155,6 +155,7 @@ def test_loft_disef_and_protoaug(photos, stable_diffusion, vit_b_16, tmp_path):
     more = [
         f"diffusion.model={stable_diffusion}",
         "grid.methods=[loft, disef]",
+        "generate.strength=1",
         f"data.captions={tmp_path / 'captions.json'}",
         "classify.settings=[real+synthetic]",
         "classify.protoaug.discrepancy=4",

@@ -244,9 +244,9 @@ def test_the_seed_of_an_image_chooses_its_prompt_and_nothing_else(few_shot, meth
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_names_of_classes_are_in_no_path(few_shot, method):
+def test_names_of_classes_are_in_no_path(told, method):
     names = tuple(f"../../evil/{label}" for label in range(10))
-    made = plan(replace(few_shot, class_names=names, prompts=names), method)
+    made = plan(replace(told, class_names=names, prompts=names), method)
     chunks = split_into_chunks("run", made.images, 50)
     paths = [*(adapter_marker(spec.adapter_id) for spec in made.adapters), *(chunk.file for chunk in chunks)]
     assert not [path for path in paths if "evil" in path or ".." in path]

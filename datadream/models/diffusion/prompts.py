@@ -19,7 +19,7 @@ def check_texts(model: str, revision: str | None, texts: Collection[str]) -> Non
     if cut := [text for text in texts if len(tokenizer(text, verbose=False).input_ids) > most]:
         log.warning(
             "%d of %d captions and descriptions are longer than the %d tokens that the text encoder reads; their ends "
-            "are cut, such as of %r",
+            "are cut, such as of %.60r...",
             *(len(cut), len(texts), most, cut[0]),
         )
 
