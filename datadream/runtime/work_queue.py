@@ -31,11 +31,17 @@ class Group(Generic[P]):
 
 
 @dataclass(slots=True)
-class _Lease:
+class _Worker:
     place: str
+    first_lease: float
+    heard: float
+    is_lost: bool = False
+
+
+@dataclass(slots=True)
+class _Lease:
     group: Group
     since: float
-    heard: float
     done: int = 0
     loss: float | None = None
 
@@ -83,7 +89,7 @@ class WorkQueue(Generic[P]):
         self._leases: dict[str, _Lease] = {}
         self._ledger: Ledger[int] = Ledger()
         self._not_before: dict[tuple[int, str], float] = {}
-        self._first_lease: dict[str, float] = {}
+        self._workers: dict[str, _Worker] = {}
         self._busy = 0.0
         self._lease_seconds, self._clock = lease_seconds, clock
         self._heard = clock()
@@ -97,7 +103,7 @@ class WorkQueue(Generic[P]):
         None when nothing waits for this place; some may come back from a lost worker, so ask again until
         `is_over`. `worker` names the process, of which a `place` has one at a time.
         """
-        self._heard = self._clock()
+        self._hear(worker)
         self._take_back(place, worker)
         if place in self._ledger.left_out:
             return None
@@ -109,18 +115,16 @@ class WorkQueue(Generic[P]):
         self._group_size = self._group_size or size
         group = self._group_of(min(allowed), self._group_size)
         self._waiting.difference_update(group.positions)
-        self._leases[worker] = _Lease(place, group, self._heard, self._heard)
-        self._first_lease.setdefault(worker, self._heard)
+        self._leases[worker] = _Lease(group, self._heard)
+        self._workers.setdefault(worker, _Worker(place, self._heard, self._heard))
         return group
 
     def report(self, worker: str, done: int | None = None, loss: float | None = None) -> None:
         """A worker lives; it may have done so much of each unit of its group, at last with a mean `loss`."""
-        self._heard = self._clock()
-        if worker in self._leases:
+        self._hear(worker)
+        if done is not None and worker in self._leases:
             lease = self._leases[worker]
-            lease.heard = self._heard
-            if done is not None:
-                lease.done, lease.loss = done, loss
+            lease.done, lease.loss = done, loss
 
     def finish(
         self,
@@ -131,7 +135,7 @@ class WorkQueue(Generic[P]):
         notices: Sequence[str] = (),
     ) -> None:
         """A worker is through with its group; `failures` tells why units were not done, by their positions."""
-        self._heard = self._clock()
+        self._hear(worker)
         self._notices |= dict.fromkeys(notices)
         lease = self._leases.pop(worker, None)
         if lease is not None:
@@ -172,8 +176,9 @@ class WorkQueue(Generic[P]):
 
     def disband(self, group: str) -> None:
         """All workers whose place begins with `group/` are gone."""
-        for name in [name for name, lease in self._leases.items() if lease.place.startswith(f"{group}/")]:
-            self._lose(self._leases.pop(name).group)
+        for name, worker in self._workers.items():
+            if worker.place.startswith(f"{group}/"):
+                self._part_with(name)
 
     def silent_for(self) -> float:
         """Seconds since any worker was heard of."""
@@ -192,10 +197,11 @@ class WorkQueue(Generic[P]):
         return not self._open or place in self._ledger.left_out
 
     def usage(self) -> dict[str, float]:
-        """Workers that there were, seconds from the first lease of each to the last sign of any, and how many of these
-        were spent on groups that they finished."""
-        seconds = sum(self._heard - first for first in self._first_lease.values())
-        return {"workers": len(self._first_lease), "seconds": seconds, "busy_seconds": self._busy}
+        """Workers that there were, seconds from the first lease of each to the last sign of any, of a lost one to its
+        own last, and how many of these were spent on groups that they finished."""
+        workers = self._workers.values()
+        seconds = sum((each.heard if each.is_lost else self._heard) - each.first_lease for each in workers)
+        return {"workers": len(workers), "seconds": seconds, "busy_seconds": self._busy}
 
     def progress(self) -> QueueProgress:
         closed = [unit.size for position, unit in enumerate(self._units) if position not in self._open]
@@ -208,7 +214,7 @@ class WorkQueue(Generic[P]):
             units=len(closed) - failed,
             failed=failed,
             loss=fmean(losses) if losses else None,
-            workers=len(self._first_lease),
+            workers=len(self._workers),
             notices=tuple(self._notices),
         )
 
@@ -225,15 +231,24 @@ class WorkQueue(Generic[P]):
 
     def _take_back(self, place: str, worker: str) -> None:
         """End the leases of this worker, of its predecessor in the same place, and of workers that fell silent."""
-        now = self._clock()
-        for name, lease in list(self._leases.items()):
-            replaced = lease.place == place and name != worker
-            if replaced or name == worker or now - lease.heard > self._lease_seconds:
-                del self._leases[name]
-                self._lose(lease.group)
+        for name, known in self._workers.items():
+            if known.place == place or self._heard - known.heard > self._lease_seconds:
+                self._part_with(name)
+        if worker in self._workers:
+            self._workers[worker].is_lost = False
 
-    def _lose(self, group: Group[P]) -> None:
-        for position in self._open.intersection(group.positions):
+    def _hear(self, worker: str) -> None:
+        self._heard = self._clock()
+        if worker in self._workers:
+            self._workers[worker].heard = self._heard
+
+    def _part_with(self, worker: str) -> None:
+        """Give back what a worker holds; until it asks for more, it counts as lost."""
+        self._workers[worker].is_lost = True
+        lease = self._leases.pop(worker, None)
+        if lease is None:
+            return
+        for position in self._open.intersection(lease.group.positions):
             self._ledger.lose(position, "its workers died or fell silent.")
             self._give_back(position)
 

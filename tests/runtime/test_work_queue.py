@@ -200,3 +200,16 @@ def test_usage_counts_what_is_lost_between_groups_and_at_the_end(clock):
         waiting.finish(name, name, group, {})
         clock.now += 2
     assert waiting.usage() == {"workers": 2, "seconds": 28 + 18, "busy_seconds": 24}
+
+
+def test_usage_counts_a_worker_that_is_lost_until_it_was_last_heard_of(clock):
+    waiting = queue(clock, 5, 5, 5)
+    for name in ("group-0/0", "group-1/0"):
+        waiting.lease(name, name, 1)
+    clock.now = 4
+    waiting.report("group-0/0", 1)
+    waiting.disband("group-0")
+    for clock.now in (10, 20, 30):
+        group = waiting.lease("group-1/0", "group-1/0", 1)
+        waiting.finish("group-1/0", "group-1/0", group, {})
+    assert waiting.usage() == {"workers": 2, "seconds": 4 + 30, "busy_seconds": 0}
