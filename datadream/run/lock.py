@@ -268,3 +268,7 @@ def _sweep_temporary(store: RunStore) -> None:
         if path.endswith(TEMPORARY) and posixpath.basename(path).startswith("."):
             with suppress(FileNotFoundError):  # the heartbeat renamed its own meanwhile
                 store.fs.rm_file(path)
+    try:
+        store.end_uploads()
+    except (OSError, NotImplementedError) as error:  # not everybody who may write may list uploads
+        logger.warning("unfinished uploads of killed writers stay, if there are any: %s", error)

@@ -194,6 +194,22 @@ class RunStore:
         names = (posixpath.basename(path) for path in self.fs.ls(self.path(folder), detail=False))
         return {name.removesuffix(".json") for name in names if name.endswith(".json") and not name.startswith(".")}
 
+    def end_uploads(self) -> None:
+        """End the uploads of many parts that killed writers began: an S3 store keeps what came, and charges for it.
+
+        Others that are known to fsspec forget such parts by themselves, within days.
+        """
+        if "s3" not in self.fs.protocol:
+            return
+        bucket, folder, _ = self.fs.split_path(self.root)
+        # No prefix of a neighbour's: run/ and not run, which begins run-2 as well.
+        found = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{folder}/" if folder else "")
+        for upload in found.get("Uploads", ()):
+            with suppress(FileNotFoundError):  # it ended meanwhile
+                self.fs.call_s3(
+                    "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
+
     def check_writable(self) -> None:
         """Raises ValueError when the run cannot be written here; leaves nothing behind."""
         existing = self.root

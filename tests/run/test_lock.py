@@ -114,6 +114,18 @@ def test_the_holder_sweeps_and_nobody_else(store):
         assert files(store) == before | {LOCK}
 
 
+def test_the_holder_ends_the_uploads_that_killed_writers_began_and_no_neighbours(bucket, tmp_path):
+    store, neighbour = (RunStore(f"{bucket}/{tmp_path.name}/{name}") for name in ("run", "run-2"))
+    for each in (store, neighbour):
+        each.write_bytes("whole", b"")
+        key = each.fs.split_path(each.path("dataset/data/half.parquet"))[1]
+        each.fs.call_s3("create_multipart_upload", Bucket=bucket.removeprefix("s3://"), Key=key)
+    with RunLock(store, NEVER):
+        left = store.fs.call_s3("list_multipart_uploads", Bucket=bucket.removeprefix("s3://"))["Uploads"]
+    assert [upload["Key"] for upload in left] == [f"{tmp_path.name}/run-2/dataset/data/half.parquet"]
+    assert files(store) == {"whole"}
+
+
 def test_starts_beside_a_writer_do_it_no_harm(tmp_path):
     """A start used to remove the temporary files of a run that was being written: its renames failed."""
     store = RunStore(str(tmp_path))
