@@ -37,6 +37,10 @@ HEARTBEAT_SECONDS = 5.0
 SILENT_HEARTBEATS = 3
 """How many heartbeats an owner on another machine may miss: two can be lost to a slow file system."""
 
+LOST_HEARTBEATS = 60
+"""How many heartbeats in a row an owner waits for storage that cannot be reached, before it stops: five minutes. A
+store that starts again is back by then, and a job that hangs costs machines."""
+
 LOOK_HEARTBEATS = 0.2
 """The pause between two looks at another's lock, in heartbeats.
 
@@ -52,8 +56,8 @@ class RunLock:
     and takes over from one that is dead: at once on the same machine, and from another machine when its heartbeat
     stands still. Clocks of two machines are never compared.
 
-    When the lock is removed or taken meanwhile, the thread that entered is interrupted as by Ctrl-C, and the block
-    ends with RuntimeError that names the new owner.
+    When the lock is removed or taken meanwhile, or cannot be reached for long, the thread that entered is interrupted
+    as by Ctrl-C, and the block ends with RuntimeError that names the new owner, or what is in the way.
     """
 
     def __init__(self, store: RunStore, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
@@ -134,23 +138,33 @@ class RunLock:
         return True
 
     def _renew_until_stopped(self) -> None:
+        renewed = time.monotonic()
         while not self._stop.wait(self._seconds):
             try:
                 found = self._read()
                 if self._is_own(found):
                     self._record["heartbeats"] += 1
                     self._store.write_bytes(LOCK, self._encoded())
+                    renewed = time.monotonic()
                     continue
             except Exception as error:  # every file system has its own; the next heartbeat may reach it again
-                logger.warning("%s: not renewed: %s", self._where, str(error) or type(error).__name__)
-                continue
+                said, silence = str(error) or type(error).__name__, time.monotonic() - renewed
+                logger.warning("%s: not renewed: %s", self._where, said)
+                if silence < LOST_HEARTBEATS * self._seconds:
+                    continue
+                self._lose(f"the run's storage could not be reached for {silence:.0f} s: {said}")
+                return
             if found != {}:  # a lock that is being created does not name its owner yet
                 became = "The file was removed" if found is None else f"It is held by {_owner_name(found)} now"
-                self._loss = f"this driver lost the lock of its run, {self._where}, and stops writing it. {became}."
-                logger.error(self._loss)
-                if not self._stop.is_set():
-                    _interrupt(self._owner_thread)
+                self._lose(f"this driver lost the lock of its run, {self._where}, and stops writing it. {became}.")
                 return
+
+    def _lose(self, loss: str) -> None:
+        """End the block with what was said."""
+        self._loss = loss
+        logger.error(loss)
+        if not self._stop.is_set():
+            _interrupt(self._owner_thread)
 
     def _release(self) -> None:
         """Remove the lock if it is ours; a folder where that cannot be done does not spoil the end of the work."""

@@ -8,6 +8,7 @@ writers are swept by whoever holds the run's lock (`datadream.run.lock`), and by
 from __future__ import annotations
 
 import json
+import logging
 import os
 import posixpath
 import time
@@ -22,6 +23,8 @@ from fsspec.implementations.local import LocalFileSystem
 from datadream.hashing import sha256
 from datadream.run.layout import adapter_marker, adapter_weights
 
+log = logging.getLogger(__name__)
+
 TEMPORARY = ".tmp"
 """How the hidden files end that writers rename when they are whole."""
 
@@ -30,6 +33,10 @@ CREATION_SECONDS = 2.0
 
 One small write takes milliseconds; on a loaded network folder some hundred.
 """
+
+
+S3_ATTEMPTS = 7
+"""Of botocore's, which are five requests each: a store that is away is waited for for 30 to 90 s."""
 
 
 class RunStore:
@@ -44,6 +51,8 @@ class RunStore:
             raise ValueError(
                 f"run URL {url!r} cannot be opened: {error}. Use a folder or an installed fsspec scheme."
             ) from None
+        if "s3" in self.fs.protocol:
+            _be_patient(self.fs)
         self.url = url if "://" in url else self.root
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
@@ -240,6 +249,25 @@ def read_adapter(store: RunStore, adapter_id: str) -> bytes:
 def adapter_sha256(store: RunStore, adapter_id: str) -> str:
     """Hash of a trained adapter's weights file."""
     return store.read_json(adapter_marker(adapter_id))["weights_sha256"]
+
+
+def _be_patient(fs: Any) -> None:
+    """Have s3fs ask again where nobody listens, as while a store starts again: by itself it does where the store
+    answers with errors or falls silent, and not there."""
+    import s3fs.core
+
+    with suppress(AttributeError):  # older versions have none
+        s3fs.core.set_custom_error_handler(_is_to_try_again)
+    fs.retries = S3_ATTEMPTS
+
+
+def _is_to_try_again(error: Exception) -> bool:
+    from botocore.exceptions import ConnectionError
+
+    is_passing = isinstance(error, ConnectionError)
+    if is_passing:
+        log.warning("%s; trying again", error)
+    return is_passing
 
 
 def _write_through(file: IO[bytes], data: bytes) -> None:

@@ -65,6 +65,13 @@ class Failure:
 
 _PASSING_ERRNOS = {errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.EINTR, errno.ESTALE, errno.ENETUNREACH}
 """s3fs maps S3's SlowDown and 503 to EBUSY and RequestTimeout to ETIMEDOUT; ESTALE is NFS's."""
+_CONNECTION_ERRORS = (
+    ("botocore.exceptions", "ConnectionError"),  # nobody listens, as while a store starts again
+    ("botocore.exceptions", "HTTPClientError"),
+    ("aiohttp.client_exceptions", "ClientConnectionError"),
+    ("aiohttp.client_exceptions", "ClientPayloadError"),
+)
+"""What clients of object stores raise for a connection; Python's own ConnectionError is no base of theirs."""
 _DEVICE_WORDS = ("CUDA error", "CUDA driver", "CUBLAS_", "CUDNN_", "NCCL", "No CUDA GPUs", "no NVIDIA driver")
 """How torch words a broken device in older places that raise a bare RuntimeError."""
 
@@ -73,6 +80,8 @@ def kind_of(error: BaseException) -> Kind:
     """Tell kinds of errors apart; what is not known to be of another kind is the unit's own."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, (TimeoutError, ConnectionError)) or getattr(error, "errno", None) in _PASSING_ERRNOS:
+        return Kind.PASSING
+    if any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in _CONNECTION_ERRORS):
         return Kind.PASSING
     if isinstance(status, int) and (status == 429 or status >= 500):  # the Hub's client, whose errors are no OSError
         return Kind.PASSING

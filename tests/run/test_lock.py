@@ -310,6 +310,15 @@ def test_a_file_system_out_of_reach_is_no_loss(tmp_path, caplog):
     assert not store.exists(LOCK)
 
 
+def test_the_owner_is_interrupted_when_the_file_system_stays_out_of_reach(tmp_path, monkeypatch):
+    monkeypatch.setattr("datadream.run.lock.LOST_HEARTBEATS", 5)
+    store = UnreliableStore(str(tmp_path))
+    message = "the run's storage could not be reached for 1 s: no route to host"
+    with pytest.raises(RuntimeError, match=message), RunLock(store, 2 * QUICK):  # noqa: PT012
+        store.out_of_reach = True
+        wait_to_be_interrupted()
+
+
 def test_a_lock_that_cannot_be_removed_does_not_spoil_the_end(tmp_path, caplog):
     store = UnreliableStore(str(tmp_path / "run"))
     store.cannot_remove = True

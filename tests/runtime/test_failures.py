@@ -5,6 +5,8 @@ import logging
 
 import pytest
 import torch
+from aiohttp import ServerDisconnectedError
+from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
 
 from datadream.run.store import RunStore
 from datadream.runtime.failures import GIVE_UP_AFTER, Failure, Kind, Ledger, describe, finish, kind_of, retried
@@ -29,6 +31,9 @@ class BrokenFile(OSError):
         (OSError(errno.ESTALE, "Stale file handle"), Kind.PASSING),  # NFS
         (TimeoutError(), Kind.PASSING),
         (ConnectionResetError(errno.ECONNRESET, "reset by peer"), Kind.PASSING),
+        (EndpointConnectionError(endpoint_url="http://s3"), Kind.PASSING),
+        (ReadTimeoutError(endpoint_url="http://s3"), Kind.PASSING),
+        (ServerDisconnectedError(), Kind.PASSING),
         (HubError(429), Kind.PASSING),
         (HubError(503), Kind.PASSING),
         (HubError(404), Kind.UNIT),
