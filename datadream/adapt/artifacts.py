@@ -127,9 +127,12 @@ def find_damaged(units: Sequence[Unit[AdapterSpec]]) -> list[Unit[AdapterSpec]]:
 
 
 def _is_as_written(unit: Unit[AdapterSpec]) -> bool:
-    store, weights = unit.store, adapter_weights(unit.payload.adapter_id)
+    store = unit.store
     expected = AdapterMarker.from_json(store.read_json(unit.marker)).weights_sha256
-    return store.exists(weights) and sha256(store.read_bytes(weights)) == expected
+    try:
+        return sha256(store.read_bytes(adapter_weights(unit.payload.adapter_id))) == expected
+    except FileNotFoundError:
+        return False
 
 
 def write_index(units: Sequence[Unit[AdapterSpec]]) -> None:
