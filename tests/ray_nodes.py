@@ -1,0 +1,35 @@
+"""A Ray cluster for the length of a block, in a process of its own: python -m tests.ray_nodes CPUS [CPUS ...].
+
+The tests' process may have joined another Ray. Prints the address, and ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray.cluster_utils import Cluster
+
+
+@contextmanager
+def ray_nodes(*cpus: int) -> Iterator[str]:
+    """The address of a cluster with a node of so many CPUs each; the first is the head."""
+    command = [sys.executable, "-m", "tests.ray_nodes", *map(str, cpus)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout.readline, "")
+        yield next(line.split()[1] for line in lines if line.startswith("address "))
+
+
+def main(cpus: list[int]) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], "include_dashboard": False})
+    for count in cpus[1:]:
+        cluster.add_node(num_cpus=count)
+    print("address", cluster.address, flush=True)
+    sys.stdin.read()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(list(map(int, sys.argv[1:])))
