@@ -151,9 +151,10 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray.exceptions import RayError
 
-    # A cluster asks for a token where its user has a file of one, which Ray writes at its first start on a machine;
-    # Ray 2.60 itself looks for the file only where the address is "auto", and else asks for minutes without it.
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    # Ray 2.60 looks for the file of a token, which it writes at its first start on a machine, only where the address
+    # is "auto", and else asks for minutes without it. A driver that has one refuses to answer a cluster that has none.
+    if _asks_for_token(address):
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(ATTEMPTS_TO_JOIN))
     try:
         ray.init(address=address, **quiet)
@@ -165,6 +166,22 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
             f"the Ray at {address!r} cannot be joined: {said} Where it asks for a token, name the token's file by "
             "$RAY_AUTH_TOKEN_PATH and set RAY_AUTH_MODE=token."
         ) from error
+
+
+def _asks_for_token(address: str) -> bool:
+    """Whether a cluster refuses who shows no token; taken for granted of addresses that are no host and port."""
+    from ray._raylet import GcsClient
+    from ray.exceptions import AuthenticationError
+
+    if not address.rpartition(":")[2].isdecimal() or "://" in address:
+        return True
+    try:
+        GcsClient(address=address)
+    except AuthenticationError:
+        return True
+    except Exception:  # what is wrong is for the joining to say
+        return False
+    return False
 
 
 def _own_workers(config: ClusterConfig, gpus: int) -> Workers:

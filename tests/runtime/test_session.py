@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from datadream.runtime.failures import LostPeerError
 from datadream.runtime.ray_errors import lost_a_worker
 from datadream.runtime.session import check_lasting, check_workers, connected
 from datadream.runtime.workers import Workers
+from tests.ray_nodes import ray_nodes
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,33 @@ def test_an_address_where_no_ray_answers_is_refused_at_once(named_by, monkeypatc
     config = ClusterConfig(address=address) if named_by == "cluster.address" else ClusterConfig()
     with pytest.raises(ValueError, match=rf"^{re.escape(named_by)} is '{address}', but no Ray answers there"):
         check_workers(config)
+
+
+JOIN = """
+import ray
+from datadream.config import ClusterConfig
+from datadream.runtime.session import connected
+
+class Actor:
+    def answer(self):
+        return "answered"
+
+with connected(ClusterConfig(device="cpu")):
+    print(ray.get(ray.remote(Actor).options(num_cpus=0).remote().answer.remote(), timeout=60))
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", ["token", "disabled"])
+def test_who_has_a_token_joins_clusters_that_ask_for_it_and_others(mode, tmp_path, monkeypatch):
+    (tmp_path / "token").write_text(secrets.token_hex(16))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with ray_nodes(2) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.delenv("RAY_AUTH_MODE")
+        said = subprocess.run([sys.executable, "-c", JOIN], capture_output=True, text=True, timeout=120)
+    assert said.stdout.splitlines()[-1:] == ["answered"], said.stderr
 
 
 def test_a_session_is_joined_and_left_running(local_ray):
