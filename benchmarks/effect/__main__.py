@@ -1,0 +1,116 @@
+"""Whether generated images help: accuracy with and without them on real pictures of sets.yaml, paired by seed.
+
+    python -m benchmarks.effect RUNS --part development --shots 1 4 --seeds 0 1 2     # RUNS keeps all: it goes on
+    python -m benchmarks.effect RUNS --name guided --set chess generate.guidance_scale=3.0
+
+A seed varies shots, generator and classifier together. Every arm takes the same number of the optimiser's steps and,
+with --search, chooses its knobs by the same search. Prints a table in Markdown, and as the last line one JSON object,
+which RUNS/NAME.json keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.compare import machine
+from benchmarks.effect.fetch import SETS, fetch
+from benchmarks.effect.table import markdown, summary
+from datadream import Experiment, recipes
+from datadream.config import ExperimentConfig
+from datadream.run.layout import INTAKE, STAGES, StageSeconds, stage_seconds
+from datadream.runtime.session import connected
+
+ARMS = ("zero-shot", "gda-real", "real", "synthetic", "gda-real+synthetic", "real+synthetic")
+SEARCH = {"classify.search.learning_rates": [3e-4, 1e-3, 3e-3]}
+"""What --search chooses from, for each arm on its own."""
+
+
+def config_of(photos: Path, shots: int, seeds: list[int], changes: dict[str, Any]) -> ExperimentConfig:
+    fixed = {"data.source": str(photos), "data.n_shots": shots, "classify.settings": ARMS, "grid.seeds": seeds}
+    return recipes.laptop(**fixed).updated(changes)
+
+
+def network_evaluations(config: ExperimentConfig, n_classes: int) -> dict[str, int]:
+    """Images that the UNet sees for one seed: forwards and backwards of training, forwards of generating."""
+    adapters = n_classes if config.method == "datadream-cls" else 1 if config.method == "datadream-dset" else 0
+    steps = config.adapt.steps_per_class * (n_classes if adapters == 1 else 1)
+    # Guidance asks for every image twice.
+    passes = config.generate.steps * (2 if config.generate.guidance_scale > 1 else 1)
+    generated = 0 if config.method == "none" else n_classes * config.generate.images_per_class * passes
+    return {"training": adapters * steps * config.adapt.batch_size, "generating": generated}
+
+
+def measure(name: str, experiment: Experiment) -> list[dict[str, Any]]:
+    """Run what is missing; a row for each seed and arm."""
+    experiment.run()
+    cells, rows = experiment.cells, []
+    told = cells[0].store.read_json(INTAKE)
+    intake = {
+        "classes": len(told["classes"]),
+        **{use: sum(each[use] for each in told["classes"]) for use in ("found", "shots", "val", "test")},
+        "left_out": told["left_out"],
+    }
+    times = [experiment.store.read_json(stage_seconds(stage)) for stage in STAGES]
+    cost = {
+        "unet_images_per_seed": network_evaluations(experiment.config, intake["classes"]),
+        "seconds": {stage: StageSeconds.from_json(found).seconds for stage, found in zip(STAGES, times, strict=True)},
+    }
+    for record in experiment.report():
+        rows.append(
+            {"set": name, "shots": experiment.config.data.n_shots, "intake": intake, "cost": cost}
+            | {key: record.get(key) for key in ("seed", "setting", "top1", "val_top1", "chosen_by", "seconds")}
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--name", default="laptop", help="what the changed knobs are called")
+    parser.add_argument("--part", choices=("development", "confirmation"), default="development")
+    parser.add_argument("--set", choices=SETS, action="append", dest="sets", help="some of the part's sets")
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--search", action="store_true", help="every arm chooses its learning rate")
+    parser.add_argument("changes", nargs="*", metavar="KNOB=VALUE", help="knobs that differ from the recipe `laptop`")
+    arguments = parser.parse_args()
+    changes = SEARCH if arguments.search else {}
+    changes |= {knob: yaml.safe_load(value) for knob, _, value in (text.partition("=") for text in arguments.changes)}
+    names = [name for name in SETS if SETS[name]["part"] == arguments.part and name in (arguments.sets or SETS)]
+    photos = arguments.runs / "photos"
+    photos.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    with connected(recipes.laptop(**changes).cluster):  # one Ray for all
+        for shots in arguments.shots:
+            for name in names:
+                config = config_of(fetch(name, photos), shots, arguments.seeds, changes)
+                run = arguments.runs / arguments.name / f"{name}-k{shots}"
+                try:
+                    rows += measure(name, Experiment(config, str(run)))
+                except (ValueError, RuntimeError) as error:
+                    failed[run.name] = str(error)
+                result = {
+                    "benchmark": "effect",
+                    "name": arguments.name,
+                    "part": arguments.part,
+                    "date": time.strftime("%Y-%m-%d"),
+                    "machine": machine(),
+                    "changes": changes,
+                    "summary": summary(rows),
+                    "failed": failed,
+                    "rows": rows,
+                }
+                (arguments.runs / f"{arguments.name}.json").write_text(json.dumps(result, indent=1))
+    print(markdown(result))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
