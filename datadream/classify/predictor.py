@@ -21,6 +21,7 @@ from datadream.data.decode import as_shown, decode_photo
 from datadream.models.clip.export import save_checkpoint
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.trainable import load_trainable_state, make_trainable, merge_lora
+from datadream.run.choice import choose_setting
 from datadream.run.layout import classifier_marker
 from datadream.run.store import RunStore
 
@@ -83,26 +84,23 @@ class Classifier:
 def load_classifier(run: str | PathLike[str], setting: Setting | None = None) -> Classifier:
     """The classifier of a run, given its folder or fsspec URL, on the GPU if there is one.
 
-    Without a `setting`, the one that is best on validation photos; of equals, and where a run has none, the one that
-    trained on more.
+    Without a `setting`, the one that `choose_setting` takes: the best on validation photos, where there are any.
     Raises ValueError when the run holds no classifier, or none of that setting.
     """
     store = RunStore(fspath(run))
-    known = [name for name in get_args(Setting) if store.exists(classifier_marker(name))]
-    if not known:
+    found = {
+        name: store.read_json(classifier_marker(name))
+        for name in get_args(Setting)
+        if store.exists(classifier_marker(name))
+    }
+    if not found:
         raise ValueError(
             f"run {store.url!r} holds no classifier. Train one with `datadream classify`, or, for a table of runs, "
             "give one of the folders in its cells/."
         )
-    if setting is not None and setting not in known:
-        raise ValueError(f"run {store.url!r} holds no classifier {setting!r}. It holds: {', '.join(known)}.")
-    found = {name: store.read_json(classifier_marker(name)) for name in known}
-    # Where shots or test photos chose some, the figures do not compare, and all count as equal.
-    # Older versions did not say what chose; that their files lack something, SavedClassifier.read says.
-    comparable = {metrics.get("chosen_by") for metrics in found.values()} <= {"val", None}
-    val_top1 = {name: (metrics["val_top1"] or 0.0) if comparable else 0.0 for name, metrics in found.items()}
-    # Settings are listed in the order of what they train on, least first, and `max` takes the first of equals.
-    chosen: str = setting or max(reversed(known), key=val_top1.__getitem__)
+    if setting is not None and setting not in found:
+        raise ValueError(f"run {store.url!r} holds no classifier {setting!r}. It holds: {', '.join(found)}.")
+    chosen = setting or choose_setting(found).setting
     return Classifier(SavedClassifier.read(store, chosen), "cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -19,6 +19,7 @@ from datadream.report.records import (
 )
 from datadream.report.text import count, number, shown_sd, signed
 from datadream.run.cell import images_store
+from datadream.run.choice import choose_setting
 from datadream.run.layout import DATASET, DATASET_FOLDER, STAGES, StageSeconds, stage_seconds
 from datadream.run.store import RunStore
 
@@ -214,8 +215,10 @@ def next_steps(shown: RunStore, is_table: bool) -> list[tuple[str, str]]:
     """
     run = f"cells/{shown.name}" if is_table else "."
     steps = []
-    if classifiers(shown):
-        steps.append(("name what is on a photo, or on all in a folder", f"datadream predict {run} photo.jpg"))
+    if found := classifiers(shown):
+        choice = choose_setting({name: marker.to_json() for name, marker in found.items()})
+        what = f"name what is on a photo, or on all in a folder, by {choice.setting} ({choice.reason})"
+        steps.append((what, f"datadream predict {run} photo.jpg"))
         steps.append(("one checkpoint that plain open_clip loads", f"datadream export {run} --to clip"))
     if shown.exists(DATASET):
         load = f"from datasets import load_dataset; print(load_dataset('{run}/{DATASET_FOLDER}'))"

@@ -163,6 +163,7 @@ def test_what_to_do_next_can_be_pasted_and_names_no_folder(make_run, table):
     _, page = read_page(store)
     for words in ("predict . photo.jpg", "export . --to clip", "load_dataset('./dataset')", "datadream run ."):
         assert words in page.text
+    assert "on a photo, or on all in a folder, by real+synthetic (best of 4 on" in page.text
     assert "Made by datadream run --recipe paper data.source=photos" in page.text
     assert store.root not in page.text
     store, cells, config = table

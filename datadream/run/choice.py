@@ -1,0 +1,48 @@
+"""Which of a run's classifiers is taken where nobody names one, and why: the run's own evidence decides whether
+generated images are used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from datadream.config import Setting
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A setting, and the reason in words for people."""
+
+    setting: str
+    reason: str
+
+
+def choose_setting(found: Mapping[str, Mapping[str, Any]]) -> Choice:
+    """Choose among settings by what their markers say: `val_top1`, `n_val` and `chosen_by` (see ClassifierMarker).
+
+    Raises ValueError when there are none.
+    """
+    # In the order of what they train on, least first, so that the last is the one that trained on the most.
+    known = [name for name in get_args(Setting) if name in found]
+    if not known:
+        raise ValueError("no classifier to choose among.")
+    most = known[-1]
+    if len(known) == 1:
+        return Choice(most, "the only one")
+    # Older versions did not say what chose.
+    by = {name: found[name].get("chosen_by") for name in known}
+    top1 = {name: found[name].get("val_top1") for name in known}
+    # Where shots or test photos chose some, the figures do not compare.
+    if set(by.values()) <= {"val", None} and any(value is not None for value in top1.values()):
+        # `max` takes the first of equals: the one that trained on more.
+        best = max(reversed(known), key=lambda name: top1[name] or 0.0)
+        n = max(found[name].get("n_val", 0) for name in known)
+        photos = f"{n:,} validation photos" if n else "the validation photos"
+        return Choice(best, f"best of {len(known)} on {photos}, {top1[best]:.1f} %")
+    # The generator has seen the shots that a fold leaves out, so that folds flatter what trains on its images beside
+    # the photos: where the photos alone are ahead all the same, the images are no help.
+    if by.get("real") == by.get("real+synthetic") == "folds" and top1["real"] > top1["real+synthetic"]:
+        figures = f"{top1['real']:.1f} % on shots left out, and {top1['real+synthetic']:.1f} % with generated images"
+        return Choice("real", figures)
+    return Choice(most, "trained on the most, and no validation photos compare them")

@@ -1,0 +1,49 @@
+"""Which classifier of a run is taken, by the figures that its settings have."""
+
+import pytest
+
+from datadream.run.choice import choose_setting
+
+
+def marker(val_top1: float | None, chosen_by: str | None, n_val: int = 40) -> dict:
+    return {"val_top1": val_top1, "chosen_by": chosen_by, "n_val": n_val}
+
+
+def test_validation_photos_choose_whatever_was_trained_on():
+    found = {"zero-shot": marker(70.0, None), "real": marker(92.5, "val"), "real+synthetic": marker(90.0, "val")}
+    choice = choose_setting(found)
+    assert (choice.setting, choice.reason) == ("real", "best of 3 on 40 validation photos, 92.5 %")
+    assert choose_setting(found | {"real+synthetic": marker(95.0, "val")}).setting == "real+synthetic"
+    assert choose_setting(found | {"zero-shot": marker(97.5, None)}).setting == "zero-shot"
+
+
+def test_of_equals_the_one_that_trained_on_more():
+    found = {"real": marker(90.0, "val"), "real+synthetic": marker(90.0, "val"), "synthetic": marker(90.0, "val")}
+    assert choose_setting(found).setting == "real+synthetic"
+
+
+def test_folds_can_only_speak_against_generated_images():
+    """Images have seen the shots that a fold leaves out."""
+    shots = {"zero-shot": marker(None, None, 0), "synthetic": marker(100.0, "shots")}
+    against = choose_setting(shots | {"real": marker(85.0, "folds"), "real+synthetic": marker(82.5, "folds")})
+    assert against.setting == "real"
+    assert against.reason == "85.0 % on shots left out, and 82.5 % with generated images"
+    for_them = choose_setting(shots | {"real": marker(85.0, "folds"), "real+synthetic": marker(87.5, "folds")})
+    assert for_them.setting == "real+synthetic"
+
+
+def test_where_nothing_compares_them_the_one_that_trained_on_the_most():
+    nothing = {name: marker(None, None, 0) for name in ("real", "gda-real", "real+synthetic", "zero-shot")}
+    assert choose_setting(nothing).setting == "real+synthetic"
+    on_test = {"real": marker(None, "test", 0), "real+synthetic": marker(None, "test", 0)}
+    assert choose_setting(on_test).setting == "real+synthetic"
+    assert choose_setting({"zero-shot": marker(None, None, 0)}).reason == "the only one"
+
+
+def test_markers_of_older_versions_do_not_say_what_chose():
+    assert choose_setting({"real": {"val_top1": 80.0}, "synthetic": {"val_top1": 90.0}}).setting == "synthetic"
+
+
+def test_a_run_without_classifiers_has_none_to_choose():
+    with pytest.raises(ValueError, match="no classifier"):
+        choose_setting({})
