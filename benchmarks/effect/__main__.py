@@ -64,7 +64,7 @@ def measure(name: str, experiment: Experiment) -> list[dict[str, Any]]:
     for record in experiment.report():
         rows.append(
             {"set": name, "shots": experiment.config.data.n_shots, "intake": intake, "cost": cost}
-            | {key: record.get(key) for key in ("seed", "setting", "top1", "val_top1", "chosen_by", "seconds")}
+            | {key: record[key] for key in ("seed", "setting", "top1", "n_val", "val_top1", "chosen_by")}
         )
     return rows
 

@@ -9,7 +9,11 @@ from typing import Any
 
 from scipy.stats import t
 
-PAIRS = (("real+synthetic", "real"), ("gda-real+synthetic", "gda-real"))
+from datadream.run.choice import choose_setting
+
+CHOSEN = "chosen"
+"""What `predict` would take of real and real+synthetic."""
+PAIRS = (("real+synthetic", "real"), (CHOSEN, "real"), ("gda-real+synthetic", "gda-real"))
 """Whose difference is what generated images add."""
 
 
@@ -37,9 +41,14 @@ def over_sets(by_set: Sequence[Sequence[float]]) -> dict[str, Any]:
 
 def differences(rows: Sequence[dict[str, Any]], name: str, shots: int, ours: str, other: str) -> list[float]:
     """top1 of one arm less that of another, by seed."""
-    found = {(row["seed"], row["setting"]): row["top1"] for row in rows if (row["set"], row["shots"]) == (name, shots)}
-    seeds = sorted({seed for seed, setting in found if setting == ours})
-    return [found[seed, ours] - found[seed, other] for seed in seeds]
+    own = [row for row in rows if (row["set"], row["shots"]) == (name, shots)]
+    made = []
+    for seed in sorted({row["seed"] for row in own}):
+        found = {row["setting"]: row for row in own if row["seed"] == seed}
+        both = {arm: found[arm] for arm in ("real", "real+synthetic")}
+        arm = choose_setting(both).setting if ours == CHOSEN else ours
+        made.append(found[arm]["top1"] - found[other]["top1"])
+    return made
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -67,7 +76,7 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     """The summary as a table."""
     arms = ("zero-shot", "gda-real", "real", "synthetic", "gda-real+synthetic", "real+synthetic")
-    head = ["set", "photos per class", "test photos", *(f"`{arm}`" for arm in arms), "gain", "gain, GDA"]
+    head = ["set", "photos per class", "test photos", *(f"`{arm}`" for arm in arms), "gain", "chosen", "gain, GDA"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in result["summary"]:
         test = str(row["intake"]["test"]) if "intake" in row else ""
