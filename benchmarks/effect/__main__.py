@@ -47,26 +47,17 @@ def network_evaluations(config: ExperimentConfig, n_classes: int) -> dict[str, i
 
 
 def measure(name: str, experiment: Experiment) -> list[dict[str, Any]]:
-    """Run what is missing; a row for each seed and arm."""
-    experiment.run()
-    cells, rows = experiment.cells, []
-    told = cells[0].store.read_json(INTAKE)
-    intake = {
-        "classes": len(told["classes"]),
-        **{use: sum(each[use] for each in told["classes"]) for use in ("found", "shots", "val", "test")},
-        "left_out": told["left_out"],
-    }
-    times = [experiment.store.read_json(stage_seconds(stage)) for stage in STAGES]
-    cost = {
-        "unet_images_per_seed": network_evaluations(experiment.config, intake["classes"]),
-        "seconds": {stage: StageSeconds.from_json(found).seconds for stage, found in zip(STAGES, times, strict=True)},
-    }
-    for record in experiment.report():
-        rows.append(
-            {"set": name, "shots": experiment.config.data.n_shots, "intake": intake, "cost": cost}
-            | {key: record[key] for key in ("seed", "setting", "top1", "n_val", "val_top1", "chosen_by")}
-        )
-    return rows
+    """Run what is missing; a row for each seed and arm, with what was taken of the pictures and what it cost."""
+    records, store = experiment.run(), experiment.store
+    told = experiment.cells[0].store.read_json(INTAKE)
+    counts = {use: sum(each[use] for each in told["classes"]) for use in ("found", "shots", "val", "test")}
+    intake = {"classes": len(told["classes"]), **counts, "left_out": told["left_out"]}
+    seconds = {stage: StageSeconds.from_json(store.read_json(stage_seconds(stage))).seconds for stage in STAGES}
+    evaluations = network_evaluations(experiment.config, intake["classes"])
+    shared = {"set": name, "shots": experiment.config.data.n_shots, "intake": intake}
+    shared |= {"cost": {"unet_images_per_seed": evaluations, "seconds": seconds}}
+    keys = ("seed", "setting", "top1", "n_val", "val_top1", "chosen_by")
+    return [shared | {key: record[key] for key in keys} for record in records]
 
 
 def main() -> None:
