@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--search", action="store_true", help="every arm chooses its learning rate")
     parser.add_argument("changes", nargs="*", metavar="KNOB=VALUE", help="knobs that differ from the recipe `laptop`")
     arguments = parser.parse_args()
-    changes = SEARCH if arguments.search else {}
+    changes = dict(SEARCH) if arguments.search else {}
     changes |= {knob: yaml.safe_load(value) for knob, _, value in (text.partition("=") for text in arguments.changes)}
     names = [name for name in SETS if SETS[name]["part"] == arguments.part and name in (arguments.sets or SETS)]
     photos = arguments.runs / "photos"
