@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/datadream run --recipe digits --run runs/demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 soak: .venv/installed
 	$(BIN)/pytest -m 'soak and not gpu' $(ROOMS)
