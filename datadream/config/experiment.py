@@ -56,9 +56,9 @@ class ExperimentConfig(Section):
 
     method: AnyMethod = "datadream-cls"
     """Which adapters to train and which images to generate: datadream-cls (an adapter per class), datadream-dset (one
-    for all), loft (one per photo, mixed in pairs), is-synth (start from a noised photo), disef (from a noised
-    photo and another's caption), language (from descriptions of the classes), zero-shot (the base generator), none (no
-    images: the baselines alone), or a function of your own: package.module:function or path/to/file.py:function."""
+    for all), loft (one per photo), is-synth and disef (from noised photos), language (from descriptions of classes),
+    zero-shot (the base generator), none (no images), or a function of your own: package.module:function or
+    path/to/file.py:function."""
     images_from: str | None = None
     """A finished run whose images and shots the classifiers train on, by folder or URL (on the command line: --from);
     all knobs but those of classify, cluster and tracking are then that run's. Unset: the run generates its own."""
