@@ -55,10 +55,9 @@ class ExperimentConfig(Section):
     """One run, or with `grid` a table of runs."""
 
     method: AnyMethod = "datadream-cls"
-    """Which adapters to train and which images to generate: datadream-cls (an adapter per class), datadream-dset (one
-    for all), loft (one per photo), is-synth and disef (from noised photos), language (from descriptions of classes),
-    zero-shot (the base generator), none (no images), or a function of your own: package.module:function or
-    path/to/file.py:function."""
+    """Adapters to train and images to generate: datadream-cls (an adapter per class), datadream-dset (one for all),
+    loft (one per photo), is-synth or disef (from noised photos), language (from descriptions), zero-shot (the base
+    generator), none (no images), or your own package.module:function or file.py:function."""
     images_from: str | None = None
     """A finished run whose images and shots the classifiers train on, by folder or URL (on the command line: --from);
     all knobs but those of classify, cluster and tracking are then that run's. Unset: the run generates its own."""
