@@ -42,7 +42,8 @@ def choose_setting(found: Mapping[str, Mapping[str, Any]]) -> Choice:
         return Choice(best, f"best of {len(known)} on {photos}, {top1[best]:.1f} %")
     # The generator has seen the shots that a fold leaves out, so that folds flatter what trains on its images beside
     # the photos: where the photos alone are ahead all the same, the images are no help.
-    if by.get("real") == by.get("real+synthetic") == "folds" and top1["real"] > top1["real+synthetic"]:
-        figures = f"{top1['real']:.1f} % on shots left out, and {top1['real+synthetic']:.1f} % with generated images"
-        return Choice("real", figures)
+    if by.get("real") == by.get("real+synthetic") == "folds":
+        real, both = float(top1["real"] or 0), float(top1["real+synthetic"] or 0)
+        if real > both:
+            return Choice("real", f"{real:.1f} % on shots left out, and {both:.1f} % with generated images")
     return Choice(most, "trained on the most, and no validation photos compare them")
