@@ -44,6 +44,10 @@ SMALL = [
     "classify.steps=1",
     "classify.batch_size=2",
     "classify.folds=0",
+    # One shot of each class leaves nothing to choose by.
+    "classify.search.learning_rates=[]",
+    "classify.search.weight_decays=[]",
+    "classify.search.mixes=[]",
     "classify.precision=bf16",
     "cluster.workers=1",
     "cluster.device=cpu",
