@@ -11,7 +11,8 @@ from PIL import Image
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from datadream import __version__, recipes
-from datadream.cli import COMMON_KNOBS, main
+from datadream.cli import main
+from datadream.cli.parser import COMMON_KNOBS
 from datadream.config import DataConfig
 from datadream.data.datasets import DIGIT_NAMES
 from datadream.experiment import Experiment

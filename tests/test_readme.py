@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from datadream.cli import _config, _dotted, _parser
+from datadream.cli.overrides import config_of, dotted
+from datadream.cli.parser import make_parser
 from datadream.config import ExperimentConfig, knobs
 
 ROOT = Path(__file__).parents[1]
@@ -36,13 +37,13 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
     words = shlex.split(command, comments=True)[1:]
     if words[1].startswith("runs/"):
         words.insert(1, "--run")
-    arguments, overrides = _parser().parse_known_args(words)
-    changes = _dotted(overrides, arguments.run) if overrides else {}
+    arguments, overrides = make_parser().parse_known_args(words)
+    changes = dotted(overrides, arguments.run) if overrides else {}
     if {"--from", "--extend"} & set(words):  # understood as far as the run that is not here
         with pytest.raises(FileNotFoundError, match="no run at"):
-            _config(arguments, changes)
+            config_of(arguments, changes)
     elif arguments.command == "run":
-        assert isinstance(_config(arguments, changes), ExperimentConfig)
+        assert isinstance(config_of(arguments, changes), ExperimentConfig)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -8,7 +8,8 @@ import pytest
 
 from datadream import recipes
 from datadream.classify.search.successive_halving import candidates, rung_steps
-from datadream.cli import _config, _dotted, _parser
+from datadream.cli.overrides import config_of, dotted
+from datadream.cli.parser import make_parser
 from datadream.config import ExperimentConfig
 
 CHANGES = [
@@ -28,8 +29,8 @@ CHANGES = [
 def test_the_command_of_a_config_gives_that_config(recipe, changes):
     config = recipes.by_name(recipe, changes)
     words = shlex.split(recipes.command(config))
-    arguments, overrides = _parser().parse_known_args([*words[1:], "--run", "new"])
-    assert _config(arguments, _dotted(overrides, "new")) == config
+    arguments, overrides = make_parser().parse_known_args([*words[1:], "--run", "new"])
+    assert config_of(arguments, dotted(overrides, "new")) == config
     assert changes or words == ["datadream", "run", "--recipe", recipe]
 
 
@@ -41,8 +42,8 @@ def test_the_command_tells_neither_users_nor_hosts():
 def test_a_config_that_a_recipe_did_not_make_for_its_method_is_told_whole():
     config = recipes.paper().updated({"method": "is-synth"})
     words = shlex.split(recipes.command(config))
-    arguments, overrides = _parser().parse_known_args([*words[1:], "--run", "new"])
-    assert _config(arguments, _dotted(overrides, "new")) == config
+    arguments, overrides = make_parser().parse_known_args([*words[1:], "--run", "new"])
+    assert config_of(arguments, dotted(overrides, "new")) == config
 
 
 def test_the_papers_numbers():

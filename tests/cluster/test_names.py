@@ -10,7 +10,7 @@ import pytest
 from ray._private import ray_constants
 from ray.scripts.scripts import cli as ray_cli
 
-from datadream.cli import COMMANDS
+from datadream.cli.parser import COMMANDS
 from datadream.config import ExperimentConfig, knobs
 from tests.cluster.documents import FILES, ROOT, pins, project
 

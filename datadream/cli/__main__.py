@@ -1,0 +1,7 @@
+"""python -m datadream.cli"""
+
+import sys
+
+from datadream.cli import main
+
+sys.exit(main())
