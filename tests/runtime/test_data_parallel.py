@@ -208,6 +208,7 @@ def test_without_anything_to_do_nothing_starts(tmp_path):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(600)  # seven starts of workers
 def test_a_unit_that_kills_its_worker_every_time_or_that_no_host_can_do_is_given_up_and_the_next_is_done(tmp_path):
     store = RunStore(str(tmp_path))
     killer, gone, last = (
