@@ -162,11 +162,18 @@ def _started(stage: str, config: ExperimentConfig, run: Path, **options: object)
     file.write_text(config.model_dump_json())  # JSON is YAML
     command = [sys.executable, "-m", "datadream.cli", stage, "--config", str(file), "--run", str(run)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # A suite that nohup or a background job started hands on that signals are ignored, which a command respects.
+    options.setdefault("preexec_fn", _heed_signals)
     process = psutil.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
     try:
         yield process
     finally:
         _kill(process)
+
+
+def _heed_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _kill(driver: psutil.Popen) -> None:
