@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from datadream import recipes
 from datadream.checks import RefusedError, check_inputs, check_models
 from datadream.config import ExperimentConfig, located
-from datadream.reproductions import published
+from datadream.paper.reproductions import published
 from datadream.run.cell import Cell, cells_of
 from datadream.run.layout import METRICS, STAGES
 from datadream.run.store import RunStore

@@ -2,7 +2,7 @@
 
 recipes.digits(seed=3, data={"n_shots": 16})
 
-Beside these, every row of the papers' tables is one (see `reproductions`).
+Beside these, every row of the papers' tables is one (see `paper.reproductions`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from datadream.config import ExperimentConfig, flatten, nearest, public_config, public_dataset
 from datadream.paper import load_tables
-from datadream.reproductions import below, in_short, reported, reproductions
+from datadream.paper.reproductions import below, in_short, reported, reproductions
 
 PLAIN = re.compile(r"[A-Za-z][\w./-]*")
 """Text that YAML takes for text."""
@@ -118,8 +119,6 @@ LOFT = {
 }
 OF_METHOD: dict[str, dict[str, Any]] = {"is-synth": IS_SYNTH, "disef": DISEF, "loft": LOFT}
 """What other methods train and sample with where it is not what DataDream does."""
-PROTOAUG = {"classify.protoaug.discrepancy": 4.0, "classify.protoaug.robustness": 40.0}
-"""What ProtoAug (Nguyen et al., ICML 2025) adds to the classifier's loss, by its code."""
 IMAGENET_DSET = {"adapt.epochs": 100}
 SEARCH = {
     "classify.search.learning_rates": [1e-4, 1e-5, 1e-6, 1e-7],
@@ -224,7 +223,11 @@ def by_name(name: str, changes: Mapping[str, Any] | None = None) -> ExperimentCo
     if name in reproductions():
         row = reproductions()[reproductions()[name].run]
         return RECIPES[row.base](**row.knobs).updated(dict(changes or {}))
-    known = [*RECIPES, *(reproductions() if "/" in name else ())]
+    known = [*RECIPES]
+    if "/" in name:  # also what is above the rows, for a mistake in a table's name is none in that of a row
+        known += dict.fromkeys(
+            str(name) for row in reproductions() for name in (row, *PurePosixPath(row).parents) if str(name) != "."
+        )
     raise ValueError(f"unknown recipe {name!r}. {nearest(name, known)}".strip())
 
 

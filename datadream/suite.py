@@ -16,12 +16,12 @@ from typing import Any
 from datadream.checks import check_folder
 from datadream.config import ExperimentConfig, nearest
 from datadream.costs.constants import Cluster
+from datadream.costs.needs import Planned, needs, place_of
 from datadream.data.known import KNOWN
 from datadream.experiment import Experiment
-from datadream.needs import Planned, needs, place_of
+from datadream.paper.reproductions import Reproduction, below, reproductions
 from datadream.recipes import by_name
 from datadream.report.suite import Place, text_tables, write_suite
-from datadream.reproductions import Reproduction, below, reproductions
 from datadream.run.cell import cells_of
 from datadream.run.layout import CONFIG, PAGE
 from datadream.run.store import RunStore

@@ -41,7 +41,8 @@ def report(cells: Sequence[Cell], cluster: Cluster, price: float | None = None) 
             f"of {seconds / 3600 * cluster.workers:,.3g} worker-hours {busy:.0%} are work",
             f"hours may be {seconds / 3600 / most:.2g} to {seconds / 3600 * most:.2g} (a factor of {most:g}): "
             + constants.source
-            + ("" if constants.is_measured else "; modelled; no GPU has run this"),
+            + ("" if constants.is_measured else "; modelled")
+            + ("; no GPU has run this" if cluster.gpu and not constants.is_measured else ""),
             *(f"not counted: {what}" for what in _uncounted(cells[0].config, cluster)),
         ]
     )

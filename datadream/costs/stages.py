@@ -47,11 +47,18 @@ SECONDS_TO_PUBLISH = 3.0
 GIB = 2**30
 
 
+NAMES = ("adapt", "generate", "publish", "search", "classify")
+"""Of the stages, in their order."""
+MAKE_IMAGES = NAMES[:3]
+"""Those that a run on another's images does without."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """What one stage takes."""
 
     name: str
+    """One of NAMES."""
     n_units: int
     """That are left to do."""
     unit: str

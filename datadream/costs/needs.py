@@ -6,7 +6,6 @@ No photo is read. Hours, memory and disk are those of `datadream plan`, for the 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import fsspec
 
 from datadream.config import ExperimentConfig, KnownDataset
 from datadream.costs.constants import Cluster, is_embedded
-from datadream.costs.stages import Stage, imagined, stages_of
+from datadream.costs.stages import MAKE_IMAGES, NAMES, Stage, imagined, stages_of
 from datadream.data.datasets import open_dataset
 from datadream.data.known import KNOWN
 from datadream.data.known.place import Place
@@ -23,7 +22,6 @@ from datadream.models.source import INDEX, PACKAGE_SCHEME
 
 ASSUMED = Cluster(1, "h100")
 """Where Stable Diffusion is to be planned for and no GPU is."""
-MAKES_IMAGES = ("adapt", "generate", "publish")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +105,15 @@ def place_of(name: KnownDataset, source: str) -> Place | None:
 
 def _work(runs: Sequence[Planned], cluster: Cluster) -> list[str]:
     """Memory, disk and hours of each stage over all runs."""
-    stages: dict[str, list[Stage]] = defaultdict(list)
-    # Those with all stages first, so that the stages come in their order.
-    for run in sorted(runs, key=lambda run: run.config.method == "none" or run.takes_images):
+    stages: dict[str, list[Stage]] = {name: [] for name in NAMES}
+    for run in runs:
         for stage in stages_of(imagined(run.config, _n_classes(run.config)), cluster):
-            if not (run.takes_images and stage.name in MAKES_IMAGES):
+            if not (run.takes_images and stage.name in MAKE_IMAGES):
                 stages[stage.name].append(stage)
     lines = []
     for name, own in stages.items():
+        if not own:
+            continue
         memory = max((stage.memory for stage in own), key=lambda text: float(text.split()[0]))
         hours, disk = sum(stage.seconds for stage in own) / 3600, sum(stage.n_bytes for stage in own) / 1e9
         lines.append(f"{name:<9}{hours:>9,.1f} hours{disk:>9,.1f} GB of disk, a worker's memory {memory}")

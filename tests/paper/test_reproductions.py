@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from datadream import recipes
-from datadream.reproductions import published, reproductions
+from datadream.paper.reproductions import published, reproductions
 
 
 def test_a_row_of_a_table_is_a_recipe_with_the_papers_knobs():

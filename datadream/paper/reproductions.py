@@ -8,13 +8,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, get_args
 
-from datadream.config import (
-    SETTINGS_WITHOUT_IMAGES,
-    ExperimentConfig,
-    MethodName,
-    flatten,
-)
-from datadream.paper import Published, load_tables
+from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig, MethodName, flatten
+from datadream.paper.figures import Published, load_tables
 
 DIGITS = "digits"
 # The tables that digits have in the papers' shape, each with what is smaller there.

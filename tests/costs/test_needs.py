@@ -6,7 +6,7 @@ import pytest
 
 from datadream import recipes
 from datadream.costs.constants import Cluster
-from datadream.needs import ASSUMED, Planned, needs
+from datadream.costs.needs import ASSUMED, Planned, needs
 
 LAPTOP = Cluster(2)
 
