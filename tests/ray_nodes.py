@@ -5,6 +5,7 @@ The tests' process may have joined another Ray. Prints the address, and ends wit
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,11 @@ from ray.cluster_utils import Cluster
 def ray_nodes(*cpus: int) -> Iterator[str]:
     """The address of a cluster with a node of so many CPUs each; the first is the head."""
     command = [sys.executable, "-m", "tests.ray_nodes", *map(str, cpus)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    # It asks for no token, which Ray has it do where another test's server left one on the machine.
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         lines = iter(process.stdout.readline, "")
         yield next(line.split()[1] for line in lines if line.startswith("address "))
 
