@@ -27,7 +27,7 @@ def ended_like_ctrl_c() -> Iterator[None]:
     # nohup and the like start a command with a signal ignored, and mean it.
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     ours = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
-    disabled = logging.root.manager.disable
+    disabled, excepthook = logging.root.manager.disable, threading.excepthook
     for number in ours:
         signal.signal(number, _interrupt)
     try:
@@ -37,13 +37,15 @@ def ended_like_ctrl_c() -> Iterator[None]:
             if handler is not None:  # one that was not set from Python cannot be set again from it
                 signal.signal(number, handler)
         logging.disable(disabled)
+        threading.excepthook = excepthook
 
 
 def _interrupt(number: int, frame: object) -> None:
     # At once and not when all is closed: `ray job stop` kills after 3 s, and Ray alone may take as long to shut down.
     say_interrupted()
-    # These are the last words: what is cut off and what Ray misses from now on is no news.
+    # These are the last words: what is cut off and what Ray or a tracker's thread misses from now on is no news.
     logging.disable()
+    threading.excepthook = lambda _: None
     raise KeyboardInterrupt(SAID)
 
 
