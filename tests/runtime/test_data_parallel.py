@@ -56,12 +56,13 @@ def load(greeting, device, collectives):
         import torch
 
         behaviour, checkpoint = unit.payload, f"{unit.name}.checkpoint"
-        unit.store.write_bytes(f"{unit.name}-{os.getpid()}-{collectives.rank}.start", b"")
+        # There is a last rank also where one worker is all that finds room, soon after another's death.
+        is_last = collectives.rank == collectives.count - 1
+        if is_last:
+            unit.store.write_bytes(f"{unit.name}-{os.getpid()}.start", b"")
         began = int(unit.store.read_bytes(checkpoint)) if unit.store.exists(checkpoint) else 0
         for step in range(began + 1, STEPS + 1):
-            if collectives.rank == 1 and (
-                behaviour == "kills" or (behaviour == "kills once" and (began, step) == (0, 2))
-            ):
+            if is_last and (behaviour == "kills" or (behaviour == "kills once" and (began, step) == (0, 2))):
                 os._exit(1)
             collectives.sum(torch.ones(1))
             if behaviour == "warns":
@@ -87,8 +88,8 @@ def load(greeting, device, collectives):
 
 
 def starts(unit: Unit[str]) -> int:
-    """How often the unit was begun by rank 1, which may be the one that dies."""
-    return len(list(Path(unit.run_url).glob(f"{unit.name}-*-1.start")))
+    """How often the unit was begun by the last rank, which may be the one that dies."""
+    return len(list(Path(unit.run_url).glob(f"{unit.name}-*.start")))
 
 
 def run(store: RunStore, units: list[Unit[str]], greeting: str = "done", **more) -> tuple[dict, Reporter]:
