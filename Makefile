@@ -9,8 +9,9 @@ ROOMS ?= tests benchmarks/tests
 demo: .venv/installed
 	$(BIN)/datadream run --recipe digits --run runs/demo
 
+# Files in their order: xdist would begin with those of many tests, and the longest files have few.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: .venv/installed
 	$(BIN)/pytest -m 'soak and not gpu' $(ROOMS)
