@@ -109,6 +109,7 @@ def unreadable(left, n_workers):
     return Datasets({"names": rows}, unreadable=broken), f"{n_workers} workers"
 
 
+@pytest.mark.soak
 def test_a_units_own_fault_costs_no_start_and_what_workers_warn_of_is_said_once(tmp_path, caplog):
     store = RunStore(str(tmp_path))
     units = [
