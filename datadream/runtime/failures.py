@@ -81,21 +81,20 @@ def kind_of(error: BaseException) -> Kind:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, (TimeoutError, ConnectionError)) or getattr(error, "errno", None) in _PASSING_ERRNOS:
         return Kind.PASSING
+    # By the modules that are loaded: who raised one of these has imported its library, which others need not have.
     if any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in _CONNECTION_ERRORS):
         return Kind.PASSING
     if isinstance(status, int) and (status == 429 or status >= 500):  # the Hub's client, whose errors are no OSError
         return Kind.PASSING
     # What one node cannot find or open, another may: photos, weights and run lie on shared storage.
-    if isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)) or _is_device_error(error):
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)):
         return Kind.HOST
-    return Kind.UNIT
-
-
-def _is_device_error(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # importing it takes seconds, and the queue's process has no use for it
     if torch is not None and isinstance(error, torch.AcceleratorError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _DEVICE_WORDS)
+        return Kind.HOST
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in _DEVICE_WORDS):
+        return Kind.HOST
+    return Kind.UNIT
 
 
 def describe(error: BaseException) -> str:
@@ -142,20 +141,19 @@ class Ledger(Generic[K]):
         if self._strikes[key] >= GIVE_UP_AFTER:
             self.given_up[key] = f"given up after {GIVE_UP_AFTER} attempts: {reason}"
 
-    def blame(self, place: str, reason: str, key: K | None = None, strike: bool = True) -> bool:
+    def blame(self, place: str, reason: str, key: K | None = None, strike: bool = True) -> None:
         """The host is at fault: its unit goes back, and the place is left out after a few units in a row.
 
         Without a key, the place could not even begin. Several places that fail the same attempt at a unit are one
-        `strike` against it. Returns whether the place is left out from now on.
+        `strike` against it.
         """
         if key is not None and strike:
             self.lose(key, reason)
         faults = self._faults.setdefault(place, set())
+        # A set, because one unit that fails here again and again says more of the unit than of the place.
         faults.add(f"start {len(faults)}" if key is None else key)
-        if place in self.left_out or len(faults) < GIVE_UP_AFTER:
-            return False
-        self.left_out[place] = reason
-        return True
+        if len(faults) >= GIVE_UP_AFTER:
+            self.left_out.setdefault(place, reason)
 
     def succeed(self, place: str, key: K) -> None:
         """The place did a unit, so that its earlier faults were not the host's."""

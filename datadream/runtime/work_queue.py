@@ -82,6 +82,8 @@ class WorkQueue(Generic[P]):
     ) -> None:
         """`done` tells for each unit whether it is committed already. A worker that was not heard of for
         `lease_seconds` has lost its units to others."""
+        # Largest first, so that no long unit begins when all others are done. The sort is stable: equal units keep the
+        # plan's order, which decides who is whose neighbour in a group.
         order = sorted(range(len(units)), key=lambda position: -units[position].size)
         self._units = [units[position] for position in order]
         self._open = {position for position, original in enumerate(order) if not done[original]}
@@ -104,7 +106,13 @@ class WorkQueue(Generic[P]):
         `is_over`. `worker` names the process, of which a `place` has one at a time.
         """
         self._hear(worker)
-        self._take_back(place, worker)
+        # Before anything is leased: what this worker still holds, what its predecessor in the same place held, and
+        # what workers hold that fell silent. Ray replaces a process without telling the queue.
+        for name, known in self._workers.items():
+            if known.place == place or self._heard - known.heard > self._lease_seconds:
+                self._part_with(name)
+        if worker in self._workers:
+            self._workers[worker].is_lost = False
         if place in self._ledger.left_out:
             return None
         allowed = [
@@ -113,8 +121,18 @@ class WorkQueue(Generic[P]):
         if not allowed:
             return None
         self._group_size = self._group_size or size
-        group = self._group_of(min(allowed), self._group_size)
-        self._waiting.difference_update(group.positions)
+        # Neighbours in the queue of equal size. Those done already are in the group too: side by side with others, an
+        # adapter would differ in its last bits.
+        first = min(allowed)
+        start = first // self._group_size * self._group_size
+        near = range(start, min(start + self._group_size, len(self._units)))
+        positions = tuple(position for position in near if self._units[position].size == self._units[first].size)
+        group = Group(
+            positions,
+            tuple(self._units[position] for position in positions),
+            tuple(position in self._open for position in positions),
+        )
+        self._waiting.difference_update(positions)
         self._leases[worker] = _Lease(group, self._heard)
         self._workers.setdefault(worker, _Worker(place, self._heard, self._heard))
         return group
@@ -140,6 +158,7 @@ class WorkQueue(Generic[P]):
         lease = self._leases.pop(worker, None)
         if lease is not None:
             self._busy += self._heard - lease.since
+        # Also without a lease, which may have run out while the worker was slow: what it committed is committed.
         for position, missing in zip(group.positions, group.missing, strict=True):
             failure = failures.get(position)
             if failure is None:
@@ -217,25 +236,6 @@ class WorkQueue(Generic[P]):
             workers=len(self._workers),
             notices=tuple(self._notices),
         )
-
-    def _group_of(self, first: int, size: int) -> Group[P]:
-        """The group of a position: neighbours in the queue of equal size, those done already included."""
-        start = first // size * size
-        near = range(start, min(start + size, len(self._units)))
-        positions = tuple(position for position in near if self._units[position].size == self._units[first].size)
-        return Group(
-            positions,
-            tuple(self._units[position] for position in positions),
-            tuple(position in self._open for position in positions),
-        )
-
-    def _take_back(self, place: str, worker: str) -> None:
-        """End the leases of this worker, of its predecessor in the same place, and of workers that fell silent."""
-        for name, known in self._workers.items():
-            if known.place == place or self._heard - known.heard > self._lease_seconds:
-                self._part_with(name)
-        if worker in self._workers:
-            self._workers[worker].is_lost = False
 
     def _hear(self, worker: str) -> None:
         self._heard = self._clock()
