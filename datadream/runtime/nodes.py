@@ -204,7 +204,12 @@ def check_shared(store: RunStore, inputs: Mapping[str, str]) -> None:
         selectors = [{NODE_LABEL: node["NodeID"]} for node in nodes]
         looks = [look.options(label_selector=selector).remote(store.url, folder, signatures) for selector in selectors]
         ray.wait(looks, num_returns=len(looks), timeout=SECONDS_TO_PROBE)
-        unseen = [_answer(answer) for answer in looks]
+        unseen: list[list[str]] = []
+        for answer in looks:
+            try:
+                unseen.append(ray.get(answer, timeout=0))
+            except RayError:  # no answer in time, or the node is gone
+                unseen.append([])
     for what in ("run", *inputs):
         if blind := [node["NodeManagerAddress"] for node, names in zip(nodes, unseen, strict=True) if what in names]:
             place = store.url if what == "run" else inputs[what]
@@ -230,13 +235,6 @@ def _signature(path: str) -> list[str]:
     if os.path.isdir(path):
         return sorted(os.listdir(path))
     return [str(os.path.getsize(path))] if os.path.exists(path) else ["nothing"]
-
-
-def _answer(look: ray.ObjectRef) -> list[str]:
-    try:
-        return ray.get(look, timeout=0)
-    except RayError:  # no answer in time, or the node is gone
-        return []
 
 
 def _draining() -> Collection[str]:

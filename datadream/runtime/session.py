@@ -59,7 +59,11 @@ def room(config: ClusterConfig) -> tuple[Workers, str]:
     address = _address(config)
     if not _joined() and address is None:
         workers = _own_workers(config, _local_gpus(config))
-        return workers, _local_gpu() if workers.use_gpu else ""
+        if not workers.use_gpu:
+            return workers, ""
+        import torch
+
+        return workers, torch.cuda.get_device_name()
     import ray
 
     from datadream.runtime.nodes import hardware
@@ -95,12 +99,20 @@ def connected(
             if ours:
                 _start(config)
             other.result()
-        alone = ours and _address(config) is None
-        yield (
-            _own_workers(config, _cluster_size()[1])
-            if alone
-            else stack.enter_context(_cluster_workers(config, n_units))
-        )
+        if ours and _address(config) is None:
+            yield _own_workers(config, int(ray.cluster_resources().get("GPU", 0)))
+            return
+        from datadream.runtime.autoscaling import asked_for, await_nodes
+
+        workers, most, minutes = _cluster_room(config)
+        # Asked for until the block ends: an autoscaler takes away what nobody uses or asks for.
+        if minutes or config.max_workers:
+            wanted = config.workers or config.max_workers or most
+            wanted = wanted if n_units is None else min(wanted, n_units)
+            stack.enter_context(asked_for(workers, max(wanted, config.min_workers)))
+        slots = workers.room_in(await_nodes(workers, minutes))
+        _check_room(config, workers, slots if slots < config.min_workers else max(slots, most), "the cluster")
+        yield replace(workers, count=config.workers or slots, slots=slots, grows=config.workers is None)
 
 
 def _start(config: ClusterConfig) -> None:
@@ -191,22 +203,6 @@ def _own_workers(config: ClusterConfig, gpus: int) -> Workers:
     return replace(workers, count=config.workers or slots, slots=slots)
 
 
-@contextmanager
-def _cluster_workers(config: ClusterConfig, n_units: int | None) -> Iterator[Workers]:
-    """The workers of a cluster, which may be about to grow."""
-    from datadream.runtime.autoscaling import asked_for, await_nodes
-
-    workers, most, minutes = _cluster_room(config)
-    with ExitStack() as stack:
-        if minutes or config.max_workers:
-            wanted = config.workers or config.max_workers or most
-            wanted = wanted if n_units is None else min(wanted, n_units)
-            stack.enter_context(asked_for(workers, max(wanted, config.min_workers)))
-        slots = workers.room_in(await_nodes(workers, minutes))
-        _check_room(config, workers, slots if slots < config.min_workers else max(slots, most), "the cluster")
-        yield replace(workers, count=config.workers or slots, slots=slots, grows=config.workers is None)
-
-
 def _cluster_room(config: ClusterConfig) -> tuple[Workers, int, float]:
     """A worker of the cluster that is joined, how many of these it may come to hold, and the minutes to wait for them.
 
@@ -246,14 +242,6 @@ def _use_gpu(config: ClusterConfig, gpus: int) -> bool:
     return config.device == "cuda" or (config.device == "auto" and gpus > 0)
 
 
-def _cluster_size() -> tuple[int, int]:
-    """CPUs and GPUs of the Ray that is joined."""
-    import ray
-
-    total = ray.cluster_resources()
-    return int(total.get("CPU", 0)), int(total.get("GPU", 0))
-
-
 def _address(config: ClusterConfig) -> str | None:
     return config.address or os.environ.get("RAY_ADDRESS")
 
@@ -273,12 +261,6 @@ def _local_gpus(config: ClusterConfig) -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _local_gpu() -> str:
-    import torch
-
-    return torch.cuda.get_device_name()
 
 
 def _local_cpus() -> int:

@@ -250,10 +250,17 @@ class _Groups:
         grace, patience = 0.0, SECONDS_TO_ABORT
         try:
             while not ray.get(self._queue.is_over.remote()):
+                # Before anything is launched: what is lost or left out makes room for others.
                 self._part_with_lost()
                 self._leave_out()
-                self._launch()
-                if self._is_silent():
+                for node, workers in self._room().items():
+                    name = f"group-{next(self._numbers)}"
+                    self._groups.append(_Group(name, node, self._settings, workers, self._storage))
+                self.waiting_for = "" if self._groups else shortage(self._workers, living_nodes())
+                # Where neither a worker was heard of nor a group launched for long, all are started anew.
+                silence = ray.get(self._queue.silent_for.remote())
+                launched = max((group.launched for group in self._groups), default=math.inf)
+                if min(silence, time.monotonic() - launched) > SECONDS_OF_SILENCE:
                     self._ending += [group.end() for group in self._groups]
                 look()
                 time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -309,18 +316,6 @@ class _Groups:
         recent = time.monotonic() - SECONDS_TO_FIND_ROOM
         closed = {group.node for group in self._groups if group.is_left_out or group.launched > recent}
         return workers_to_add(self._workers, there, ray.get(self._queue.n_open.remote()), closed)
-
-    def _launch(self) -> None:
-        for node, workers in self._room().items():
-            name = f"group-{next(self._numbers)}"
-            self._groups.append(_Group(name, node, self._settings, workers, self._storage))
-        self.waiting_for = "" if self._groups else shortage(self._workers, living_nodes())
-
-    def _is_silent(self) -> bool:
-        """Whether neither a worker was heard of nor a group launched for long."""
-        silence = ray.get(self._queue.silent_for.remote())
-        launched = max((group.launched for group in self._groups), default=math.inf)
-        return min(silence, time.monotonic() - launched) > SECONDS_OF_SILENCE
 
 
 def _lease_and_work(loop: dict[str, Any]) -> None:
