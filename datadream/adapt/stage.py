@@ -117,8 +117,8 @@ def _train_single(
 
     def look(state: QueueProgress) -> None:
         facts: Facts = {"adapters": f"{state.units}/{len(units)}"}
-        if reporter.rate:
-            facts["adapters_per_hour"] = 3600 * reporter.rate * len(units) / steps
+        if rate := reporter.now.rate:
+            facts["adapters_per_hour"] = 3600 * rate * len(units) / steps
         if state.loss is not None:
             facts["loss"] = state.loss
         starting = "" if state.workers else f"{workers.at_most(len(units)).count} workers to start"

@@ -125,7 +125,7 @@ def run_together(
         if starts_lost >= GIVE_UP_AFTER:
             raise RuntimeError(f"the workers cannot start: {failure_text(error)}") from error
         if culprit is None or culprit.key not in ledger.given_up:
-            said, name = _first_line(error), names[culprit.key] if culprit else "start"
+            said, name = failure_text(error).splitlines()[0], names[culprit.key] if culprit else "start"
             log.warning("%s: the workers were stopped (%s); going on from the last checkpoint", name, said)
     return ledger.given_up
 
@@ -147,7 +147,7 @@ def _judge(error: Exception, culprit: Unit | None, units: Sequence[Unit], ledger
         # Before the others' faults: when a process dies, a peer may word its broken collective as a device's error.
         # A unit that was committed all the same cost nothing.
         if culprit is not None and pending([culprit]):
-            ledger.lose(culprit.key, f"its workers were lost ({_first_line(error)}).")
+            ledger.lose(culprit.key, f"its workers were lost ({failure_text(error).splitlines()[0]}).")
         return
     if not faults:
         raise RuntimeError(failure_text(error)) from error
@@ -160,17 +160,12 @@ def _judge(error: Exception, culprit: Unit | None, units: Sequence[Unit], ledger
         if key is not None:
             struck.add(key)
     for key in struck & ledger.given_up.keys():
-        ledger.acquit(
-            key
-        )  # or its nodes, which are kept off all that follows, would be idle for the rest of the stage
+        # Or its nodes, which are kept off all that follows, would be idle for the rest of the stage.
+        ledger.acquit(key)
 
 
 def _faults(error: Exception) -> list[UnitFault]:
     return [fault for fault in worker_errors(error).values() if isinstance(fault, UnitFault)]
-
-
-def _first_line(error: Exception) -> str:
-    return failure_text(error).splitlines()[0]
 
 
 class _Attempt:
@@ -197,7 +192,11 @@ class _Attempt:
 
     def run(self, without: set[str]) -> Exception | None:
         """Returns what ended the run before all units were done."""
-        workers = self._workers = workers_now(self._workers, self._wait_for, without).at_most(self._how.most)
+
+        def wait_for(shortage: str) -> None:
+            self._reporter.update(self._before, shortage, self._failed)
+
+        workers = self._workers = workers_now(self._workers, wait_for, without).at_most(self._how.most)
         log.info("%s: %d workers share every batch", self._reporter.now.stage, workers.count)
         try:
             datasets, load_from = self._how.datasets(self.units, workers.count)
@@ -213,9 +212,6 @@ class _Attempt:
         except (TrainingFailedError, RayError) as error:
             return error
         return None
-
-    def _wait_for(self, shortage: str) -> None:
-        self._reporter.update(self._before, shortage, self._failed)
 
     def _fit(self, trainer: TorchTrainer) -> None:
         """Leave Ctrl-C to the driver.

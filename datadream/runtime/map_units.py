@@ -99,6 +99,7 @@ def run_mapped(
 def _rows(
     units: Sequence[Unit], how: Mapped, workers: Workers | None, probe: tuple[str, str], without: set[str]
 ) -> ray.data.Dataset:
+    # One block for each row: an actor gets whole blocks, and rows as small as these would all be in one.
     items = [{"unit": pickle.dumps(unit), "key": pickle.dumps(unit.key)} for unit in units]
     rows = ray.data.from_items(items, override_num_blocks=len(items))
     if workers is None:
@@ -106,10 +107,16 @@ def _rows(
         most = max(node["Resources"].get("memory", 0) for node in living_nodes())
         memory = {"memory": int(min(how.bytes_each, most))} if how.bytes_each else {}
         return rows.map(_do, fn_kwargs={"how": how, "probe": probe}, num_cpus=1, **memory, **avoiding(without))
+    # As many actors as were asked for; where nobody asked, those that fit now, and more or fewer as nodes join and
+    # leave.
+    count = workers.at_most(len(units)).count
+    pool = ActorPoolStrategy(size=count)
+    if workers.grows:
+        pool = ActorPoolStrategy(min_size=1, initial_size=count, max_size=len(units))
     rows = rows.map(
         _Worker,
         fn_constructor_args=(how, workers, probe),
-        compute=_pool(workers, len(units)),
+        compute=pool,
         **workers.data_resources,
         **avoiding(without),
     )
@@ -117,15 +124,6 @@ def _rows(
         return rows
     # Workers on CPUs may fill all of them when nodes are lost; beside these, encoding takes next to nothing.
     return rows.map(_commit, fn_kwargs={"how": how}, num_cpus=1 if workers.use_gpu else 0)
-
-
-def _pool(workers: Workers, n_units: int) -> ActorPoolStrategy:
-    """As many actors as were asked for; where nobody asked, those that fit now, and more or fewer as nodes join and
-    leave."""
-    count = workers.at_most(n_units).count
-    if not workers.grows:
-        return ActorPoolStrategy(size=count)
-    return ActorPoolStrategy(min_size=1, initial_size=count, max_size=n_units)
 
 
 class _Worker:
@@ -139,7 +137,14 @@ class _Worker:
         self._broken: Failure | None = None
         try:
             check_sees_run(*probe)
-            self._work = how.load(how.load_from, None if workers is None else _device(workers))
+            device = None
+            if workers is not None:
+                # Imported here, not above: torch takes a second, and the commit tasks import this module as well.
+                from datadream.runtime.device import use_threads, worker_device
+
+                use_threads(workers.threads)
+                device = worker_device(workers.use_gpu)
+            self._work = how.load(how.load_from, device)
         except Exception as error:
             # Raised here it would end all rows. What no host can load is for each unit to fail by.
             self._broken = Failure.of(error)
@@ -156,14 +161,6 @@ class _Worker:
         told = {"busy_seconds": self._ended - started, "idle_seconds": idle_seconds, "node": self._node}
         notices = pickle.dumps(self._notices.take())
         return {**row, "value": pickle.dumps(value), "failure": pickle.dumps(failure), "notices": notices, **told}
-
-
-def _device(workers: Workers) -> torch.device:
-    # Imported here, not above: torch takes a second, and the commit tasks import this module as well.
-    from datadream.runtime.device import use_threads, worker_device
-
-    use_threads(workers.threads)
-    return worker_device(workers.use_gpu)
 
 
 def _do(row: dict[str, Any], how: Mapped, probe: tuple[str, str]) -> dict[str, Any]:

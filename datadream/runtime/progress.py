@@ -64,13 +64,10 @@ class Progress:
 
     @property
     def text(self) -> str:
-        return ", ".join([f"{self.done}/{self.total} {self.noun}s", *filter(None, [self._pace, *_texts(self.facts)])])
-
-    @property
-    def _pace(self) -> str:
+        pace = f"waiting for {self.waiting_for}" if self.waiting_for else ""
         if self.rate:
-            return f"{self.rate:.3g}/s, {duration((self.total - self.done) / self.rate)} left"
-        return f"waiting for {self.waiting_for}" if self.waiting_for else ""
+            pace = f"{self.rate:.3g}/s, {duration((self.total - self.done) / self.rate)} left"
+        return ", ".join([f"{self.done}/{self.total} {self.noun}s", *filter(None, [pace, *_texts(self.facts)])])
 
 
 class Listener(Protocol):
@@ -102,10 +99,6 @@ class Reporter:
     def done(self) -> int:
         return self.now.done
 
-    @property
-    def rate(self) -> float:
-        return self.now.rate or 0.0
-
     def update(self, done: int, waiting_for: str = "", failed: int = 0, **facts: float | str) -> None:
         """`done` units are finished in all; with facts such as the current loss."""
         moment = time.monotonic()
@@ -121,10 +114,10 @@ class Reporter:
 
     def _tell(self, progress: Progress) -> None:
         self.now = progress
-        for listener in list(self._listeners):
+        for listener in list(self._listeners):  # a copy: one that fails is removed
             try:
                 listener.hear(progress)
-            except Exception as error:
+            except Exception as error:  # files, servers and libraries: each has its own
                 self._listeners.remove(listener)
                 log.warning("%s no longer hears of the progress: %s", type(listener).__name__, error)
 
@@ -147,13 +140,12 @@ class Terminal:
         self._last: dict[str, float] = {}
 
     def hear(self, progress: Progress) -> None:
-        if sys.stderr.isatty():
-            self._draw(progress)
-        elif not progress.ended and _is_due(self._last, progress, SECONDS_BETWEEN_LINES):
-            begun = "begun, " if progress.state == "begun" else ""
-            log.info("%s: %s%s", progress.stage, begun, progress.text)
-
-    def _draw(self, progress: Progress) -> None:
+        if not sys.stderr.isatty():
+            # Its end is told by the reporter's closing line.
+            if not progress.ended and _is_due(self._last, progress, SECONDS_BETWEEN_LINES):
+                begun = "begun, " if progress.state == "begun" else ""
+                log.info("%s: %s%s", progress.stage, begun, progress.text)
+            return
         bar = self._bars.get(progress.stage)
         if bar is None:
             bar = tqdm(total=progress.total, initial=progress.done, desc=progress.stage, unit=progress.noun)

@@ -74,7 +74,7 @@ def test_the_rate_counts_from_when_work_began(clock):
         for done in (10, 10, 30, 50):
             clock.now += 10
             stage.update(done, loss=0.123456, adapters="1/5", adapters_per_hour=600.0)
-        assert stage.rate == 2
+        assert stage.now.rate == 2
     last = recorder.heard[-2]
     assert last.text == "50/100 steps, 2/s, 25 s left, loss 0.1235, adapters 1/5, adapters per hour 600"
     assert last.numbers == {"loss": 0.123456, "adapters_per_hour": 600.0, "steps_per_second": pytest.approx(2)}
@@ -86,7 +86,7 @@ def test_a_start_that_goes_on_from_a_checkpoint_has_not_done_its_steps(clock):
         for done in (0, 900, 910):
             clock.now += 10
             stage.update(done)
-        assert stage.rate == 1
+        assert stage.now.rate == 1
 
 
 def test_what_it_waits_for_is_told_until_the_first_is_done(clock):
