@@ -52,8 +52,7 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
     _check_photos([cell for cell in cells if not cell.store.exists(FEW_SHOT)])
     for cell in cells:
         check_selection(cell.few_shot, cell.config.classify)
-        _check_filters(cell)
-        _check_strength(cell)
+        _check_generate(cell)
     check_workers(config.cluster)
     _check_given(config, cells)
     if any(cell.plan.images for cell in cells):
@@ -65,7 +64,12 @@ def check_folder(config: ExperimentConfig, store: RunStore) -> None:
     """Settings, the run's folder and trackers: what needs neither photos nor models."""
     from datadream.runtime.session import check_lasting
 
-    _check_settings(config)
+    needy = [name for name in config.classify.settings if name not in SETTINGS_WITHOUT_IMAGES]
+    if config.method == "none" and needy and not config.grid.methods:
+        raise ValueError(
+            f"method 'none' generates no images, but classify.settings has {needy[0]!r}. "
+            f"Use classify.settings='[{', '.join(SETTINGS_WITHOUT_IMAGES)}]', or another method."
+        )
     check_lasting(store)
     check_config(store, config)
     store.check_writable()
@@ -100,15 +104,6 @@ def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
         from datadream.models.diffusion.prompts import check_texts
 
         check_texts(config.diffusion.model, config.diffusion.revision, texts)
-
-
-def _check_settings(config: ExperimentConfig) -> None:
-    needy = [name for name in config.classify.settings if name not in SETTINGS_WITHOUT_IMAGES]
-    if config.method == "none" and needy and not config.grid.methods:
-        raise ValueError(
-            f"method 'none' generates no images, but classify.settings has {needy[0]!r}. "
-            f"Use classify.settings='[{', '.join(SETTINGS_WITHOUT_IMAGES)}]', or another method."
-        )
 
 
 def _say_new_classes(config: ExperimentConfig, store: RunStore, cell: Cell) -> None:
@@ -162,21 +157,18 @@ def _check_given(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
     check_given([cell for cell in cells if not cell.store.exists(DATASET)])
 
 
-def _check_strength(cell: Cell) -> None:
-    """At least one step is left to restore a noised photo in, as diffusers counts them."""
-    steps = cell.config.generate.steps
-    for strength in {series.strength for series in cell.plan.images if series.strength is not None}:
-        if int(steps * strength) < 1:
-            raise ValueError(
-                f"generate.strength {strength} leaves none of generate.steps {steps} to restore a photo in. Raise "
-                "one of them."
-            )
-
-
-def _check_filters(cell: Cell) -> None:
+def _check_generate(cell: Cell) -> None:
+    """A filter by label has as many classes as it asks for, and a noised photo at least one step to be restored in."""
     top_k, n_classes = cell.config.generate.select.label_top_k, len(cell.few_shot.class_names)
     if top_k is not None and top_k > n_classes:
         raise ValueError(
             f"generate.select.label_top_k is {top_k}, but {cell.config.data.source!r} has {n_classes} classes. "
             "Use a smaller one; 1 asks that CLIP finds an image's class most likely."
         )
+    steps = cell.config.generate.steps
+    for strength in {series.strength for series in cell.plan.images if series.strength is not None}:
+        if int(steps * strength) < 1:  # as diffusers counts them
+            raise ValueError(
+                f"generate.strength {strength} leaves none of generate.steps {steps} to restore a photo in. Raise "
+                "one of them."
+            )

@@ -47,6 +47,7 @@ class Experiment:
         if until not in (None, *STAGES):
             raise ValueError(f"until is {until!r}: expected one of {', '.join(STAGES)}.")
         self.check_inputs()
+        # A run that has all of it starts no Ray, which takes 3 s or more, and needs no lock.
         if not self.is_finished():
             with self._driving() as driver:
                 if self.config.images_from is None and until == "adapt":
@@ -68,7 +69,12 @@ class Experiment:
         """Generate the images that are missing and publish them; raises ValueError where adapters are missing."""
         self._check_generates()
         self.check_inputs()
-        self._check_adapters()
+        from datadream.runtime.unit import pending
+
+        if missing := pending(self._adapter_units()):
+            raise RefusedError(
+                f"{len(missing)} adapters are not trained yet, such as {missing[0].name!r}. Run adapt first."
+            )
         with self._driving() as driver:
             driver.generate()
 
@@ -152,13 +158,4 @@ class Experiment:
             raise RefusedError(
                 f"run {self.store.url!r} uses the images of run {self.config.images_from!r}: it adapts and generates "
                 "nothing. Use classify."
-            )
-
-    def _check_adapters(self) -> None:
-        from datadream.runtime.unit import pending
-
-        missing = pending(self._adapter_units())
-        if missing:
-            raise RefusedError(
-                f"{len(missing)} adapters are not trained yet, such as {missing[0].name!r}. Run adapt first."
             )
