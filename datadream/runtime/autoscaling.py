@@ -26,6 +26,7 @@ MOST_NODES = 10_000
 
 def possible_nodes() -> list[Resources]:
     """The nodes that the autoscaler may start, by what each holds; none where there is no autoscaler that says so."""
+    # Private: what Ray offers tells of nodes that are there, not of those that may come.
     config = ray._private.state.state.get_cluster_config()
     if config is None:
         return []
@@ -39,6 +40,7 @@ def possible_nodes() -> list[Resources]:
 def asked_for(workers: Workers, count: int) -> Iterator[None]:
     """Ask the autoscaler for room for `count` workers, for the length of a block."""
     bundles: list[dict[str, float]] = [workers.resources] * count
+    # Workers on GPUs take no CPU, so that the CPUs of their nodes are left for Ray Data's tasks.
     if not workers.use_gpu:
         bundles.append({"CPU": CPUS_FOR_DATA_TASKS})
 
@@ -50,6 +52,7 @@ def asked_for(workers: Workers, count: int) -> Iterator[None]:
         with polled(ask, SECONDS_BETWEEN_REQUESTS):
             yield
     finally:
+        # The request outlives its driver: not withdrawn, it would keep the nodes up when the run is over.
         request_resources(bundles=[])
 
 

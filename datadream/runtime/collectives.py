@@ -65,6 +65,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        # all_reduce works in place, and autograd may hand the same tensor to others.
         gradient = gradient.clone()
         ctx.collectives.sum(gradient)
         return gradient[ctx.collectives.share(ctx.n)], None, None

@@ -46,6 +46,7 @@ class Recorded:
             self._records[shapes] = None
             return self._function(*inputs)
         record = self._records[shapes] = self._records[shapes] or self._record(inputs)
+        # Copied in and out: a graph reads and writes the addresses that it was recorded with, at every replay.
         for held, tensor in zip(record.inputs, inputs, strict=True):
             if held is not None:
                 held.copy_(tensor)

@@ -207,6 +207,7 @@ class _Attempt:
             if self.units:
                 with scratch(self._store) as folder, polled(self._look):
                     self._fit(self._trainer(datasets, load_from, workers, folder, without))
+        # Before RayError, of which it is a kind.
         except RayTaskError as error:  # of a stream's tasks, beside the workers
             raise RuntimeError(f"reading the dataset failed: {failure_of(error).reason}") from error
         except (TrainingFailedError, RayError) as error:
@@ -244,6 +245,7 @@ class _Attempt:
         return dict(self._unreadable) | {self.units[i].key: reason for i, reason in self._heard.failures.items()}
 
     def _look(self) -> None:
+        # On the polling thread, and once more by whoever asks what became of the units: the last word may be new.
         try:
             self._heard = ray.get(self._monitor.heard.remote())
         except RayError:  # why it is gone is for the run to say
@@ -283,12 +285,14 @@ class _Attempt:
             ),
             # Ray Train's own retries are off: on the loss of a node they block until its resources return, and we
             # start again on the nodes that are left.
+            # A name of its own: under one that it knows, Ray Train would resume a run from its checkpoints.
             run_config=RunConfig(
                 name=uuid.uuid4().hex,
                 failure_config=FailureConfig(controller_failure_limit=0, max_preemption_failures=0),
                 **train_storage(self._store, folder),
             ),
             datasets=dict(datasets.rows),
+            # Ray splits into equal parts (DataConfig's equal=True), so that all ranks have as many batches.
             dataset_config=ray.train.DataConfig(datasets_to_split=list(datasets.split)),
         )
 
@@ -317,6 +321,7 @@ class Monitor:
             self._heard.position, self._heard.done, self._heard.facts = position, 0, {}
 
     def put(self, position: int, done: int, facts: Facts) -> None:
+        # Not awaited by rank 0, so that its last word on a unit may come when another rank has begun the next.
         if position == self._heard.position:
             self._heard.done, self._heard.facts = done, facts
 

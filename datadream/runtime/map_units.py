@@ -77,6 +77,8 @@ def run_mapped(
     """
     by_key, said = {unit.key: unit for unit in units}, Said()
     with scratch(store) as folder, quiet_data(), plain_errors(how.what):
+        # Each pass is one execution of Ray Data; rows that met a host's fault are in the next, on other nodes
+        # where there are any.
         while todo := [unit for unit in by_key.values() if unit.key not in ledger.given_up]:
             without = to_avoid(ledger.suspects)
             for row in _rows(todo, how, workers, (store.url, folder), without).iter_rows():
@@ -164,6 +166,7 @@ class _Worker:
 
 
 def _do(row: dict[str, Any], how: Mapped, probe: tuple[str, str]) -> dict[str, Any]:
+    # A worker for each row: what is done by tasks loads nothing worth keeping.
     return _Worker(how, None, probe)(row)
 
 
@@ -171,6 +174,7 @@ def _commit(row: dict[str, Any], how: Mapped) -> dict[str, Any]:
     """The second step, for rows whose first succeeded."""
     if pickle.loads(row["failure"]) is not None or how.commit is None:
         return row
+    # The node becomes this one, because what fails now is this one's fault.
     commit, value, notices = how.commit, pickle.loads(row["value"]), listen()
     value, failure = _attempt(lambda unit: commit(unit, value), pickle.loads(row["unit"]))
     told = {"value": pickle.dumps(value), "failure": pickle.dumps(failure)}

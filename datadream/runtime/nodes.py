@@ -52,6 +52,7 @@ def living_nodes() -> list[Node]:
 def answering_nodes() -> list[Node]:
     """Living nodes whose raylet takes connections; all of them where none does, as where the driver reaches none."""
     living = living_nodes()
+    # All at once: each that is silent takes SECONDS_TO_ANSWER.
     with ThreadPoolExecutor() as threads:
         answers = list(threads.map(_answers, living))
     for node, answered in zip(living, answers, strict=True):
@@ -109,9 +110,12 @@ def workers_to_add(
     most = max(1, workers.room_in(_totals(nodes))) if workers.grows else workers.count
     wanted = min(most, n_units) - sum(there.values())
     if not workers.alone:
+        # The nodes' rooms together may be one more than this, which leaves a CPU for Ray Data's tasks.
         wanted = min(wanted, workers.room_in(list(free.values())))
     added: dict[str, Workers] = {}
     rooms = {node: workers.room_on(resources) for node, resources in free.items()}
+    # The largest rooms first, so that few groups hold all workers: each is a Ray Train run, whose start takes seconds.
+    # Ids break ties, or two looks at the same nodes could choose differently.
     for node, room in sorted(rooms.items(), key=lambda item: (-item[1], item[0])):
         may_have_more = node not in there or not (workers.alone or node in starting)
         count = min(room, wanted) if may_have_more else 0
@@ -161,6 +165,7 @@ def address_of(node_id: str) -> str:
 @contextmanager
 def scratch(store: RunStore) -> Iterator[str]:
     """A folder of the run for the length of a block, relative to it, with a probe file that workers look for."""
+    # A name of its own: a stage on spare workers runs beside another one.
     folder = SCRATCH + uuid.uuid4().hex[:8]
     store.write_bytes(f"{folder}/{PROBE}", b"")
     try:
@@ -198,6 +203,7 @@ def check_shared(store: RunStore, inputs: Mapping[str, str]) -> None:
     if len(nodes) < 2:
         return
     with scratch(store) as folder:
+        # Without a CPU, so that a node whose CPUs others hold answers as well.
         look = ray.remote(num_cpus=0, max_retries=0)(_unseen)
         signatures = {knob: (path, _signature(path)) for knob, path in inputs.items()}
         # By place in the list: several nodes may share an address.

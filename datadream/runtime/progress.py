@@ -203,6 +203,7 @@ class EventFile:
             unit=progress.noun,
             facts=progress.facts | progress.numbers,
         )
+        # The writing too, or the older of two contents could be the last.
         with self._lock:
             self._lines.append(json.dumps(event.to_json(), ensure_ascii=False))
             self._store.write_bytes(EVENTS, "".join(f"{line}\n" for line in self._lines).encode())

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray.exceptions import RayError, RayTaskError
+
+# Internal: by these alone Ray Train tells a process that died from an error of our code. Where a new Ray changes them,
+# tests/runtime/test_worker_groups.py fails.
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
@@ -27,6 +30,7 @@ def failure_of(error: BaseException) -> Failure:
     That Ray lost what the task had made is a passing fault.
     """
     cause = error
+    # One in another where a task waits for what another task makes.
     while isinstance(cause, RayTaskError):
         cause = cause.cause
     if cause is error:

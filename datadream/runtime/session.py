@@ -71,7 +71,7 @@ def room(config: ClusterConfig) -> tuple[Workers, str]:
     with ExitStack() as stack:
         if not _joined() and address is not None:
             _check_answers(address, "cluster.address" if config.address else "$RAY_ADDRESS")
-            stack.callback(ray.shutdown)
+            stack.callback(ray.shutdown)  # before the start, which may fail half-way
             _start(config)
         workers, most, _ = _cluster_room(config)
         return replace(workers, count=config.workers or max(1, most)), hardware(workers)["each"]
@@ -92,7 +92,7 @@ def connected(
     ours = not ray.is_initialized()
     with ExitStack() as stack:
         if ours:
-            stack.callback(ray.shutdown)
+            stack.callback(ray.shutdown)  # before the start, which may fail half-way
         with ThreadPoolExecutor(1) as thread:
             other = thread.submit(meanwhile)
             # On this thread and not on that one: Ray's processes die with the thread that started them.
@@ -111,6 +111,7 @@ def connected(
             wanted = wanted if n_units is None else min(wanted, n_units)
             stack.enter_context(asked_for(workers, max(wanted, config.min_workers)))
         slots = workers.room_in(await_nodes(workers, minutes))
+        # Where too few came in time, what is there decides; else `workers` may count on nodes that are yet to come.
         _check_room(config, workers, slots if slots < config.min_workers else max(slots, most), "the cluster")
         yield replace(workers, count=config.workers or slots, slots=slots, grows=config.workers is None)
 
@@ -212,6 +213,7 @@ def _cluster_room(config: ClusterConfig) -> tuple[Workers, int, float]:
     from datadream.runtime.nodes import living_nodes
 
     there, possible = [node["Resources"] for node in living_nodes()], possible_nodes()
+    # With those that may come: a head without GPUs must not make the stage settle on its CPUs.
     gpus = int(sum(node.get("GPU", 0) for node in [*there, *possible]))
     workers = Workers(1, config.threads_per_worker, _use_gpu(config, gpus), least=config.min_workers)
     minutes = config.wait_minutes
@@ -252,6 +254,7 @@ def _joined() -> bool:
 
 
 def _cores() -> int:
+    # Those that this process may use: containers and schedulers give fewer than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -84,6 +84,7 @@ def checkpoint_state(unit: Unit) -> list[str]:
     store = unit.store
     if not unit.checkpoints:
         return []
+    # fsspec's ukey: of what a file system knows of a file, such as its time or its ETag, without reading it.
     return [str(store.fs.ukey(path)) for path in sorted(store.fs.glob(store.path(unit.checkpoints)))]
 
 

@@ -26,6 +26,8 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.execution.callback import ControllerCallback
+
+# ray.train.data_parallel_trainer still has the one of Ray Train V1, which knows no replica groups.
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from datadream.run.store import RunStore
@@ -199,6 +201,7 @@ class _Group:
                 **storage,
             ),
         )
+        # daemon: `fit` of a run whose node is gone, with no other in its place, did not return within 100 s.
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
 
@@ -228,7 +231,7 @@ class _Group:
         try:
             self._trainer.fit()
         except (TrainingFailedError, RayError) as error:
-            self.error = error
+            self.error = error  # for the driver's thread, which says it
 
 
 class _Groups:
@@ -270,6 +273,7 @@ class _Groups:
             patience = SECONDS_TO_INTERRUPT
             raise
         finally:
+            # All at once, and waited for: what a group still holds is missing to the next stage.
             self._ending += [group.end(grace, patience) for group in self._groups]
             for thread in self._ending:
                 thread.join(grace + patience)
@@ -322,6 +326,7 @@ def _lease_and_work(loop: dict[str, Any]) -> None:
     """What every worker runs."""
     queue, how, workers = loop["queue"], loop["how"], loop["workers"]
     place, name = f"{loop['group']}/{ray.train.get_context().get_world_rank()}", uuid.uuid4().hex
+    # Ray starts another process also in a place that the queue has left out; returning is what ends it.
     if ray.get(queue.is_over.remote(place)):
         return
     notices = listen()
