@@ -37,6 +37,7 @@ class Cell:
     def few_shot(self) -> FewShotSet:
         """The run's real photos: the recorded shots, those of the run whose images it uses or that it
         extends, or newly sampled ones."""
+        # What is recorded comes first: the source may have changed since, and must not change the run.
         for store in (self.store, self.images):
             if store.exists(FEW_SHOT):
                 return FewShotSet.from_json(store.read_json(FEW_SHOT))

@@ -174,6 +174,8 @@ def record_config(store: RunStore, config: ExperimentConfig) -> None:
             CONFIG, {"config": values, "versions": library_versions()} | ({"methods": own} if own else {})
         )
         return
+    # Only where things lie is brought up to date. All else has been found equal, and the versions stay those that the
+    # run began with.
     record, now = store.read_json(CONFIG), flatten(values)
     moved = [knob for knob in (*LOCATIONS, *METHOD_KNOBS) if flatten(record["config"]).get(knob) != now[knob]]
     for knob in moved:

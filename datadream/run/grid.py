@@ -42,6 +42,7 @@ def _curve(config: ExperimentConfig, method: str, n_shots: int, seed: int) -> li
     most, *fewer = sorted(set(config.grid.images_per_class), reverse=True) or [config.generate.images_per_class]
     settings = [name for name in config.classify.settings if (name in SETTINGS_WITHOUT_IMAGES) == (method == "none")]
     own = {"method": method, "seed": seed, "data.n_shots": n_shots, "classify.settings": settings}
+    # Without the grid: a cell is a run of its own, which can be gone on with as such.
     own |= {"grid": GridConfig().model_dump()}
     name = f"{public_method(method).replace(':', '-')}-k{n_shots}-seed{seed}"
     whole = Cell(name, config.updated(own | {"generate.images_per_class": most}))

@@ -144,6 +144,8 @@ def progress_file(stage: str) -> str:
 
 def _absent(default: Any = None) -> Any:
     """A field that the file holds only where it has something to say."""
+    # Nulls would change the hash of a dataset.json that an older version wrote, by which `Cell.plan_hash` knows its
+    # images where it names no plan.
     return field(default=default, metadata={"absent": True})
 
 

@@ -69,6 +69,7 @@ class RunLock:
         self._loss: str | None = None
         self._owner_thread = threading.get_ident()
         self._stop = threading.Event()
+        # daemon: a process that ends without leaving the block must end, and its lock go stale.
         self._heartbeat = threading.Thread(target=self._renew_until_stopped, name="run-lock", daemon=True)
         self._acquire()
         try:
@@ -111,6 +112,7 @@ class RunLock:
             if _is_alive(found["pid"], found["started"]):
                 raise ValueError(self._refusal(found))
             return True
+        # The owner may have been started with a slower heartbeat than ours.
         seconds = SILENT_HEARTBEATS * max(self._seconds, found.get("heartbeat_seconds", 0.0))
         logger.info("%s: held by %s; watching its heartbeat for %.0f s", self._where, _owner_name(found), seconds)
         deadline, over = time.monotonic() + seconds, False
@@ -126,6 +128,8 @@ class RunLock:
 
     def _take_over(self, found: dict[str, Any]) -> bool:
         """Replace a dead owner's lock; False when another driver was quicker, or came after us."""
+        # Renamed over, never removed first: between removal and creation a third driver could create the file, and a
+        # late successor remove it again, so that two would hold the lock.
         try:
             if not self._store.replace_bytes(LOCK, self._encoded(), lambda: self._read() == found):
                 return False
@@ -169,8 +173,10 @@ class RunLock:
     def _release(self) -> None:
         """Remove the lock if it is ours; a folder where that cannot be done does not spoil the end of the work."""
         self._stop.set()
+        # ident: a thread that was not started cannot be joined.
         if self._heartbeat.ident is not None:  # a renewal under way would bring the file back
             self._heartbeat.join(timeout=SILENT_HEARTBEATS * self._seconds)
+        # Looked at once more: after a loss the file is the new owner's.
         try:
             if self._is_own(self._read()):
                 self._store.remove(LOCK)
@@ -239,6 +245,8 @@ def _process_start(pid: int) -> str:
 
     A process number alone would take a later process for the owner.
     """
+    # The 22nd of proc(5)'s fields. The second, the program's name, may hold blanks and brackets, so that what follows
+    # the last bracket is read, which begins with the third.
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

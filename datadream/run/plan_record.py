@@ -9,6 +9,7 @@ from datadream.run.store import RunStore
 def check_plan(store: RunStore, plan: str) -> None:
     """Raises ValueError when the chunks or the dataset that are there are of a plan with another hash."""
     for name, what in ((GENERATE_PLAN, "chunks"), (DATASET, "dataset")):
+        # Datasets of versions that recorded no plan are taken for this one's.
         theirs = store.read_json(name).get("plan", plan) if store.exists(name) else plan
         if theirs != plan:
             raise ValueError(
