@@ -43,13 +43,13 @@ def file_knobs(arguments: argparse.Namespace, options: Sequence[str] = ("run", "
 
 def config_of(arguments: argparse.Namespace, changes: dict[str, Any]) -> ExperimentConfig:
     """A recipe's, the run's own, or that of the run whose images it uses or which it extends, with changes."""
-    for option, config_of in (("--from", config_reusing), ("--extend", config_extending)):
+    for option, config_from in (("--from", config_reusing), ("--extend", config_extending)):
         if source := getattr(arguments, option.removeprefix("--"), None):
             if arguments.recipe:
                 raise ValueError(
                     f"--recipe {arguments.recipe} beside {option}: the knobs are those of run {source!r}."
                 )
-            return config_of(RunStore(source)).updated(changes)
+            return config_from(RunStore(source)).updated(changes)
     if arguments.recipe:
         return recipes.by_name(arguments.recipe, changes)
     saved = recorded_config(RunStore(arguments.run))
@@ -85,6 +85,7 @@ def _value(key: str, text: str) -> Any:
     """The value that a YAML text gives to a knob; raises ValueError where YAML would make of it what nobody meant."""
     if not text.strip():
         raise ValueError(f"{key} has no value. Write {key}=VALUE; null unsets a knob that can be unset.")
+    # json.dumps: a JSON text is a quoted YAML text; shlex.quote gets it through the shell.
     is_text = takes_text(ExperimentConfig, key)
     quoted = f"Quote it for YAML and the shell: {key}={shlex.quote(json.dumps(text, ensure_ascii=False))}."
     try:
