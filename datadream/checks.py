@@ -49,6 +49,7 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
     elif config.extends is not None and not store.exists(FEW_SHOT):  # begun, so that the other run may be gone
         check_extended(RunStore(config.extends), config)
     _say_new_classes(config, store, cells[0])
+    # Runs that have begun had theirs decoded then; what they read may be gone since.
     _check_photos([cell for cell in cells if not cell.store.exists(FEW_SHOT)])
     for cell in cells:
         check_selection(cell.few_shot, cell.config.classify)

@@ -127,6 +127,7 @@ class Driver:
         # An adapter of several classes is trained by all workers.
         if not missing or workers.shares_cores or any(unit.payload.n_classes > 1 for unit in missing):
             return None
+        # Not growing: a pool that grows takes all that is free, and what joins is for the training.
         count = workers.slots - min(workers.count, len(missing))
         return replace(workers, count=count, grows=False) if count > 0 else None
 
@@ -173,6 +174,7 @@ class Driver:
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         """The block's seconds, however it ends, add to those that earlier starts spent on the stage."""
+        # Added up in the file and not in memory: a stage may have been killed and started again many times.
         name, started = stage_seconds(stage), time.monotonic()
         before = StageSeconds.from_json(self._store.read_json(name)).seconds if self._store.exists(name) else 0.0
         try:
@@ -208,6 +210,7 @@ def driving(
         record_config(store, config)
         tracking = stack.enter_context(tracked(config, store))
         listeners: list[Listener] = [Terminal(), ProgressFile(store), EventFile(store), RayMetrics(), tracking]
+        # Before few_shot.json is written, which records the captions, and before any plan is.
         if any(cell.awaits_captions for cell in cells):
             caption_shots(store, cells, config, workers, listeners)
             adapters = units_of(cells)  # a method of the user's may train with captions
@@ -215,6 +218,7 @@ def driving(
             record_config(cell.store, cell.config)
             if not cell.store.exists(FEW_SHOT):
                 told = intake(cell.dataset, cell.few_shot)
+                # few_shot.json comes last: where it is there, the rest of this is not done again.
                 cell.store.write_json(INTAKE, told)
                 if cell is cells[0]:  # the others of a table have the same photos
                     log.info("%s", "\n".join(intake_lines(told)))

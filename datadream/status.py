@@ -34,6 +34,7 @@ class StageStatus:
     unit: str
     running: str = ""
     """What the stage said last, if it runs now or was killed."""
+    # Not compared: that a line grew older is no news for `watched`.
     seconds_ago: float = field(default=0.0, compare=False)
     """When it said so."""
 

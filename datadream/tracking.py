@@ -112,6 +112,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def table(self, name: str, rows: Sequence[Row]) -> None:
+        # TensorBoard has no tables, but shows text as Markdown.
         lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
         self._writer.add_text(name, "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
 
@@ -125,6 +126,8 @@ class WeightsAndBiases:
     def __init__(self, config: ExperimentConfig, store: RunStore) -> None:
         import wandb
 
+        # id and resume: a run that goes on continues its curves. The id is a hash, for a location may hold names and
+        # secrets.
         self._wandb = wandb
         self._run = wandb.init(
             project=config.tracking.project,

@@ -53,6 +53,7 @@ def local_inputs(config: ExperimentConfig) -> dict[str, str]:
 
 
 def _absolute(knob: str, value: str) -> str:
+    # URLs, fsspec's chains of them, and scikit-learn's digits, also where a folder is called so.
     if "://" in value or "::" in value or value == "digits":
         return value
     scheme = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""

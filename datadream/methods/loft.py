@@ -36,6 +36,7 @@ def plan(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
             ((one, 0.5), (other, 0.5)) for one, other in combinations(names, 2)
         ]
         mixtures = mixtures or [((names[0], 1.0),)]
+        # In their own order, the first images would all be of pairs with the first photo.
         order = np.random.default_rng(derive_seed(config.seed, "pairs", label)).permutation(len(mixtures))
         images += taking_turns([replace(series, adapters=mixtures[place]) for place in order], config)
         adapters += specs
