@@ -38,7 +38,7 @@ def needs(runs: Sequence[Planned], cluster: Cluster) -> str:
     configs = [run.config for run in runs]
     if cluster.gpu is None and not all(map(is_embedded, configs)):
         cluster = ASSUMED
-    lines = {"weights": _generators(runs) + _classifiers(configs), "photos": _photos(configs)}
+    lines = {"weights": _weights(runs), "photos": _photos(configs)}
     lines |= {"work": [f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {cluster}", *_work(runs, cluster)]}
     return "\n".join(
         f"{name if number == 0 else '':<9}{line}".rstrip()
@@ -47,14 +47,23 @@ def needs(runs: Sequence[Planned], cluster: Cluster) -> str:
     )
 
 
-def _generators(runs: Iterable[Planned]) -> list[str]:
-    """The image generators, and where they are."""
+def _weights(runs: Iterable[Planned]) -> list[str]:
+    """The image generators and the CLIPs, and where they are."""
     models = {
         (run.config.diffusion.model, run.config.diffusion.revision)
         for run in runs
         if run.config.method != "none" and not run.takes_images
     }
-    return [f"{model}: {_where(model, revision)}" for model, revision in sorted(models, key=str)]
+    clips = {(run.config.classify.model, run.config.classify.pretrained) for run in runs}
+    # By their text, since a revision or a tag may be None, which does not compare with a text.
+    return [
+        *(f"{model}: {_where(model, revision)}" for model, revision in sorted(models, key=str)),
+        # What open_clip downloads by the name of weights is open to everybody.
+        *(
+            f"{model}: weights {tag}, downloaded by open_clip" if tag else f"{model}: {_where(model, None)}"
+            for model, tag in sorted(clips, key=str)
+        ),
+    ]
 
 
 def _where(model: str, revision: str | None) -> str:
@@ -74,27 +83,22 @@ def _where(model: str, revision: str | None) -> str:
     return "on the Hub, for those who accept its conditions there and log in" if gated else "on the Hub, for everybody"
 
 
-def _classifiers(configs: Iterable[ExperimentConfig]) -> list[str]:
-    """The CLIPs. What open_clip downloads by the name of weights is open to everybody."""
-    clips = {(config.classify.model, config.classify.pretrained) for config in configs}
-    return [
-        f"{model}: weights {tag}, downloaded by open_clip" if tag else f"{model}: {_where(model, None)}"
-        for model, tag in sorted(clips, key=str)
-    ]
-
-
 def _photos(configs: Iterable[ExperimentConfig]) -> list[str]:
     """Each data set with its layout, and whether it is there."""
     sources = {(config.data.dataset, config.data.source) for config in configs}
-    return [_layout(name, source) if name else source for name, source in sorted(sources, key=str)]
-
-
-def _layout(name: KnownDataset, source: str) -> str:
-    known = KNOWN[name]
-    if place := place_of(name, source):
-        return f"{known.title}: in {place.root}"
-    layout = f"{known.folders[0]}/ with {known.photos[0]}/" + (f", {known.needs}" if known.needs != "nothing" else "")
-    return f"{known.title}: not in {source}. Unpack it there as {layout}; {known.url}"
+    lines = []
+    for name, source in sorted(sources, key=str):
+        if not name:
+            lines.append(source)
+            continue
+        known = KNOWN[name]
+        if place := place_of(name, source):
+            lines.append(f"{known.title}: in {place.root}")
+            continue
+        beside = f", {known.needs}" if known.needs != "nothing" else ""
+        layout = f"{known.folders[0]}/ with {known.photos[0]}/{beside}"
+        lines.append(f"{known.title}: not in {source}. Unpack it there as {layout}; {known.url}")
+    return lines
 
 
 def place_of(name: KnownDataset, source: str) -> Place | None:
@@ -107,7 +111,13 @@ def _work(runs: Sequence[Planned], cluster: Cluster) -> list[str]:
     """Memory, disk and hours of each stage over all runs."""
     stages: dict[str, list[Stage]] = {name: [] for name in NAMES}
     for run in runs:
-        for stage in stages_of(imagined(run.config, _n_classes(run.config)), cluster):
+        data = run.config.data
+        # Of the sets of the paper the published number: they need not be there yet.
+        if data.dataset is None:
+            n_classes = len(open_dataset(data).class_names)
+        else:
+            n_classes = KNOWN[data.dataset].official_counts.classes
+        for stage in stages_of(imagined(run.config, n_classes), cluster):
             if not (run.takes_images and stage.name in MAKE_IMAGES):
                 stages[stage.name].append(stage)
     lines = []
@@ -121,9 +131,3 @@ def _work(runs: Sequence[Planned], cluster: Cluster) -> list[str]:
     total = sum(stage.seconds for stage in every) / 3600, sum(stage.n_bytes for stage in every) / 1e9
     lines.append(f"{'all':<9}{total[0]:>9,.1f} hours{total[1]:>9,.1f} GB of disk")
     return [*lines, "as `datadream plan` models them, which says for each run how far they may be wrong"]
-
-
-def _n_classes(config: ExperimentConfig) -> int:
-    if config.data.dataset is None:
-        return len(open_dataset(config.data).class_names)
-    return KNOWN[config.data.dataset].official_counts.classes

@@ -20,7 +20,9 @@ def report(cells: Sequence[Cell], cluster: Cluster, price: float | None = None) 
 
     def row(name: str, units: str, seconds: float, memory: str, n_bytes: float, useful: str) -> list[str]:
         cost = [] if price is None else [f"{seconds / 3600 * cluster.workers * price:,.2f}"]
-        return [name, units, _hours(seconds), *cost, memory, _disk(n_bytes), useful]
+        hours = f"{seconds / 3600:.3f}" if seconds < 3600 else f"{seconds / 3600:,.2f}"
+        disk = f"{n_bytes / GB:,.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.1f} MB"
+        return [name, units, hours, *cost, memory, disk, useful]
 
     head = ["stage", "units", "hours", *([] if price is None else ["cost"]), "memory of a worker", "disk", "scales to"]
     rows = [
@@ -76,14 +78,6 @@ def _uncounted(config: ExperimentConfig, cluster: Cluster) -> Iterator[str]:
 
 def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.3f}" if seconds < 3600 else f"{seconds / 3600:,.2f}"
-
-
-def _disk(n_bytes: float) -> str:
-    return f"{n_bytes / GB:,.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.1f} MB"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -151,11 +151,10 @@ def add_classes(old: FewShotSet, dataset: Dataset, seed: int, prompt: str) -> Fe
         raise ValueError("data.source has no class that the run which is extended lacks. Add folders of photos.")
     names, n_old = old.class_names + new, len(old.class_names)
     label_of = {name: label for label, name in enumerate(names)}
-
-    def relabelled(photos: Sequence[Photo]) -> tuple[Photo, ...]:
-        return tuple(Photo(photo.key, label_of[dataset.class_names[photo.label]]) for photo in photos)
-
-    pool, val, test = map(relabelled, (dataset.pool, dataset.val, dataset.test))
+    pool, val, test = (
+        tuple(Photo(photo.key, label_of[dataset.class_names[photo.label]]) for photo in photos)
+        for photos in (dataset.pool, dataset.val, dataset.test)
+    )
     grown = sample_shots(replace(dataset, class_names=names, pool=pool, val=val, test=test), old.n_shots, seed, prompt)
     return replace(
         grown,
@@ -209,23 +208,23 @@ def _look_alikes(
     photos: Sequence[Photo], others: Sequence[Photo], prints: Mapping[str, Fingerprint]
 ) -> list[tuple[str, str]]:
     """Photos that look like another, each with the first such one."""
-    (keys, looks), (other_keys, other_looks) = (_looks(each, prints) for each in (photos, others))
+    sets = []
+    for part in (photos, others):
+        told = {
+            photo.key: look.to_bytes(32, "big")
+            for photo in part
+            # A blank picture looks like every other.
+            if (look := prints[photo.key].look) is not None and look.bit_count() > SAME_LOOK_BITS
+        }
+        # Of bits, for the popcount below: their order in a word does not matter.
+        sets.append((list(told), np.frombuffer(b"".join(told.values()), np.uint64).reshape(-1, 4)))
+    (keys, looks), (other_keys, other_looks) = sets
     found = []
     for start in range(0, len(keys) if other_keys else 0, COMPARED_AT_ONCE):
         some = looks[start : start + COMPARED_AT_ONCE, None]
         near = np.bitwise_count(some ^ other_looks).sum(axis=2, dtype=np.int16) <= SAME_LOOK_BITS
         found += [(keys[start + row], other_keys[near[row].argmax()]) for row in np.flatnonzero(near.any(axis=1))]
     return found
-
-
-def _looks(photos: Sequence[Photo], prints: Mapping[str, Fingerprint]) -> tuple[list[str], np.ndarray]:
-    """Keys of photos that a look tells apart, and the looks, uint64 [n, 4]. A blank picture looks like every other."""
-    told = {
-        photo.key: look.to_bytes(32, "big")
-        for photo in photos
-        if (look := prints[photo.key].look) is not None and look.bit_count() > SAME_LOOK_BITS
-    }
-    return list(told), np.frombuffer(b"".join(told.values()), np.uint64).reshape(-1, 4)
 
 
 def _shuffled(photos: Sequence[Photo], seed: int, stage: str, label: int) -> list[Photo]:

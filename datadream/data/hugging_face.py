@@ -31,8 +31,12 @@ def is_saved(folder: Path) -> bool:
         return True
     below = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     parts = [path for path in below if part_of(path.name)]
-    if any(_has_metadata(place) for place in (folder, *parts)):
-        return True
+    for place in (folder, *parts):
+        # Labels in a file beside the photos; where no photo is beside it, it does not speak of these folders.
+        if any((place / f"metadata.{suffix}").is_file() for suffix in ("csv", "jsonl", "parquet")) and any(
+            path.suffix.lower() in IMAGE_SUFFIXES for path in place.iterdir()
+        ):
+            return True
     has_rows = any(next(place.glob("*.parquet"), None) for place in (folder, folder / "data", *parts))
     return has_rows and all(path.name == "data" or path in parts for path in below)
 
@@ -124,10 +128,3 @@ def _two_columns(location: str, rows: Any) -> Any:
             raise ValueError(f"data.source {location!r} has no column of {what} (it has: {', '.join(features)}).")
     rows = rows.select_columns([images[0], labels[0]]).rename_columns({images[0]: IMAGE, labels[0]: LABEL})
     return rows.cast_column(IMAGE, datasets.Image(decode=False))
-
-
-def _has_metadata(folder: Path) -> bool:
-    """Whether the labels of photos are in a file beside them."""
-    if not any((folder / f"metadata.{suffix}").is_file() for suffix in ("csv", "jsonl", "parquet")):
-        return False
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())

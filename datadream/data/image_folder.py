@@ -46,7 +46,14 @@ def list_photos(fs: fsspec.AbstractFileSystem, root: str) -> Listing:
             for name in sorted(own)
             for path in sorted(_photos(fs, own[name], listing))
         ]
-    _check_filled(listing, classes)
+    filled = {label for _, label in listing.keys["pool"]}
+    for name, label in labels.items():
+        if label not in filled:
+            left_out = ", ".join(f"{count} {reason}" for reason, count in listing.left_out.items())
+            raise ValueError(
+                f"class folder {classes[name]!r} holds no image (left out: {left_out or 'nothing'}): "
+                f"need {', '.join(IMAGE_SUFFIXES)} files. Add photos or remove the folder."
+            )
     return listing
 
 
@@ -138,14 +145,3 @@ def _check_name(path: str) -> None:
     except UnicodeEncodeError:
         shown = path.encode(errors="surrogateescape").decode(errors="replace")
         raise ValueError(f"the name of {shown!r} is not in UTF-8. Rename it.") from None
-
-
-def _check_filled(listing: Listing, classes: dict[str, str]) -> None:
-    filled = {label for _, label in listing.keys["pool"]}
-    for label, name in enumerate(listing.class_names):
-        if label not in filled:
-            left_out = ", ".join(f"{count} {reason}" for reason, count in listing.left_out.items())
-            raise ValueError(
-                f"class folder {classes[name]!r} holds no image (left out: {left_out or 'nothing'}): "
-                f"need {', '.join(IMAGE_SUFFIXES)} files. Add photos or remove the folder."
-            )

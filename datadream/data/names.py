@@ -25,7 +25,10 @@ def readable_names(folders: Sequence[str], names: str | None) -> tuple[str, ...]
     if unknown := sorted(told.keys() - set(folders)):
         raise ValueError(f"data.names {names!r} names {unknown[0]!r}, which no class folder is called.")
     if any(WORDNET_ID.fullmatch(folder) for folder in folders):
-        told = _imagenet_names() | told
+        # open_clip has the names that CLIP's authors wrote, in the order of the classes; it takes seconds to import.
+        from open_clip import IMAGENET_CLASSNAMES
+
+        told = dict(zip(imagenet_ids(), IMAGENET_CLASSNAMES, strict=True)) | TOLD_APART | told
     found = tuple(told.get(folder) or " ".join(folder.replace("_", " ").split()) for folder in folders)
     for index, name in enumerate(found):
         if (first := found.index(name)) != index:
@@ -57,10 +60,3 @@ def imagenet_wordnet() -> dict[str, str]:
 
     info = ImageNetInfo("imagenet-1k")
     return {name: info.label_name_to_description(name).split(",")[0] for name in info.label_names()}
-
-
-def _imagenet_names() -> dict[str, str]:
-    # open_clip has the names that CLIP's authors wrote, in the order of the classes; it takes seconds as well.
-    from open_clip import IMAGENET_CLASSNAMES
-
-    return dict(zip(imagenet_ids(), IMAGENET_CLASSNAMES, strict=True)) | TOLD_APART

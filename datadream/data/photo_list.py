@@ -8,7 +8,7 @@ import json
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,13 @@ def list_rows(fs: fsspec.AbstractFileSystem, path: str) -> Listing:
     """
     name, folder = posixpath.basename(path), posixpath.dirname(path)
     rows = list(_rows(name, list_entries(fs, path)))
-    parts = [_part(name, row) for row in rows]
+    parts = []
+    for row in rows:
+        part = "pool" if row.split is None else part_of(row.split)
+        if part is None:
+            hint = nearest(row.split or "", ["train", "val", "test"])
+            raise _wrong(name, row, f"split {row.split!r} is unknown. {hint}")
+        parts.append(part)
     keys = _keys(name, folder, rows)
     labels = {label: number for number, label in enumerate(sorted({row.label for row in rows}))}
     if len(labels) < 2:
@@ -68,17 +74,14 @@ def list_rows(fs: fsspec.AbstractFileSystem, path: str) -> Listing:
 def list_entries(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a list, each with its number and its values by column, in small letters; raises ValueError naming
     the first that is none."""
-    name, text = posixpath.basename(path), _text(fs, path)
+    name = posixpath.basename(path)
+    try:
+        text = fs.cat_file(path).decode("utf-8-sig")  # Excel begins a file with a mark
+    except UnicodeDecodeError:
+        raise ValueError(f"list {name!r} is not in UTF-8. Save it as UTF-8.") from None
     entries = _json_entries(name, text) if name.lower().endswith(".jsonl") else _csv_entries(name, text)
     for number, entry in entries:
         yield number, {column.strip().lower(): value for column, value in entry.items()}
-
-
-def _text(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    try:
-        return fs.cat_file(path).decode("utf-8-sig")  # Excel begins a file with a mark
-    except UnicodeDecodeError:
-        raise ValueError(f"list {posixpath.basename(path)!r} is not in UTF-8. Save it as UTF-8.") from None
 
 
 def _rows(name: str, entries: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Row]:
@@ -86,17 +89,14 @@ def _rows(name: str, entries: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[
     for number, found in entries:
         # Of JSON every row has its own names; they are taken to be those of the first.
         columns = columns or _columns(name, list(found))
-        path, label, split = (_cell(found, column) for column in columns)
+        cells = (found.get(column) if column else None for column in columns)
+        # As text: JSON has numbers for labels, and null where a CSV has nothing.
+        path, label, split = ("" if value is None else str(value).strip() for value in cells)
         row = Row(number, path, unicodedata.normalize("NFC", label), split if columns[2] else None)
         for what, value in (("path", row.path), ("class", row.label)):
             if not value:
                 raise _wrong(name, row, f"the {what} is {value!r}, and every photo needs one. Fill it in.")
         yield row
-
-
-def _cell(found: Mapping[str, Any], column: str | None) -> str:
-    value = found.get(column) if column else None
-    return "" if value is None else str(value).strip()
 
 
 def _columns(name: str, found: Sequence[str]) -> tuple[str | None, ...]:
@@ -134,15 +134,6 @@ def _json_entries(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(entry, dict):
                 raise ValueError(f"list {name!r}, row {number}: {line.strip()[:60]!r} is no JSON object.")
             yield number, entry
-
-
-def _part(name: str, row: Row) -> str:
-    part = "pool" if row.split is None else part_of(row.split)
-    if part is None:
-        raise _wrong(
-            name, row, f"split {row.split!r} is unknown. {nearest(row.split or '', ['train', 'val', 'test'])}"
-        )
-    return part
 
 
 def _keys(name: str, folder: str, rows: Sequence[Row]) -> list[str]:

@@ -127,10 +127,9 @@ def from_webdataset(data: bytes) -> list[ImageRecord]:
 
 def stream_images(file: IO[bytes], dataset_format: str) -> Iterator[tuple[str, int, bytes]]:
     """Key, label and encoded image of each row of a shard, a few at a time; reads no further than it is asked to."""
-    yield from {"parquet": _parquet_images, "webdataset": _webdataset_images}[dataset_format](file)
-
-
-def _parquet_images(file: IO[bytes]) -> Iterator[tuple[str, int, bytes]]:
+    if dataset_format == "webdataset":
+        yield from _webdataset_images(file)
+        return
     for batch in pq.ParquetFile(file).iter_batches(SMALL_BATCH, columns=["image", "label"]):
         for row in batch.to_pylist():
             yield row["image"]["path"].rpartition(".")[0], row["label"], row["image"]["bytes"]

@@ -80,7 +80,17 @@ def load_sets() -> dict[str, PaperSet]:
 @cache
 def load_tables() -> dict[str, Table]:
     """The papers' tables by name, such as paper/table1."""
-    return {name: _table(content) for name, content in _content()["tables"].items()}
+    tables = {}
+    for name, content in _content()["tables"].items():
+        sets = tuple(content["sets"])
+        own = {
+            "sets": sets,
+            "rows": {row: _row(printed, sets) for row, printed in content["rows"].items()},
+            "protocol": content["protocol"].strip(),
+            "claims": tuple(content.get("claims", ())),
+        }
+        tables[name] = Table(**content | own)
+    return tables
 
 
 @cache
@@ -88,29 +98,17 @@ def _content() -> dict[str, Any]:
     return yaml.safe_load(files(__package__).joinpath("figures.yaml").read_text())
 
 
-def _table(content: dict[str, Any]) -> Table:
-    sets = tuple(content["sets"])
-    rows = {name: _row(row, sets) for name, row in content["rows"].items()}
-    own = {
-        "sets": sets,
-        "rows": rows,
-        "protocol": content["protocol"].strip(),
-        "claims": tuple(content.get("claims", ())),
-    }
-    return Table(**content | own)
-
-
 def _row(content: dict[str, Any], sets: tuple[str, ...]) -> Row:
     figures: dict[str, dict[str, Published]] = {}
     average = {}
     for setting, printed in content["figures"].items():
-        values = [_published(text) for text in str(printed or "").split()]
+        values = []
+        # As text: YAML reads a row with a single figure as a number, and one with none as null.
+        for text in str(printed or "").split():
+            mean, _, sd = text.partition("±")
+            values.append(Published(float(mean), float(sd) if sd else None, text))
+        # Not strict: one value more is the paper's average, and a row may be printed for the first sets alone.
         figures[setting] = dict(zip(sets, values, strict=False))
         if len(values) > len(sets):
             average[setting] = values[-1]
     return Row(**content | {"figures": figures, "average": average})
-
-
-def _published(text: str) -> Published:
-    mean, _, sd = text.partition("±")
-    return Published(float(mean), float(sd) if sd else None, text)

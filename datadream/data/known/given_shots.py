@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
 
 import fsspec
 
@@ -35,26 +34,23 @@ def given_shots(fs: fsspec.AbstractFileSystem, root: str, folder: str, listing: 
             "data.source."
         )
     shots = []
-    for name in _class_folders(place, folder):
-        label = labels.get(_words(name))
-        if label is None:
-            raise ValueError(
-                f"data.shots {folder!r} has a folder {name!r}, which is no class of data.dataset. Rename it."
-            )
-        shots += [(f"{folder}/{name}/{photo}", label) for photo in place.images(f"{folder}/{name}")]
+    for outer in place.folders(folder):
+        # The class F-16A/B makes a folder in a folder: what holds photos is a class, at either depth.
+        for name in (outer, *(f"{outer}/{inner}" for inner in place.folders(f"{folder}/{outer}"))):
+            if not (photos := place.images(f"{folder}/{name}")):
+                continue
+            label = labels.get(_words(name))
+            if label is None:
+                raise ValueError(
+                    f"data.shots {folder!r} has a folder {name!r}, which is no class of data.dataset. Rename it."
+                )
+            shots += [(f"{folder}/{name}/{photo}", label) for photo in photos]
     if without := sorted(set(range(len(listing.class_names))) - {label for _, label in shots}):
         raise ValueError(
             f"data.shots {folder!r} has no photo for {len(without)} of {len(listing.class_names)} classes, the first "
             f"is {listing.class_names[without[0]]!r}. Add its folder."
         )
     return shots
-
-
-def _class_folders(place: Place, folder: str) -> Iterator[str]:
-    """Folders with photos in them; the class F-16A/B makes a folder in a folder."""
-    for name in place.folders(folder):
-        below = [f"{name}/{each}" for each in place.folders(f"{folder}/{name}")]
-        yield from (each for each in (name, *below) if place.images(f"{folder}/{each}"))
 
 
 def _labels(listing: Listing) -> dict[frozenset[str], int]:

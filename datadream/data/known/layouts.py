@@ -43,14 +43,14 @@ def coop_split(place: Place, file: str, paths_from: str = ".") -> Listing:
 
 def pets(place: Place) -> Listing:
     """annotations/trainval.txt and test.txt: "Abyssinian_100 1 1 1"; the class is what stands before the number."""
-
-    def photos(text: str) -> Labelled:
-        for line in _lines(text):
-            name = line.split()[0]
-            yield f"{place.photos}/{name}.jpg", name.rpartition("_")[0].lower()
-
-    parts = {"pool": "annotations/trainval.txt", "test": "annotations/test.txt"}
-    return _listing({part: photos(place.text(file)) for part, file in parts.items()})
+    files = {"pool": "annotations/trainval.txt", "test": "annotations/test.txt"}
+    parts = {part: [line.split()[0] for line in _lines(place.text(file))] for part, file in files.items()}
+    return _listing(
+        {
+            part: [(f"{place.photos}/{name}.jpg", name.rpartition("_")[0].lower()) for name in names]
+            for part, names in parts.items()
+        }
+    )
 
 
 def cars(place: Place) -> Listing:
@@ -83,11 +83,13 @@ def flowers(place: Place) -> Listing:
 
 def food(place: Place) -> Listing:
     """meta/train.json and test.json: {"apple_pie": ["apple_pie/1005649", ...], ...}."""
-
-    def photos(found: Mapping[str, Sequence[str]]) -> Labelled:
-        return [(f"{place.photos}/{path}.jpg", name) for name, paths in found.items() for path in paths]
-
-    return _listing({"pool": photos(place.json("meta/train.json")), "test": photos(place.json("meta/test.json"))})
+    parts = {"pool": place.json("meta/train.json"), "test": place.json("meta/test.json")}
+    return _listing(
+        {
+            part: [(f"{place.photos}/{path}.jpg", name) for name, paths in found.items() for path in paths]
+            for part, found in parts.items()
+        }
+    )
 
 
 def aircraft(place: Place) -> Listing:
@@ -120,11 +122,13 @@ def sun(place: Place) -> Listing:
 
 def textures(place: Place) -> Listing:
     """The first of ten splits, labels/train1.txt, val1.txt and test1.txt: "banded/banded_0002.jpg"."""
-
-    def photos(text: str) -> Labelled:
-        return [(f"{place.photos}/{path}", posixpath.dirname(path)) for path in _lines(text)]
-
-    return _listing({part: photos(place.text(f"labels/{name}1.txt")) for part, name in PARTS.items()})
+    parts = {part: _lines(place.text(f"labels/{name}1.txt")) for part, name in PARTS.items()}
+    return _listing(
+        {
+            part: [(f"{place.photos}/{path}", posixpath.dirname(path)) for path in paths]
+            for part, paths in parts.items()
+        }
+    )
 
 
 def class_folders(place: Place, names: Mapping[str, str], ignored: Sequence[str] = ()) -> Listing:

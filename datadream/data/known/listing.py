@@ -31,8 +31,7 @@ def list_known(fs: fsspec.AbstractFileSystem, root: str, known: KnownSet) -> Lis
             f"{', '.join(known.folders)}. Set data.source to where it was unpacked; get it at {known.url} ({GUIDE})."
         )
     listing, counts = _read(place, known)
-    _check_parts(known, listing)
-    _check_counts(known, listing, counts)
+    _check_listing(known, listing, counts)
     listing.left_out += _check_files(known, place, listing)
     inside = posixpath.relpath(place.root, posixpath.normpath(root))
     listing.keys = {
@@ -68,9 +67,9 @@ def _read(place: Place, known: KnownSet) -> tuple[Listing, Counts]:
     return listing, known.official_counts
 
 
-def _check_parts(known: KnownSet, listing: Listing) -> None:
+def _check_listing(known: KnownSet, listing: Listing, published: Counts) -> None:
     """Raises ValueError where a photo is listed twice, so that training, validation and test photos never overlap,
-    or is outside of the data set."""
+    or is outside of the data set, and where the numbers are not the published ones."""
     first: dict[str, str] = {}
     for part, photos in listing.keys.items():
         for path, _ in photos:
@@ -80,9 +79,6 @@ def _check_parts(known: KnownSet, listing: Listing) -> None:
                     f"{known.title}: photo {path!r} of {part} is {where}. Get the file of its split again ({GUIDE})."
                 )
             first[path] = part
-
-
-def _check_counts(known: KnownSet, listing: Listing, published: Counts) -> None:
     found = Counts(len(listing.class_names), *(len(listing.keys.get(part, ())) for part in ("pool", "val", "test")))
     if found != published:
         raise ValueError(
