@@ -78,7 +78,11 @@ class Suite:
         if not self._seeds:
             raise ValueError("no seeds: a suite needs one at least, such as --seeds 0,1,2.")
         self._changes = dict(changes or {})
-        recipes = [each for asked in self._asked.values() for each in self._with_sources(asked)]
+        recipes: list[str] = []
+        for each in self._asked.values():
+            # Runs are carried out in this order: the one that generates the images comes before what takes them.
+            source = reproductions()[each.run].images_of
+            recipes += [each.run] if source is None else [source, each.run]
         self.runs = [self._run(recipe, seed) for recipe in dict.fromkeys(recipes) for seed in self._seeds]
 
     def check(self) -> None:
@@ -89,7 +93,7 @@ class Suite:
         for run in sorted(self.runs, key=lambda run: run.config.method == "none"):
             # The images of another run, which it is to be trained on, may not be there yet.
             is_begun = self.store.child(run.name).exists(CONFIG)
-            experiment = self._experiment(run, self._final_config(run) if is_begun else run.config)
+            experiment = self._experiment(run, takes_images=is_begun)
             photos = run.config.data, run.seed, run.config.grid.n_shots
             try:
                 if photos in looked_at:
@@ -113,7 +117,7 @@ class Suite:
             try:
                 if run.images_of in failed:
                     raise RuntimeError(f"it takes the images of {run.images_of}, which failed")
-                self._experiment(run, self._final_config(run)).run()
+                self._experiment(run).run()
             except Exception as error:  # whatever it is, it is this run's alone
                 # Ray's text for a task's error is the whole remote traceback; `cause` is what the task raised.
                 failed[run.name] = str(getattr(error, "cause", None) or error) or type(error).__name__
@@ -140,8 +144,7 @@ class Suite:
         """Where the figures of a recipe stand, and the runs that they come from."""
         cells = []
         for seed in self._seeds:
-            run = self._run(each.run, seed)
-            experiment = self._experiment(run, self._final_config(run))
+            experiment = self._experiment(self._run(each.run, seed))
             cells += [(cell.store, cell.config) for cell in cells_of(experiment.config, experiment.store)]
         name = asked.removesuffix(f"/{each.row}").removesuffix(f"/{each.dataset}")
         return Place(name=name, table=each.table, dataset=each.dataset, row=each.row, cells=cells)
@@ -163,23 +166,17 @@ class Suite:
                     "were unpacked. Set data.source=FOLDER, choose others with --datasets, or see --check."
                 )
 
-    def _with_sources(self, each: Reproduction) -> list[str]:
-        """The recipe to run, after the one whose images it needs."""
-        source = reproductions()[each.run].images_of
-        return [each.run] if source is None else [source, each.run]
-
     def _run(self, recipe: str, seed: int) -> SuiteRun:
         each = reproductions()[recipe]
         changes = self._changes | {"seed": seed}
         images_of = _run_name(each.images_of, seed) if each.images_of else None
         return SuiteRun(recipe, seed, by_name(recipe).updated(changes), images_of)
 
-    def _final_config(self, run: SuiteRun) -> ExperimentConfig:
-        if run.images_of is None:
-            return run.config
-        return run.config.updated({"images_from": self.store.child(run.images_of).url})
-
-    def _experiment(self, run: SuiteRun, config: ExperimentConfig) -> Experiment:
+    def _experiment(self, run: SuiteRun, takes_images: bool = True) -> Experiment:
+        """A run in its folder; without `takes_images`, as it would be with images of its own."""
+        config = run.config
+        if takes_images and run.images_of is not None:
+            config = config.updated({"images_from": self.store.child(run.images_of).url})
         return Experiment(config, self.store.child(run.name).url)
 
 
@@ -191,6 +188,7 @@ def _chosen(name: str, datasets: Sequence[str], methods: Sequence[str]) -> dict[
     """The recipes at and below a name, of these data sets and rows."""
     rows = below(name)
     if not rows:
+        # Of every recipe the names above it, which are suites; none has nine parts.
         parents = {"/".join(parts[:n]) for recipe in reproductions() if (parts := recipe.split("/")) for n in range(9)}
         raise ValueError(f"unknown suite {name!r}. {nearest(name, sorted(parents - {''}))}".strip())
     for what, asked, known in (

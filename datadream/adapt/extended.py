@@ -32,16 +32,16 @@ def take_adapters(cell: Cell, units: Sequence[Unit[AdapterSpec]]) -> None:
     there = [replace(unit, run_url=theirs.url) for unit in missing if unit.marker in files]
     damaged = find_damaged(there)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-        equal = list(threads.map(_is_equal, there))
-        taken = [unit for unit, same in zip(there, equal, strict=True) if same and unit not in damaged]
+        markers = list(threads.map(lambda unit: AdapterMarker.from_json(unit.store.read_json(unit.marker)), there))
+        taken = [
+            unit
+            for unit, marker in zip(there, markers, strict=True)
+            # By hash: the marker's specification was JSON, where tuples are lists.
+            if spec_hash(marker.spec) == spec_hash(asdict(unit.payload)) and unit not in damaged
+        ]
         list(threads.map(partial(_copy, theirs, cell.store, files), taken))
     if taken:
         log.info("adapt: %d adapters of run %r are taken", len(taken), theirs.name)
-
-
-def _is_equal(unit: Unit[AdapterSpec]) -> bool:
-    marker = AdapterMarker.from_json(unit.store.read_json(unit.marker))
-    return spec_hash(marker.spec) == spec_hash(asdict(unit.payload))
 
 
 def _copy(theirs: RunStore, ours: RunStore, files: set[str], unit: Unit[AdapterSpec]) -> None:

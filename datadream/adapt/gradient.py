@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
@@ -23,7 +21,10 @@ class LossGradient:
         self._pipeline, self._lora = pipeline, lora
         # The noise levels that the pipeline was trained with, whatever sampler its folder names.
         self._noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self._target = _target_of(self._noise_schedule)
+        kind = self._noise_schedule.config.prediction_type
+        if kind not in ("epsilon", "v_prediction"):
+            raise ValueError(f"the pipeline's scheduler has prediction_type {kind!r}: need epsilon or v_prediction.")
+        self._predicts_v = kind == "v_prediction"
 
     def __call__(
         self, clean: Tensor, noise: Tensor, times: Tensor, weights: Tensor, token_ids: Tensor, rows: Tensor | None
@@ -42,19 +43,10 @@ class LossGradient:
             predicted = pipeline.unet(
                 noisy.to(dtype), times, encoded, cross_attention_kwargs=shared, return_dict=False
             )[0]
+        target = self._noise_schedule.get_velocity(clean, noise, times) if self._predicts_v else noise
         # The loss in fp32: bf16 has too few digits for sums of squares.
-        error = predicted.float() - self._target(clean, noise, times)
+        error = predicted.float() - target
         of_samples = error.square().flatten(1).mean(dim=1) * weights
         losses = of_samples.reshape(len(self._lora.weights), -1).sum(dim=1)
         parts = torch.autograd.grad(losses.sum(), self._lora.parts)
         return losses.detach(), torch.cat([part.flatten(1) for part in parts], dim=1)
-
-
-def _target_of(schedule: DDPMScheduler) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """What the UNet is to predict from (clean, noise, times); raises ValueError for an unknown prediction type."""
-    kind = schedule.config.prediction_type
-    if kind == "epsilon":
-        return lambda clean, noise, times: noise
-    if kind == "v_prediction":
-        return schedule.get_velocity
-    raise ValueError(f"the pipeline's scheduler has prediction_type {kind!r}: need epsilon or v_prediction.")

@@ -104,6 +104,8 @@ class Encoder:
         for shard in marker.shards:
             with store.fs.open(store.path(shard_file(shard)), "rb") as file:
                 rows = list(stream_images(file, marker.format))
+            # Opened when they are read, and not before: an image that is held keeps its decoded pixels, 0.8 GB in a
+            # shard of 1,000 images of 512 pixels.
             features += list(self._encode([partial(_decoded, data) for _, _, data in rows]))
             labels += [label for _, label, _ in rows]
             keys += [(shard, key) for key, _, _ in rows]
@@ -137,8 +139,13 @@ def analyse(cells: Sequence[Cell], how: Comparison) -> None:
     for cell in generating:
         alike = [each for each in generating if each.config.seed == cell.config.seed]
         photos = reference_photos(cell, alike, how.against)
-        if _is_done(cell.store, how, photos):
-            continue
+        if cell.store.exists(IMAGES):
+            found = ImagesRecord.from_json(cell.store.read_json(IMAGES))
+            same = Comparison(found.model, found.pretrained, found.against) == how
+            # By the hash of the plan: images that were published anew are others, whatever their number.
+            plan = DatasetMarker.from_json(cell.store.read_json(DATASET)).plan
+            if same and found.plan == plan and found.all["n_photos"] == len(photos):
+                continue
         if not photos:
             log.warning("images: %s has no photos but shots and test photos to compare with", cell.store.name)
         data = cell.config.data
@@ -169,15 +176,6 @@ def compared(cell: Cell, how: Comparison, encoder: Encoder, photos: Sequence[Pho
     )
 
 
-def _is_done(store: RunStore, how: Comparison, photos: Sequence[Photo]) -> bool:
-    if not store.exists(IMAGES):
-        return False
-    found = ImagesRecord.from_json(store.read_json(IMAGES))
-    same = Comparison(found.model, found.pretrained, found.against) == how
-    plan = DatasetMarker.from_json(store.read_json(DATASET)).plan
-    return same and found.plan == plan and found.all["n_photos"] == len(photos)
-
-
 def reference_photos(cell: Cell, alike: Sequence[Cell], against: str) -> list[Photo]:
     """The photos that a run's images are compared with; of held-out ones, none that a run of `alike` has as a shot."""
     few_shot = cell.few_shot
@@ -200,6 +198,7 @@ def distances(name: str, images: Features, photos: Features) -> ImageDistances:
     fewest = min(len(images), len(photos))
     some, others = images[_random(len(images), COMPARED)], photos[_random(len(photos), COMPARED)]
     if fewest > 1:
+        # Of all of them: means and covariances grow with the features and not with the images, as a kernel does.
         found["fid"] = frechet_distance(images, photos)
         found["kid"] = kernel_distance(some, others)
         found["cmmd"] = cmmd(_unit(some), _unit(others))
@@ -222,6 +221,7 @@ def shot_similarity(images: Labelled, shots: Labelled) -> tuple[np.ndarray, Feat
 def closest_pairs(images: Labelled, shots: Labelled, places: np.ndarray, similarity: Features) -> list[ClosestPair]:
     """The shots that an image comes nearest to, each with that image."""
     first: dict[str, int] = {}
+    # Stable: of equally near images the first, so that the file's bytes are the same each time.
     for row in np.argsort(-similarity, kind="stable").tolist():
         first.setdefault(shots.keys[places[row]][1], row)
     return [
@@ -238,6 +238,7 @@ def closest_pairs(images: Labelled, shots: Labelled, places: np.ndarray, similar
 
 def _random(n: int, most: int) -> np.ndarray:
     """At most `most` of `n` rows, chosen at random, the same each time; in ascending order."""
+    # Seed 0 whatever the run's: runs of a table are compared with the same photos.
     return np.sort(np.random.default_rng(0).permutation(n)[:most])
 
 

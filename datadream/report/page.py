@@ -16,7 +16,7 @@ from datadream.report.images import MEASURES, images_section
 from datadream.report.mistakes import class_changes, differences, mistakes
 from datadream.report.pictures import MAX_CLASSES, class_pictures, sample_strips
 from datadream.report.published import Key, beside_paper, our_protocol, paper_protocols
-from datadream.report.records import NO_METHOD, SETTINGS, Record, Summary, in_order
+from datadream.report.records import NO_METHOD, SETTINGS, Summary, in_order
 from datadream.report.search import choice_table, trial_tables
 from datadream.report.tables import (
     REASONS,
@@ -52,13 +52,19 @@ def write_report(
     found = metrics.unique(record for cell in cells for record in metrics.records(*cell))
     store.write_json(METRICS, found)
     summary = metrics.summarise(found)
+    lines, protocols = beside_paper(summary, published or {}), list[str]()
+    if lines:
+        datasets = dict.fromkeys(record["dataset"] for record in found)
+        theirs = paper_protocols((line.source for line in lines), datasets)
+        protocols = [our_protocol(found, [config for _, config in cells]), *theirs]
     page = (
         page_environment()
         .get_template("template.html.j2")
         .render(
             **_heading(cells, summary),
             **_sections(store, cells, config, summary),
-            **_beside_paper(cells, found, summary, published or {}),
+            beside_paper=lines,
+            protocols=protocols,
             command=command,
         )
     )
@@ -102,17 +108,6 @@ def _heading(cells: Cells, summary: Summary) -> dict[str, Any]:
         "no_test": text.NO_TEST,
         "how_to_add_test": text.HOW_TO_ADD_TEST,
     }
-
-
-def _beside_paper(
-    cells: Cells, found: list[Record], summary: Summary, published: Mapping[Key, Mapping[str, Published]]
-) -> dict[str, Any]:
-    lines = beside_paper(summary, published)
-    if not lines:
-        return {"beside_paper": [], "protocols": []}
-    datasets = dict.fromkeys(record["dataset"] for record in found)
-    theirs = paper_protocols((line.source for line in lines), datasets)
-    return {"beside_paper": lines, "protocols": [our_protocol(found, [config for _, config in cells]), *theirs]}
 
 
 def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: Summary) -> dict[str, Any]:
@@ -169,6 +164,7 @@ def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: 
 def _by_shots(cells: Cells, shown: ExperimentConfig) -> Cells:
     """The runs that differ from `shown` in their shots alone, the fewest first; none where there is no other."""
     found: dict[int, Any] = {}
+    # Of runs with equal shots the one with most images, which the others share.
     for cell in sorted(cells, key=lambda cell: (cell[1].data.n_shots, -cell[1].generate.images_per_class)):
         if (cell[1].method, cell[1].seed) == (shown.method, shown.seed):
             found.setdefault(cell[1].data.n_shots, cell)
