@@ -50,6 +50,7 @@ def check_export(run: str, kind: str, folder: str) -> Callable[[], str]:
             f"run {origin.url!r} has nothing to export as {kind}: {record} is missing. Run {stage}.{table}"
         )
     claim = {"as": kind, "of": sha256(origin.read_bytes(record))}
+    # A killed export leaves its lock and beginnings of files, and goes on.
     others = {name for name in target.files("") if name != LOCK and not name.endswith(TEMPORARY)}
     if others and (EXPORT not in others or target.read_json(EXPORT) != claim):
         raise ValueError(f"{folder!r} holds other files, such as {min(others)!r}. Name a new folder with --to.")

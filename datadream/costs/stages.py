@@ -285,6 +285,7 @@ def image_seconds(config: ExperimentConfig, constants: Constants) -> float:
 
 def queue_seconds(lengths: Iterable[float], workers: int) -> float:
     """Until the last of so many workers is done who each take the longest piece that is left."""
+    # Longest first, as the queues of the stages have it: the last round is then short.
     free = [0.0] * workers
     for length in sorted(lengths, reverse=True):
         heapq.heapreplace(free, free[0] + length)
@@ -294,6 +295,7 @@ def queue_seconds(lengths: Iterable[float], workers: int) -> float:
 def imagined(config: ExperimentConfig, n_classes: int) -> list[Cell]:
     """The runs of a config over so many classes of photos that are not there; with as many photos to validate and to
     test as shots."""
+    # A store of its own each time: fsspec's memory:// is one for the whole process.
     cells = cells_of(config, RunStore(f"memory://{uuid.uuid4().hex}"))
     names = tuple(f"class {label}" for label in range(n_classes))
     prompts = tuple(config.data.prompt.format(name=name) for name in names)

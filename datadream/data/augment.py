@@ -63,6 +63,7 @@ class Augment:
             pixels = self._blur(pixels, *of_blur[:, :2].unbind(1))
         if self.config.solarize > 0:
             rows = _rows(of_blur[:, 2] < self.config.solarize, pixels.device)
+            # Half of the range, as Pillow's ImageOps.solarize takes unless told otherwise.
             pixels = pixels.index_copy(0, rows, tv.solarize(pixels[rows], threshold=0.5))
         # Kept where they are used: to copy them at every step would be to wait for the device.
         self._mean, self._std = self._mean.to(pixels.device), self._std.to(pixels.device)
@@ -109,11 +110,14 @@ class Augment:
             narrowest, widest = self.config.crop_ratio
             width = torch.minimum(width, widest * height / shape)
             height = torch.minimum(height, width * shape / narrowest)
+        # In coordinates from -1 to 1 a crop is as wide as its share of the image; what is left is room for its centre.
         center_x, center_y = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
         if self.flip:
+            # A negative width reads the input from right to left: mirroring costs no pass of its own.
             width = torch.where(mirror < 0.5, -width, width)
         turn = torch.deg2rad(_between(angle, -self.config.rotation, self.config.rotation))
         cos, sin = turn.cos(), turn.sin()
+        # A turn mixes both axes, whose units are of unlike lengths where the image is no square.
         rows = [cos * width, -sin * height / shape, center_x, sin * width * shape, cos * height, center_y]
         return torch.stack(rows, dim=1).view(-1, 2, 3)
 
@@ -136,6 +140,8 @@ class Augment:
             )
         # No saturation is what a grey image is.
         saturation = torch.where(grey < self.config.grayscale, 0, saturation)
+        # In this order always, where torchvision draws one for each call: a batch takes one path (docs/fidelity.md).
+        # Clamped each time, as torchvision's own changes are.
         pixels = (pixels * brightness).clamp(0, 1)
         pixels = torch.lerp(_luma(pixels).mean(dim=(2, 3), keepdim=True), pixels, contrast).clamp(0, 1)
         pixels = torch.lerp(_luma(pixels), pixels, saturation).clamp(0, 1)
@@ -148,9 +154,11 @@ class Augment:
         if not len(rows):
             return pixels
         scale = self.size / BLUR_SIZE
+        # Of a Gaussian 0.3 % lie beyond three deviations. One radius for all: the largest deviation's.
         radius = math.ceil(3 * BLUR_SIGMA[1] * scale)
         sigmas = _between(sigma[chosen], *BLUR_SIGMA).to(pixels.device, non_blocking=True) * scale
         offsets = torch.arange(-radius, radius + 1, device=pixels.device)
+        # softmax divides by the sum, so that blurring makes no image brighter.
         kernels = torch.softmax(-0.5 * (offsets / sigmas[:, None]).square(), dim=1)
         # A channel for each image: a convolution has one kernel per channel. Colours take the place of the batch.
         kernels, layers = kernels[:, None], pixels[rows].transpose(0, 1)

@@ -19,9 +19,12 @@ def dataset_card(
 ) -> str:
     """README.md with the Hub's YAML header; `selection` are the totals of the filters, where any chose the images."""
     settings, is_parquet = config.generate, config.generate.dataset_format == "parquet"
+    # The Hub's own names of sizes.
     bounds = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
     data_files = [{"split": "train", "path": "data/train-*" if is_parquet else "data/*.tar"}]
     header: dict[str, Any] = {
+        # The base model's licence covers the images, and any model may be one: "other" is the Hub's word for a
+        # licence that is named beside it.
         "license": "other",
         "license_name": "licence-of-the-base-model",
         "annotations_creators": ["machine-generated"],

@@ -129,6 +129,7 @@ def open_dataset(config: DataConfig) -> Dataset:
 @functools.cache
 def _known_dataset(location: str, background: str, name: KnownDataset, shots: str | None) -> Dataset:
     is_folder = False
+    # A folder that is not there gets the message below, which says where to get this set.
     with suppress(FileNotFoundError):
         is_folder = isinstance(open_source(location, background), ImageFolder)
     if is_folder:
@@ -171,6 +172,7 @@ class Digits:
 
     def read(self, key: str) -> Image.Image:
         levels = _digits().images[int(key.removeprefix("digits/"))]
+        # scikit-learn's levels are 0 to 16.
         image = Image.fromarray((levels * (255 / 16)).astype(np.uint8))
         return image.resize((DIGITS_PIXELS, DIGITS_PIXELS), Image.Resampling.BICUBIC).convert("RGB")
 
@@ -222,6 +224,7 @@ class ImageFolder(EncodedPhotos):
         return list_photos(*fsspec.core.url_to_fs(self.location))
 
     def _file(self, key: str) -> tuple[str, bytes]:
+        # Not kept: fsspec hands out the same file system again, and without one a source is cheap to pickle.
         fs, root = fsspec.core.url_to_fs(self.location)
         path = posixpath.join(root, key)
         return path, fs.cat_file(path)

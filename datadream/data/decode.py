@@ -44,6 +44,7 @@ def decode_photo(data: bytes, path: str, background: str = WHITE) -> Image.Image
         with Image.open(io.BytesIO(data)) as image:
             return as_shown(image, background)
     except Image.DecompressionBombError:
+        # Pillow only warns from its limit on, and raises from twice as many pixels on.
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise ValueError(f"image {path!r} has more than {most} million pixels. Resize or remove it.") from None
     except (OSError, SyntaxError, ValueError, EOFError, ImageCms.PyCMSError) as error:
@@ -70,6 +71,7 @@ def as_shown(image: Image.Image, background: str = WHITE) -> Image.Image:
         raise ValueError(f"it is a strip of {image.width} x {image.height} pixels")
     if getattr(image, "n_frames", 1) > 1:
         image.seek(0)
+    # Turned first: the array that 16 bits go through no longer knows the orientation.
     image = _with_eight_bits(ImageOps.exif_transpose(image))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         # A palette or a grey level may be transparent as well; what lies under it is what a program left there.
@@ -131,6 +133,7 @@ def decode_squares(encoded: Sequence[bytes], keys: Sequence[str], size: int) -> 
     squares = np.empty((len(encoded), 3, size, size), np.uint8)
     for row, (data, key) in enumerate(zip(encoded, keys, strict=True)):
         try:
+            # Plainly, and not `as_shown`: these are images that this package has encoded, upright and in RGB.
             squares[row] = square(Image.open(io.BytesIO(data)), size)
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"image {key!r} of the dataset cannot be decoded: {error}") from None

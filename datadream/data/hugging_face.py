@@ -37,6 +37,7 @@ def is_saved(folder: Path) -> bool:
             path.suffix.lower() in IMAGE_SUFFIXES for path in place.iterdir()
         ):
             return True
+    # Parquet files beside folders of classes are somebody's notes on these.
     has_rows = any(next(place.glob("*.parquet"), None) for place in (folder, folder / "data", *parts))
     return has_rows and all(path.name == "data" or path in parts for path in below)
 
@@ -82,6 +83,7 @@ def read_example(location: str, key: str) -> bytes:
     image = _splits(location)[split][int(place)][IMAGE]
     if image["bytes"] is not None:
         return image["bytes"]
+    # Of photos in folders the library holds paths alone.
     with fsspec.open(image["path"]) as file:
         return file.read()
 
@@ -126,5 +128,7 @@ def _two_columns(location: str, rows: Any) -> Any:
     for what, columns in (("photos", images), ("labels", labels)):
         if not columns:
             raise ValueError(f"data.source {location!r} has no column of {what} (it has: {', '.join(features)}).")
+    # Two columns alone: a row that is asked for is read in all of its columns. And encoded, because `decode_photo` is
+    # the one decoder of photos.
     rows = rows.select_columns([images[0], labels[0]]).rename_columns({images[0]: IMAGE, labels[0]: LABEL})
     return rows.cast_column(IMAGE, datasets.Image(decode=False))

@@ -127,6 +127,7 @@ def _photos(fs: fsspec.AbstractFileSystem, folder: str, listing: Listing, depth:
 
 
 def _is_folder(fs: fsspec.AbstractFileSystem, entry: dict) -> bool:
+    # fsspec lists a linked folder as "other" (2026.9), though isdir says that it is one.
     return entry["type"] == "directory" or (entry["type"] != "file" and fs.isdir(entry["name"]))
 
 

@@ -28,7 +28,7 @@ def readable_names(folders: Sequence[str], names: str | None) -> tuple[str, ...]
         # open_clip has the names that CLIP's authors wrote, in the order of the classes; it takes seconds to import.
         from open_clip import IMAGENET_CLASSNAMES
 
-        told = dict(zip(imagenet_ids(), IMAGENET_CLASSNAMES, strict=True)) | TOLD_APART | told
+        told = dict(zip(imagenet_wordnet(), IMAGENET_CLASSNAMES, strict=True)) | TOLD_APART | told
     found = tuple(told.get(folder) or " ".join(folder.replace("_", " ").split()) for folder in folders)
     for index, name in enumerate(found):
         if (first := found.index(name)) != index:
@@ -47,11 +47,6 @@ def _read_mapping(path: str) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(name, str) and name for name in found.values()):
         raise ValueError(f"data.names {path!r} holds no names: write lines such as 'folder: name' in YAML or JSON.")
     return {str(folder): name for folder, name in found.items()}
-
-
-def imagenet_ids() -> list[str]:
-    """WordNet ids of ImageNet's 1,000 classes, by label."""
-    return list(imagenet_wordnet())
 
 
 def imagenet_wordnet() -> dict[str, str]:

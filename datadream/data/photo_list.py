@@ -114,6 +114,7 @@ def _columns(name: str, found: Sequence[str]) -> tuple[str | None, ...]:
 def _csv_entries(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     # Spreadsheets of half of Europe write semicolons.
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    # newline="": cells in quotes may hold ends of lines, by which the reader's line numbers go as well.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         header = next(reader, [])
@@ -125,6 +126,7 @@ def _csv_entries(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _json_entries(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Not splitlines: it ends lines at U+2028 and others, which JSON has inside of texts.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:

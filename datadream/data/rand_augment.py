@@ -28,6 +28,7 @@ def _affine(images: Tensor, *, shift: tuple[float, float] = (0, 0), shear: tuple
     return tv.affine(images, angle=0.0, translate=pixels, scale=1.0, shear=degrees, center=center)
 
 
+# AutoAugment shifts by up to 150 of the 331 pixels of its images, and torchvision by the same share of any.
 SIGNED: tuple[Operation, ...] = (
     lambda images, level: _affine(images, shear=(0.3 * level, 0)),
     lambda images, level: _affine(images, shear=(0, 0.3 * level)),
@@ -56,6 +57,7 @@ def rand_augment(images: Tensor, numbers: Tensor, magnitude: int) -> Tensor:
     images, level = images.clone(), magnitude / MAX_MAGNITUDE
     for which, sign in zip(numbers[:, ::2].unbind(1), numbers[:, 1::2].unbind(1), strict=True):
         choice = (which * (len(SIGNED) + len(UNSIGNED))).long()
+        # Signed operations come first in `SIGNED + UNSIGNED`, below.
         negative = (sign < 0.5) & (choice < len(SIGNED))
         # One call for all images of the same operation and sign, of which there are at most 23.
         for code in (2 * choice + negative).unique().tolist():

@@ -41,6 +41,7 @@ def _captions(path: str, few_shot: FewShotSet) -> dict[str, str]:
     found = {}
     for key in keys:
         name = posixpath.basename(key)
+        # Two shots of one name in unlike folders would share what may be the caption of either.
         found[key] = known.get(key) or (known.get(name, "") if n_called[name] == 1 else "")
     if missing := [key for key in keys if not found[key]]:
         raise ValueError(

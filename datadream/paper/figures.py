@@ -89,6 +89,7 @@ def load_tables() -> dict[str, Table]:
             "protocol": content["protocol"].strip(),
             "claims": tuple(content.get("claims", ())),
         }
+        # What else the file says goes to the field of its name; a name that is none is a TypeError.
         tables[name] = Table(**content | own)
     return tables
 

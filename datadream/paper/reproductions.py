@@ -61,6 +61,7 @@ def reproductions() -> dict[str, Reproduction]:
                     is_reused = table.images_of is not None and content.method != "none"
                     images_of = _sibling(table.images_of or "", dataset, row) if is_reused else None
                     own = {"method": content.method, "classify.settings": list(content.figures)}
+                    # Later ones win: a row's knobs over its table's, and what is smaller on digits over both.
                     own |= table.knobs | content.knobs | usual
                     found[recipe] = Reproduction(name, dataset, row, recipe, images_of, own)
     # A row that is the run of another table's is there where that one is.

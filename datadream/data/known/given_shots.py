@@ -66,6 +66,7 @@ def _labels(listing: Listing) -> dict[frozenset[str], int]:
                 others[_words(word)].add(classes[name])
         certain |= {name: classes[known] for name, known in AUTHORS_NAMES.items() if known in classes}
     # One word of WordNet's is two classes', and one folder may hold the photos of all.
+    # Readable names and the folders' own come before them.
     unique = {words: min(labels) for words, labels in others.items() if len(labels) == 1}
     return unique | {_words(name): label for name, label in certain.items()}
 

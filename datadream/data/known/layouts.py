@@ -73,12 +73,16 @@ def flowers(place: Place) -> Listing:
     # The one question mark is of a botanist who was not sure.
     names = [name.rstrip("?") for name in Flowers102.classes]
     labels, parts = place.mat("imagelabels.mat")["labels"], place.mat("setid.mat")
-
-    def photos(numbers: Iterable[int]) -> Labelled:
-        return [(f"{place.photos}/image_{number:05d}.jpg", names[int(labels[number - 1]) - 1]) for number in numbers]
-
     columns = {"pool": "trnid", "val": "valid", "test": "tstid"}
-    return _listing({part: photos(parts[column]) for part, column in columns.items()}, names)
+    photos = {
+        part: [
+            # MATLAB counts from 1, photos and labels alike.
+            (f"{place.photos}/image_{number:05d}.jpg", names[int(labels[number - 1]) - 1])
+            for number in parts[column]
+        ]
+        for part, column in columns.items()
+    }
+    return _listing(photos, names)
 
 
 def food(place: Place) -> Listing:
@@ -94,14 +98,16 @@ def food(place: Place) -> Listing:
 
 def aircraft(place: Place) -> Listing:
     """images_variant_train.txt, _val.txt and _test.txt: "1025794 707-320"."""
-
-    def photos(text: str) -> Labelled:
-        for line in _lines(text):
-            number, _, variant = line.partition(" ")
-            yield f"{place.photos}/{number}.jpg", variant
-
     texts = {part: place.text(f"images_variant_{name}.txt") for part, name in PARTS.items()}
-    return _listing({part: photos(text) for part, text in texts.items()}, _lines(place.text("variants.txt")))
+    photos = {
+        part: [
+            # A variant may have blanks in its name, and a photo's number has none.
+            (f"{place.photos}/{number}.jpg", variant)
+            for number, _, variant in (line.partition(" ") for line in _lines(text))
+        ]
+        for part, text in texts.items()
+    }
+    return _listing(photos, _lines(place.text("variants.txt")))
 
 
 def sun(place: Place) -> Listing:
@@ -137,7 +143,7 @@ def class_folders(place: Place, names: Mapping[str, str], ignored: Sequence[str]
     return _listing({"pool": _in_folders(place, place.photos, names)}, names.values())
 
 
-def imagenet(place: Place, ids: Callable[[], Sequence[str]]) -> Listing:
+def imagenet(place: Place, ids: Callable[[], Iterable[str]]) -> Listing:
     """train/<id>/ and val/, which is the test part, in folders or in one with the devkit's or Kaggle's labels beside
     it; classes beyond `ids` are left out where there are fewer than ImageNet's."""
     classes = sorted(ids())
@@ -152,7 +158,7 @@ def imagenet(place: Place, ids: Callable[[], Sequence[str]]) -> Listing:
     wanted = set(classes)
     pool = _in_folders(place, place.photos, {name: name for name in classes})
     listing = _listing({"pool": pool, "test": (each for each in test if each[1] in wanted)}, classes)
-    listing.left_out = +left_out
+    listing.left_out = +left_out  # without the reasons that nothing was left out for
     return listing
 
 
@@ -162,6 +168,7 @@ def _val_labels(place: Place) -> dict[str, str]:
     kaggle = f"{'../../../' if place.root.endswith(KAGGLE_FOLDER) else ''}LOC_val_solution.csv"
     file = place.first(f"{devkit}/ILSVRC2012_validation_ground_truth.txt", kaggle)
     if file == kaggle:  # "ILSVRC2012_val_00048981,n03995372 85 1 499 272 n03995372 ..."
+        # Without the line of headings. The first word is the class; coordinates of boxes follow.
         rows = (row.split(",") for row in _lines(place.text(file))[1:])
         return {f"{name}.JPEG": boxes.split()[0] for name, boxes in rows}
     synsets = place.mat(f"{devkit}/meta.mat")["synsets"]

@@ -89,6 +89,7 @@ class Place:
                     continue
                 if name.lower().endswith(IMAGE_SUFFIXES):
                     images.append(name)
+                # A linked folder, too: see image_folder._is_folder.
                 elif entry["type"] == "directory" or (entry["type"] != "file" and self.fs.isdir(entry["name"])):
                     folders.append(name)
             self._listed[path] = sorted(folders), sorted(images)

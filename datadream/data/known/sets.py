@@ -10,7 +10,7 @@ from typing import NamedTuple
 from datadream.data.known import layouts
 from datadream.data.known.place import Place
 from datadream.data.listing import Listing
-from datadream.data.names import imagenet_ids
+from datadream.data.names import imagenet_wordnet
 
 GUIDE = "docs/datasets.md"
 """Where people read how each set is got and laid out."""
@@ -148,7 +148,7 @@ KNOWN = {
         folders=IMAGENET_FOLDERS,
         photos=("train",),
         needs="val/, in folders or with ILSVRC2012_devkit_t12/ or LOC_val_solution.csv",
-        official=partial(layouts.imagenet, ids=imagenet_ids),
+        official=partial(layouts.imagenet, ids=imagenet_wordnet),
         official_counts=Counts(1000, 1_281_167, 0, 50_000),
         templates=IMAGENET_TEMPLATES,
     ),
