@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from diffusers import (
     DDPMScheduler,
@@ -99,6 +100,17 @@ def test_is_synth_is_the_loop_that_the_paper_ran(pipeline_folder):
         image = plain.vae.decode(latents / plain.vae.config.scaling_factor).sample
     expected = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
     assert np.abs(ours.astype(int) - expected.astype(int)).max() <= 2
+
+
+def test_a_merge_that_fails_half_way_is_not_taken_for_the_adapter_before_it(sampler, adapters):
+    before = sampler.generate(requests(1, "class-1"), adapters.__getitem__, read_photo)
+    state = safetensors.torch.load(adapters["class-2"])
+    layer = next(name for name in state if "lora_B" in name or "lora.up" in name)
+    other = safetensors.torch.save(state | {layer: state[layer][:-1].contiguous()})
+    with pytest.raises(RuntimeError, match="size"):
+        sampler.generate(requests(1, "class-3"), {"class-3": other}.__getitem__, read_photo)
+    again = sampler.generate(requests(1, "class-1"), adapters.__getitem__, read_photo)
+    assert np.array_equal(again, before)
 
 
 def test_from_a_photo(sampler, adapters, pipeline_folder, tmp_path):
