@@ -82,6 +82,7 @@ class Batches:
         )
 
     def _noise_and_times(self) -> tuple[Tensor, Tensor]:
+        # Noise, then times: the order of the generator's numbers is in every adapter's bytes.
         noise = torch.randn((self._batch_size, *self.latents.shape), generator=self._generator)
         return noise, torch.randint(self._n_times, (self._batch_size,), generator=self._generator)
 

@@ -70,9 +70,11 @@ class LatentCache:
     def sample_crops(self, indices: Sequence[int], generator: torch.Generator) -> tuple[list[Crop], Tensor]:
         """A random crop of each photo, and the noise [len(indices), 4, h, w] of its latent. Encodes nothing."""
         crops = []
+        # Offsets of all photos first, then all noise: adapters' bytes depend on this order.
         for index in indices:
             if index not in self._sizes:
                 self._sizes[index] = self._image(index).size
+            # Pillow's sizes are width and height, and a crop begins at a row and a column.
             rooms = ((side - self._resolution) // self._grid for side in reversed(self._sizes[index]))
             top, left = (self._grid * int(torch.randint(room + 1, (), generator=generator)) for room in rooms)
             crops.append(Crop(index, top, left))
@@ -109,7 +111,7 @@ class LatentCache:
         # Each on its own: a slice would keep its whole batch in memory for as long as one of it is kept.
         parts = zip(law.mean.float(), law.std.float(), strict=True)
         moments = [(mean.clone(), deviation.clone()) for mean, deviation in parts]
-        encoded = dict(zip(crops, moments, strict=False))
+        encoded = dict(zip(crops, moments, strict=False))  # not strict: the batch was filled up
         for crop, both in encoded.items():
             self._moment_room -= sum(moment.nbytes for moment in both)
             if self._moment_room >= 0:

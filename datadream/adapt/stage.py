@@ -163,6 +163,7 @@ class _AdapterWorker:
             heartbeat.alive()
         if not any(missing for *_, missing in kept):
             return failures  # those that could be read are done already
+        # Those that are done are trained along and not written: a smaller group would round the others differently.
         specs = [unit.payload for _, unit, _ in kept]
         on_samples = [partial(save_sample, unit) for _, unit, _ in kept]
         trained = self._trainer.train(specs, photos, heartbeat.step, heartbeat.alive, on_samples)

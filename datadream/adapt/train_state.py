@@ -60,7 +60,8 @@ class Training:
         loss, gradient = self._gradient(*self._sample())
         self._collectives.sum(gradient)
         self._collectives.sum(loss)
-        # Clipped row by row, as each adapter's would be alone; clip_grad_norm_ would take the norm of all.
+        # Clipped row by row, as each adapter's would be alone; clip_grad_norm_ would take the norm of all. 1e-6 is its
+        # own, so that an adapter is clipped as in the authors' code.
         length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
         gradient.mul_((self._config.max_grad_norm / (length + 1e-6)).clamp(max=1))
         self._lora.weights.grad = gradient

@@ -130,6 +130,7 @@ def fit(moments: Moments) -> LinearHead:
     spread = (n - 1) * covariance + trace * identity
     # Of single or equal images the trace is rounding alone: features have length one, and what spreads exceeds 1e-9.
     precision_means = torch.linalg.solve(spread if trace > 1e-9 else identity, size * means.T).T
+    # x' P m - m' P m / 2 for a mean m and precision P: x' P x is the same for all classes, and left out.
     return LinearHead(precision_means.float(), -0.5 * (precision_means * means).sum(dim=1).float())
 
 

@@ -68,6 +68,7 @@ def find_regions(
     # By one rank for all: another's machine might round otherwise, and put an image into another region.
     if collectives.rank == 0:
         # As faiss begins, which the authors use: k-means++ takes longer than all that follows.
+        # Seeds here have 63 bits, and scikit-learn takes 32.
         k_means = KMeans(len(centres), init="random", n_init=1, random_state=seed % 2**32)
         centres.copy_(torch.from_numpy(k_means.fit(sampled.numpy()).cluster_centers_))
     collectives.sum(centres)
@@ -85,6 +86,7 @@ def disagreement(real: tuple[Tensor, Tensor] | None, synthetic: tuple[Tensor, Te
     """
     logits, regions = synthetic
     together = regions[:, None] == regions
+    # Above the diagonal: every pair once, and no image with itself.
     robustness = (_distances(logits, logits) * together.triu(1) / together.sum(dim=1, keepdim=True)).sum(dim=1)
     if real is None:
         return logits.new_zeros(()), robustness.sum()

@@ -168,6 +168,7 @@ class SettingTrainer:
         before: int,
     ) -> Trained:
         """One training of a setting, as `model_selection` asks for it; the model is left as it learnt."""
+        # The training before, of another fold or with other knobs, left what it has learnt.
         restore(self.clip.model)
         config, schedule = self._config.classify, self._schedule(setting)
         # The training whose weights are kept has the same seed with folds and without, and its bytes are the same.
@@ -329,6 +330,7 @@ class SettingTrainer:
 def batch_plan(setting: Setting, batch_size: int, real_weight: float) -> list[tuple[str, int, float]]:
     """Origins of a batch's images, how many from each over all ranks, and their share of the loss (paper, section 3:
     lambda for real photos, the rest for synthetic images)."""
+    # Synthetic images come last: ProtoAug's regions and losses take the last part for theirs.
     if setting == "real+synthetic":
         return [("real", batch_size - batch_size // 2, real_weight), ("synthetic", batch_size // 2, 1 - real_weight)]
     return [] if setting == "zero-shot" else [(setting, batch_size, 1.0)]

@@ -250,7 +250,7 @@ class Training:
         discrepancy, robustness = disagreement(real[0] if real else None, synthetic)
         weights = self._config.protoaug
         total = weights.discrepancy * discrepancy + weights.robustness * robustness
-        # Every rank has the same sum, and gathering adds their gradients up.
+        # Every rank has the same sum, and gathering adds their gradients up: a rank's part is one of `count`.
         return total / found.n_synthetic / self._collectives.count
 
     def _logits(self, features: Tensor, classes: Tensor) -> Tensor:
@@ -271,5 +271,5 @@ def autocast_of(precision: str, device: torch.device) -> torch.autocast:
 def _rate(step: int, warmup: int, steps: int) -> float:
     """Linear warm-up, then half a cosine down to zero."""
     if step < warmup:
-        return (step + 1) / warmup
+        return (step + 1) / warmup  # not from 0, where the first step would learn nothing
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -28,6 +28,7 @@ def frechet_distance(one: Features, other: Features) -> float:
     for features in (one, other):
         if len(features) < 2:
             raise ValueError(f"a Fréchet distance needs 2 images or more in each set, got {len(features)}.")
+    # In float64: a distance is a small difference of large traces.
     one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
     means, first, second = one.mean(axis=0) - other.mean(axis=0), _root(one), _root(other)
     # The trace of (C C')^(1/2) is the sum of the singular values of R R'^T, which is no larger than the number of
@@ -45,6 +46,7 @@ def _root(features: Features) -> Features:
 
 def kernel_distance(one: Features, other: Features) -> float:
     """KID (Binkowski et al., ICLR 2018): unbiased for any number of images, so that it may be a little negative."""
+    # scikit-learn's own factor of the product, 1 / D, is that of KID: (x . y / D + 1)^3.
     return _squared_mmd(one, other, lambda x, y: polynomial_kernel(x, y, degree=3, coef0=1))
 
 
@@ -62,6 +64,7 @@ def _squared_mmd(one: Features, other: Features, kernel: Callable[[Features, Fea
         if (n := len(features)) < 2:
             raise ValueError(f"a kernel distance needs 2 images or more in each set, got {n}.")
         similar = kernel(features, features)
+        # Without the diagonal, an image's similarity to itself, by which the estimate is unbiased.
         within += (similar.sum() - similar.trace()) / (n * (n - 1))
     return float(within - 2 * kernel(one, other).mean())
 

@@ -40,6 +40,7 @@ def load_inception(
     """How to prepare an image and how to encode a batch of them; without `weights`, 90 MB are downloaded."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+    # "compat": the port of TensorFlow's network, whose features FID is defined by; torchvision's has others.
     network = FeatureExtractorInceptionV3("inception-v3-compat", [FEATURES], weights).to(device)
 
     def prepare(image: Image.Image) -> Tensor:

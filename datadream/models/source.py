@@ -73,6 +73,7 @@ def check_pipeline(model: str, revision: str | None) -> str | None:
                 f"diffusion.model {model!r} has no weights for its {part} (there is: {there}). Expected "
                 f"{part}/*.safetensors or .bin, or their {HALF} variant: complete the download, or save it again."
             )
+        # Part by part, as diffusers does: with a variant it still takes plain files of a part that has no other.
         variants.add(None if plain else HALF)
     return HALF if HALF in variants else None
 

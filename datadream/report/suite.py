@@ -103,6 +103,7 @@ class TableView:
 
 def write_suite(store: RunStore, name: str, places: Sequence[Place]) -> list[TableView]:
     """Write the tables of `places` into the suite's folder as report/index.html, table.md and table.csv."""
+    # Neighbours alone are joined: recipes come table by table.
     views = [_view(name, list(group)) for name, group in itertools.groupby(places, lambda place: place.name)]
     page = page_environment().get_template("suite.html.j2").render(name=name, tables=views)
     store.write_bytes(PAGE, page.encode())
@@ -129,6 +130,7 @@ def _view(name: str, places: list[Place]) -> TableView:
     table = load_tables()[places[0].table]
     measured = {(p.dataset, p.row): unique(r for cell in p.cells for r in records(*cell)) for p in places}
     configs = [config for place in places for _, config in place.cells]
+    # The table's own order, then others as they come.
     datasets = sorted({place.dataset for place in places}, key=[*table.sets, *(p.dataset for p in places)].index)
     is_papers = any(dataset in table.sets for dataset in datasets)
     points = _points(configs)

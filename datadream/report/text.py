@@ -39,6 +39,7 @@ METHOD_NOTES = {
 
 def number(value: float | None, decimals: int = 1) -> str:
     """A figure with thousands separated and a true minus sign; a dash when it was not measured."""
+    # z: what rounds to zero has no minus sign.
     return "–" if value is None else f"{value:z,.{decimals}f}".replace("-", "−")
 
 

@@ -89,6 +89,7 @@ def k_center(candidates: Features, centres: Features, count: int) -> NDArray[np.
     for place in range(count):
         taken[place] = nearest.argmin()
         np.maximum(nearest, candidates @ candidates[taken[place]], out=nearest)
+        # Never again: where all that are left equal a centre, the smallest would be one that is taken.
         nearest[taken[: place + 1]] = np.inf
     return taken
 

@@ -24,6 +24,7 @@ def encode_images(model: nn.Module, images: Tensor, dropout: LoraDropout | None 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return join_heads(F.scaled_dot_product_attention(*(split_heads(x, heads) for x in (query, key, value))))
 
+    # open_clip's own, though private: patches, class token, positions and the first norm, as each model has them.
     x = visual._embeds(images)
     *loras, last_lora = dropout.in_image_blocks(visual.transformer, x) if dropout else [MERGED] * (len(blocks) + 1)
     for block, lora in zip(blocks, loras, strict=True):

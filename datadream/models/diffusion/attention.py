@@ -24,6 +24,8 @@ class SharedPromptAttention:
         prompt_rows: Tensor | None = None,
     ) -> Tensor:
         """[images, tokens, channels] and, for cross-attention, [prompts, length, channels] -> as `hidden_states`."""
+        # diffusers' own processor also knows norms, masks, residuals and rescaling: the attention in a UNet of Stable
+        # Diffusion has none of them.
         images, tokens, _ = hidden_states.shape
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         key, value = self.keys_and_values(attn, context, is_prompt=encoder_hidden_states is not None)

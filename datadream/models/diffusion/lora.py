@@ -75,6 +75,7 @@ class StackedLora:
     @torch.no_grad()
     def reset(self, row: int, seed: int) -> None:
         """Start a new adapter in place: A gaussian with deviation 1/rank, B zero (peft's "gaussian")."""
+        # On the CPU, so that every device begins with the same numbers. The layers' order decides who gets which.
         generator = torch.Generator().manual_seed(seed)
         for layer in (layer for model in self._layers.values() for layer in model.values()):
             layer.down[row] = torch.randn(layer.down.shape[1:], generator=generator) / self.rank
@@ -140,5 +141,6 @@ def sorted_header(data: bytes) -> bytes:
     """Same weights, same bytes: safetensors writes its header's metadata in random order."""
     length = int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    # With blanks up to a multiple of 8 bytes, as safetensors aligns the tensors behind it.
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + data[8 + length :]

@@ -135,6 +135,7 @@ def _pairs(part: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, L
         if "lora_alpha" in config:
             patterns = config.get("alpha_pattern") or {}
             alpha = patterns.get(get_pattern_key(patterns, layer), config["lora_alpha"])
+            # rsLoRA (Kalajdzievski, 2023) divides by the root of the rank.
             scale = alpha / (math.sqrt(len(down)) if config.get("use_rslora") else len(down))
         found[layer] = LowRank(down, _scaled(up, scale))
     return found

@@ -27,7 +27,7 @@ def build_tokenizer(corpus: Sequence[str]) -> CLIPTokenizer:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=10_000,
+        vocab_size=10_000,  # never reached: the captions give 597 tokens
         end_of_word_suffix="</w>",
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

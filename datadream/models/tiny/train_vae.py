@@ -23,6 +23,7 @@ VALIDATION_IMAGES = 512
 
 def train_vae(masks: Tensor, validation_masks: Tensor, *, steps: int, seed: int) -> tuple[AutoencoderKL, StageRecord]:
     """An autoencoder whose scaling_factor makes latents have unit deviation; masks are [faces, 36, 64, 64] uint8."""
+    # Of torch for initial weights and the latents' noise; glyphs have a generator of their own.
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     sample = partial(sample_glyphs, rng=rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE)
