@@ -36,6 +36,7 @@ def digits(**changes: Any) -> ExperimentConfig:
         "data.source": "digits",
         "data.n_shots": 4,
         "adapt.steps_per_class": 150,
+        # From 5e-3 on a prototype's adapters lost their classes.
         "adapt.learning_rate": 2e-3,
         "adapt.warmup_steps": 10,
         "generate.images_per_class": 200,

@@ -112,6 +112,7 @@ class AdapterTrainer:
                 own_samples = [on_samples[place] for place in places] if on_samples else ()
                 outcomes |= zip(places, self.train(alike, theirs, on_step, alive, own_samples), strict=True)
             return [outcomes[place] for place in range(len(specs))]
+        # One number: the queue groups adapters of equal steps.
         (steps,) = {n_steps(spec, self._config) for spec in specs}
         try:
             return self._train(specs, photos, steps, on_step, alive, on_samples)

@@ -120,6 +120,7 @@ class Training:
             upload(torch.cat(parts), device)
             for parts in zip(*((batch.noise, batch.times, batch.weights) for batch in batches), strict=True)
         )
+        # Tokens are kept on the device, so that a step copies none and waits for none.
         prompts, rows = share_prompts(batches)
         for prompt in set(prompts) - self._token_ids.keys():
             tokens = self._tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt")

@@ -53,6 +53,7 @@ class Classifier:
 
         Raises FileNotFoundError for a path that does not exist, ValueError for a file that is no photo.
         """
+        # A single photo too: a text and an array are sequences themselves.
         photos = [images] if isinstance(images, (Image.Image, np.ndarray, str, PathLike)) else images
         found: list[dict[str, float]] = []
         for start in range(0, len(photos), BATCH):

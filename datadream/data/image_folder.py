@@ -67,24 +67,21 @@ def _parts_and_classes(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Paths of the parts by their names, and of the training part's class folders by theirs."""
     folders = _folders(fs, root, listing)
-    parts = {part: found for part in PART_NAMES if (found := _part(fs, folders, part))}
+    parts: dict[str, str] = {}
+    for part in PART_NAMES:
+        for name, folder in folders.items():
+            if part in parts or part_of(name) != part:
+                continue
+            # A class may be called train or test, as beside bus and car: a part holds folders in place of photos.
+            entries = [posixpath.basename(entry["name"]) for entry in fs.ls(folder, detail=True)]
+            if not any(map(_is_photo, entries)) and _folders(fs, folder, Listing()):
+                parts[part] = folder
     beside = [name for name in folders if folders[name] not in parts.values()]
     if "pool" not in parts:
         return {**parts, "pool": root}, {name: folders[name] for name in beside}
     for name in beside:
         listing.left_out[f"folder {name}/ beside {posixpath.basename(parts['pool'])}/"] += 1
     return parts, _folders(fs, parts["pool"], listing)
-
-
-def _part(fs: fsspec.AbstractFileSystem, folders: dict[str, str], part: str) -> str | None:
-    """The folder of a part, if there is one: it has such a name, and folders of classes in place of photos."""
-    for name, folder in folders.items():
-        if part_of(name) == part:
-            entries = [posixpath.basename(entry["name"]) for entry in fs.ls(folder, detail=True)]
-            holds_photos = any(_is_photo(entry) for entry in entries)
-            if not holds_photos and _folders(fs, folder, Listing()):
-                return folder
-    return None
 
 
 def _folders(fs: fsspec.AbstractFileSystem, folder: str, listing: Listing) -> dict[str, str]:

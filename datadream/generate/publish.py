@@ -96,6 +96,7 @@ def window_memory(window: Window, file_bytes: Mapping[str, int], file_images: Ma
     taken = window.images_of_files
     held = sum(file_bytes.get(file, 0) * count / file_images[file] for file, count in taken.items())
     largest_chunk = max(file_bytes.get(file, 0) for file in taken)
+    # By the mean size of an image: shards are class-mixed, so that none has large ones alone.
     largest_shard = held * max(len(shard.members) for shard in window.shards) / window.n_images
     return POOLS + math.ceil(held + max(COPIES_WHILE_READING * largest_chunk, COPIES_WHILE_WRITING * largest_shard))
 

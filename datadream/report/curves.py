@@ -162,6 +162,7 @@ def _classifiers(measured: Mapping[str, ClassifierMarker]) -> list[Chart]:
         if val and setting != "zero-shot":
             kept = next((point for point in val if point[0] == found.best_step), None)
             readings[setting] = Line(val, color, mark=kept)
+    # A figure of test photos must not pass for one of validation photos.
     on_test = any(found.chosen_by == "test" for found in measured.values())
     if readings and "zero-shot" in measured:
         untrained = measured["zero-shot"].top1 if on_test else measured["zero-shot"].val_top1

@@ -164,6 +164,7 @@ def class_changes(cells: Cells, shown: ExperimentConfig) -> ClassChanges | None:
         np.concatenate(parts)
         for parts in zip(*((both.labels, both.hits, real.hits) for _, both, real in pairs), strict=True)
     )
+    # minlength: a class of the last labels may have no test photo, and is left out below.
     counted = [
         np.bincount(labels[kept], minlength=len(names)).tolist()
         for kept in (labels >= 0, alone, with_images, with_images & ~alone, alone & ~with_images)

@@ -114,6 +114,7 @@ def _from_kohya(state: dict[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"has no {up!r}")
         plain[up] = _scaled(plain[up], alpha.item() / len(down))
     try:
+        # The second would be alphas, which are multiplied in.
         return StableDiffusionPipeline.lora_state_dict(plain)[0]
     except (ValueError, KeyError) as error:
         raise ValueError(f"has layers that diffusers cannot name: {' '.join(str(error).split())}") from None

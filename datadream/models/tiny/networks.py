@@ -114,6 +114,7 @@ def clip_config(vocab_size: int) -> dict[str, Any]:
     return {
         "model_cfg": {
             "embed_dim": 128,
+            # Patches of 4 pixels took 3 to 5 times as long.
             "vision_cfg": {"image_size": IMAGE_SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
             "text_cfg": {
                 "context_length": TEXT_POSITIONS,

@@ -31,6 +31,7 @@ from datadream.models.tiny.train_unet import train_unet
 from datadream.models.tiny.train_vae import train_vae
 
 PACKAGE_FOLDER = Path(__file__).parent
+# A prototype's denoiser made blobs after 2,400 steps, and mostly the right character after 4,400.
 STEPS = {"vae": 2200, "clip": 3000, "unet": 4000}
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "pillow")
 

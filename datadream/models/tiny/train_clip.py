@@ -24,6 +24,7 @@ def train_clip(
     masks: Tensor, validation_masks: Tensor, tokenizer: CLIPTokenizer, *, steps: int, seed: int
 ) -> tuple[open_clip.CLIP, StageRecord]:
     """A CLIP aligned on glyphs and captions; masks are [faces, 36, 64, 64] uint8."""
+    # Of torch for initial weights; glyphs have a generator of their own.
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     model = open_clip.CLIP(**clip_config(len(tokenizer))["model_cfg"]).train()

@@ -42,6 +42,7 @@ def train_unet(
     with torch.no_grad():
         for _ in range(cached_images // 256):
             batch = sample_glyphs(masks, 256, rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE)
+            # A sample and not the mean, which is what the pipeline's own encoder gives the photos in training.
             cached.append(vae.encode(batch.images).latent_dist.sample(rng) * vae.config.scaling_factor)
             cached_ids.append(tokenize(tokenizer, batch.captions))
     latents, caption_ids, empty_ids = torch.cat(cached), torch.cat(cached_ids), tokenize(tokenizer, [""])[0]
