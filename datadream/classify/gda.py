@@ -98,6 +98,7 @@ def measure(
     """
     share, device = collectives.share(part.batch_size), zero_shot.weight.device
     n_classes, weight = len(zero_shot.bias), part.weight / n_images
+    # Zeros of the right shapes: a rank's share may have no image.
     found = Moments.of(zero_shot.weight[:0], zero_shot.bias[:0].long(), weight, n_classes)
     for start, batch in zip(range(0, n_images, part.batch_size), part.batches(0), strict=False):
         batch = batch.to(device)

@@ -50,6 +50,7 @@ class Published:
     def decode(self, table: pa.Table) -> dict[str, np.ndarray]:
         """Rows of encoded images from a shard, as columns of decoded ones: image, label (int64) and key."""
         if self.format == "parquet":
+            # Joined: Arrow takes the fields of one array of structs, and not of a chunked one.
             rows = table["image"].combine_chunks()
             images, keys, labels = rows.field("bytes"), rows.field("path"), table["label"].to_numpy().astype(np.int64)
         else:

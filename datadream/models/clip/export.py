@@ -22,6 +22,7 @@ def save_checkpoint(clip: ClipModel, model: str, folder: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{str(folder)!r} exists already. Name a new folder for the checkpoint.")
     folder.mkdir(parents=True, exist_ok=True)
+    # safetensors refuses tensors that are views with gaps.
     save_file({name: tensor.contiguous() for name, tensor in clip.model.state_dict().items()}, folder / WEIGHTS)
     # open_clip's own tokenizer has no files.
     if hasattr(clip.tokenizer, "save_pretrained"):
