@@ -216,7 +216,7 @@ def _look_alikes(
             # A blank picture looks like every other.
             if (look := prints[photo.key].look) is not None and look.bit_count() > SAME_LOOK_BITS
         }
-        # Of bits, for the popcount below: their order in a word does not matter.
+        # uint64 [n, 4], for the popcount below: the order of bits in a word does not matter to it.
         sets.append((list(told), np.frombuffer(b"".join(told.values()), np.uint64).reshape(-1, 4)))
     (keys, looks), (other_keys, other_looks) = sets
     found = []
