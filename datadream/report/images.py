@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +10,14 @@ from dataclasses import dataclass
 from PIL import Image
 
 from datadream.config import ExperimentConfig, public_method, public_model
-from datadream.data.datasets import open_source
 from datadream.data.shards import stream_images
 from datadream.report.curves import Chart, fid_by_class
-from datadream.report.pictures import Picture, thumbnail
+from datadream.report.pictures import Picture, photos, thumbnail
 from datadream.report.records import in_order, mean_and_sd
 from datadream.report.tables import MAX_CLASS_ROWS, Cells, FigureCell
 from datadream.report.text import aligned, count, number
 from datadream.run.layout import DATASET, IMAGES, ClosestPair, DatasetMarker, ImagesRecord, shard_file
 from datadream.run.store import RunStore
-
-log = logging.getLogger(__name__)
 
 MEASURES = {
     "fid": ("FID", 1),
@@ -152,17 +148,11 @@ def images_text(cells: Cells) -> str:
 def _pairs(store: RunStore, config: ExperimentConfig, record: ImagesRecord) -> list[Pair]:
     pairs = [ClosestPair.from_json(each) for each in record.closest]
     images = _read_images(store, {(pair.shard, pair.image) for pair in pairs})
-    try:
-        source = open_source(config.data.source, config.data.background)
-        photos: list[Picture | None] = [thumbnail(source.read(pair.photo)) for pair in pairs]
-    except Exception as error:
-        # As in `pictures`: photos that cannot be read here must not cost the figures.
-        log.warning("the report shows no shots beside the images most like them: %s", error)
-        photos = [None] * len(pairs)
+    shots = photos(config, [pair.photo for pair in pairs], "shots beside the images most like them")
     names = [entry["name"] for entry in record.classes]
     return [
         Pair(names[pair.label], number(pair.similarity, 3), photo, images[pair.shard, pair.image])
-        for pair, photo in zip(pairs, photos, strict=True)
+        for pair, photo in zip(pairs, shots, strict=True)
         if (pair.shard, pair.image) in images
     ]
 

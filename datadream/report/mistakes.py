@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,16 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from datadream.config import ExperimentConfig
-from datadream.data.datasets import open_source
 from datadream.report.judged import Difference, Judged, difference, judged
-from datadream.report.pictures import Picture, thumbnail
+from datadream.report.pictures import Picture, photos
 from datadream.report.records import classifiers
 from datadream.report.tables import Cells, run_name
 from datadream.report.text import number
 from datadream.run.layout import ClassifierMarker
 from datadream.run.store import RunStore
-
-log = logging.getLogger(__name__)
 
 MAX_MISTAKES = 12
 MAX_PAIRS = 8
@@ -121,7 +117,7 @@ def mistakes(store: RunStore, config: ExperimentConfig) -> Mistakes | None:
     totals = np.bincount(found.labels, minlength=len(names)).tolist()
     confused = Counter(zip(found.labels[wrong].tolist(), found.predicted[wrong].tolist(), strict=True))
     ranked = sorted(confused.items(), key=lambda item: (-item[1], item[0]))[:MAX_PAIRS]
-    pictures = _pictures(config, [found.keys[place] for place in worst])
+    pictures = photos(config, [found.keys[place] for place in worst], "photos of mistakes")
     return Mistakes(
         setting=setting,
         run=run_name(config),
@@ -207,13 +203,3 @@ def _matrix(found: Judged, names: Sequence[str]) -> Iterator[tuple[str, int, lis
             # By the root, from a quarter on: one photo in a hundred is to be seen beside ninety.
             cells.append(MatrixCell(text, round(25 + 75 * share**0.5) if count else 0, count))
         yield name, total, cells
-
-
-def _pictures(config: ExperimentConfig, keys: Sequence[str]) -> list[Picture | None]:
-    try:
-        source = open_source(config.data.source, config.data.background)
-        return [thumbnail(source.read(key)) for key in keys]
-    except Exception as error:
-        # As in `pictures`: photos that cannot be read here must not cost the figures.
-        log.warning("the report shows no photos of mistakes: %s", error)
-        return [None] * len(keys)

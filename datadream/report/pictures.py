@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,20 +84,26 @@ def class_pictures(
     few_shot = FewShotSet.from_json(store.read_json(FEW_SHOT))
     names = few_shot.class_names[:MAX_CLASSES]
     generated = {name_of(config): _generated(store, len(names)) for store, config in generating}
+    shots = [keys[:REAL_PER_CLASS] for keys in few_shot.shots[: len(names)]]
+    found = iter(photos(config, [key for keys in shots for key in keys], "real photos"))
+    real = [list(filter(None, itertools.islice(found, len(keys)))) for keys in shots]
+    pictures = [
+        ClassPictures(name, own, {method: by_label[label] for method, by_label in generated.items()})
+        for label, (name, own) in enumerate(zip(names, real, strict=True))
+    ]
+    return [each for each in pictures if each.real or any(each.generated.values())], len(few_shot.class_names)
+
+
+def photos(config: ExperimentConfig, keys: Sequence[str], what: str) -> list[Picture | None]:
+    """Photos of a run by their keys; all are None where one cannot be read, with a warning that names `what`."""
     try:
         source = open_source(config.data.source, config.data.background)
-        shots = [keys[:REAL_PER_CLASS] for keys in few_shot.shots[: len(names)]]
-        real = [[thumbnail(source.read(key)) for key in keys] for keys in shots]
+        return [thumbnail(source.read(key)) for key in keys]
     except Exception as error:
         # Reports are made on other machines than runs, and every file system has its own errors: photos that cannot
         # be read must not cost the figures.
-        log.warning("the report shows no real photos: %s", error)
-        real = [[] for _ in names]
-    pictures = [
-        ClassPictures(name, photos, {method: by_label[label] for method, by_label in generated.items()})
-        for label, (name, photos) in enumerate(zip(names, real, strict=True))
-    ]
-    return [each for each in pictures if each.real or any(each.generated.values())], len(few_shot.class_names)
+        log.warning("the report shows no %s: %s", what, error)
+        return [None] * len(keys)
 
 
 def sample_strips(store: RunStore, config: ExperimentConfig) -> list[SampleStrip]:
