@@ -31,7 +31,9 @@ class InPlaceMerger:
         # Layers of the last adapters that these lack get their base weights back.
         for layer in self._base.keys() | updates.keys():
             weight = self._weight(layer)
-            base = self._base.setdefault(layer, weight.clone())
+            if layer not in self._base:
+                self._base[layer] = weight.clone()
+            base = self._base[layer]
             # Summed in fp32 and rounded once; the storage stays, so a compiled UNet is not compiled again.
             weight.copy_(base.float() + updates[layer] if layer in updates else base)
 
