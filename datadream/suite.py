@@ -132,22 +132,20 @@ class Suite:
 
     def report(self) -> str:
         """Write the tables from what is there; returns them as text."""
-        places = [self._place(asked, each) for asked, each in self._asked.items()]
+        places = []
+        for asked, each in self._asked.items():
+            cells = []
+            for seed in self._seeds:
+                experiment = self._experiment(self._run(each.run, seed))
+                cells += [(cell.store, cell.config) for cell in cells_of(experiment.config, experiment.store)]
+            name = asked.removesuffix(f"/{each.row}").removesuffix(f"/{each.dataset}")
+            places.append(Place(name=name, table=each.table, dataset=each.dataset, row=each.row, cells=cells))
         return text_tables(write_suite(self.store.child(self.name), self.name, places))
 
     @property
     def page(self) -> str:
         """Where the tables are shown."""
         return self.store.child(self.name).path(PAGE)
-
-    def _place(self, asked: str, each: Reproduction) -> Place:
-        """Where the figures of a recipe stand, and the runs that they come from."""
-        cells = []
-        for seed in self._seeds:
-            experiment = self._experiment(self._run(each.run, seed))
-            cells += [(cell.store, cell.config) for cell in cells_of(experiment.config, experiment.store)]
-        name = asked.removesuffix(f"/{each.row}").removesuffix(f"/{each.dataset}")
-        return Place(name=name, table=each.table, dataset=each.dataset, row=each.row, cells=cells)
 
     def needs(self, cluster: Cluster) -> str:
         """What the runs need before they can start, in words, without reading a photo."""
