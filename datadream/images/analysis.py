@@ -142,7 +142,7 @@ def analyse(cells: Sequence[Cell], how: Comparison) -> None:
         if cell.store.exists(IMAGES):
             found = ImagesRecord.from_json(cell.store.read_json(IMAGES))
             same = Comparison(found.model, found.pretrained, found.against) == how
-            # By the hash of the plan: images that were published anew are others, whatever their number.
+            # By the plan's hash: a dataset of another plan has other images, whatever their number.
             plan = DatasetMarker.from_json(cell.store.read_json(DATASET)).plan
             if same and found.plan == plan and found.all["n_photos"] == len(photos):
                 continue
