@@ -104,11 +104,11 @@ def _row(content: dict[str, Any], sets: tuple[str, ...]) -> Row:
     average = {}
     for setting, printed in content["figures"].items():
         values = []
-        # As text: YAML reads a row with a single figure as a number, and one with none as null.
+        # A setting that was run and of which no number is printed is null in the file.
         for text in str(printed or "").split():
             mean, _, sd = text.partition("±")
             values.append(Published(float(mean), float(sd) if sd else None, text))
-        # Not strict: one value more is the paper's average, and a row may be printed for the first sets alone.
+        # Not strict: one value more than there are sets is the paper's average, and of null there is none.
         figures[setting] = dict(zip(sets, values, strict=False))
         if len(values) > len(sets):
             average[setting] = values[-1]
