@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
     if name == "recipes":
         return importlib.import_module("datadream.recipes")
     if name == "Experiment":
-        return importlib.import_module("datadream.experiment").Experiment
+        return importlib.import_module("datadream.experiment.experiment").Experiment
     if name == "load_classifier":
         return importlib.import_module("datadream.classify.predictor").load_classifier
     raise AttributeError(f"module 'datadream' has no attribute {name!r}")

@@ -15,7 +15,7 @@ from datadream.cli import main
 from datadream.cli.parser import COMMON_KNOBS
 from datadream.config import DataConfig
 from datadream.data.datasets import DIGIT_NAMES
-from datadream.experiment import Experiment
+from datadream.experiment.experiment import Experiment
 from datadream.run.cell import cells_of
 from datadream.run.layout import CONFIG, DATASET, DatasetMarker, classifier_marker
 from datadream.run.store import RunStore

@@ -47,7 +47,7 @@ def _carry_out(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         if arguments.debug or os.environ.get(DEBUG, "0") not in ("", "0"):
             traceback.print_exc()
         # Here and not above, as the other rooms: `recipes` and `--help` answer without what these import.
-        from datadream.checks import RefusedError
+        from datadream.experiment.checks import RefusedError
 
         nothing_done = work is None or isinstance(error, RefusedError)
         is_bad_input = nothing_done and isinstance(error, BAD_INPUT_ERRORS)

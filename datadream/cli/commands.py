@@ -25,7 +25,7 @@ from datadream.run.store import RunStore
 
 if TYPE_CHECKING:
     from datadream.costs.constants import Cluster
-    from datadream.experiment import Experiment
+    from datadream.experiment.experiment import Experiment
 
 
 def prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callable[[], None]:
@@ -48,7 +48,7 @@ def prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callable
     if overrides and command in (*CLASSIFIER_COMMANDS, "push"):
         raise ValueError(f"unexpected {overrides[0]!r}: {command} takes no knobs. See its --help.")
     if command == "export" and arguments.kind != "clip":
-        from datadream.export import check_export
+        from datadream.export.formats import check_export
 
         if arguments.setting:
             raise ValueError(f"--setting names a classifier: leave it out with --as {arguments.kind}.")
@@ -57,12 +57,12 @@ def prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callable
     if command in CLASSIFIER_COMMANDS:
         return _use_classifier(arguments)
     if command == "push":
-        from datadream.hub import check_push, push_dataset
+        from datadream.export.hub import check_push, push_dataset
 
         store = RunStore(arguments.run)
         check_push(store, arguments.repository)
         return lambda: print(push_dataset(store, arguments.repository, private=not arguments.public))
-    from datadream.experiment import Experiment
+    from datadream.experiment.experiment import Experiment
 
     experiment = Experiment(config_of(arguments, changes | dotted(overrides, arguments.run)), arguments.run)
     if command == "status":
@@ -135,7 +135,7 @@ def _cluster(config: ExperimentConfig, gpu: str | None = None) -> Cluster:
 
 
 def _suite(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callable[[], None]:
-    from datadream.suite import SEEDS, Suite
+    from datadream.experiment.suite import SEEDS, Suite
 
     changes = file_knobs(arguments, SUITE_OPTIONS) if arguments.config else {}
     changes |= dotted(overrides, arguments.suite or "")
@@ -168,7 +168,7 @@ def _suite(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callable[
 
 def _watch(experiment: Experiment) -> None:
     """Say how far the run is whenever it gets on, until it is done or whoever looks has seen enough."""
-    from datadream.status import watched
+    from datadream.experiment.status import watched
 
     with suppress(KeyboardInterrupt):
         for stage in watched(experiment.status):

@@ -12,7 +12,7 @@ from datadream.adapt.artifacts import write_index
 from datadream.adapt.given import check_given, check_given_fit, find_given, take_given
 from datadream.adapt.stage import AdapterUnit, adapter_units, train_adapters
 from datadream.config import ExperimentConfig
-from datadream.experiment import Experiment
+from datadream.experiment.experiment import Experiment
 from datadream.hashing import sha256
 from datadream.models.diffusion.kohya import Base, to_kohya
 from datadream.models.diffusion.merge import InPlaceMerger

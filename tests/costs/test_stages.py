@@ -7,7 +7,7 @@ import pytest
 from datadream import recipes
 from datadream.costs.constants import GPUS, Cluster, constants_of
 from datadream.costs.stages import image_seconds, imagined, queue_seconds, stages_of
-from datadream.experiment import Experiment
+from datadream.experiment.experiment import Experiment
 from datadream.run.cell import cells_of
 from datadream.run.layout import DATASET, adapter_marker, classifier_marker, search_marker, trial_marker
 from datadream.run.store import RunStore

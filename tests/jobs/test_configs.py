@@ -8,10 +8,10 @@ import yaml
 from datadream.classify.schedule import schedule_of
 from datadream.cli import main
 from datadream.config import ExperimentConfig
-from datadream.experiment import Experiment
+from datadream.experiment.experiment import Experiment
+from datadream.experiment.suite import Suite
 from datadream.methods.base import AdapterSpec, TrainingPhoto
 from datadream.methods.n_steps import n_steps
-from datadream.suite import Suite
 
 JOBS = Path(__file__).parents[2] / "jobs"
 CONFIGS = ("digits-smoke", "eurosat", "imagenet-cls", "imagenet-dset", "own-photos")

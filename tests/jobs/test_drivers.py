@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from datadream.data.datasets import open_source
-from datadream.experiment import Experiment
+from datadream.experiment.experiment import Experiment
 from datadream.run.layout import DATASET
 from datadream.run.store import RunStore
 from jobs.class_list import list_photos
-from tests.test_extend import NEW, add_class, config_of
+from tests.experiment.test_extend import NEW, add_class, config_of
 
 JOBS = Path(__file__).parents[2] / "jobs"
 

@@ -150,7 +150,7 @@ def test_two_methods_that_are_called_alike_are_not_mixed(file, tmp_path):
 
 @pytest.mark.soak
 def test_it_runs_from_end_to_end(file, local_ray, tmp_path):
-    from datadream.experiment import Experiment
+    from datadream.experiment.experiment import Experiment
 
     changes = {"generate.images_per_class": 4, "generate.steps": 2, "classify.steps": 4, "classify.eval_every": 4}
     own = config(f"{file}:two_prompts").updated(changes | {"classify.settings": ["synthetic"], "cluster.workers": 2})

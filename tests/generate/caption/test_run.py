@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datadream import recipes
-from datadream.experiment import Experiment
+from datadream.experiment.experiment import Experiment
 from tests.tiny_captioners import save_blip
 
 

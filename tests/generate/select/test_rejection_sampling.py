@@ -14,6 +14,7 @@ import torch
 from datadream import recipes
 from datadream.data.datasets import open_source
 from datadream.data.shards import from_parquet
+from datadream.experiment.status import stage_status
 from datadream.generate.select.features import FeatureEncoder, feature_units
 from datadream.generate.select.stage import generate_and_select
 from datadream.generate.stage import publish_dataset
@@ -21,7 +22,6 @@ from datadream.run.cell import Cell
 from datadream.run.layout import CANDIDATES, DATASET, SELECTION
 from datadream.run.store import RunStore
 from datadream.runtime.workers import Workers
-from datadream.status import stage_status
 from tests.generate.candidates import commit_chunk
 from tests.generate.listening import Heard
 

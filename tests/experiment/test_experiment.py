@@ -19,8 +19,8 @@ import pytest
 from datadream import recipes
 from datadream.adapt.stage import adapter_units
 from datadream.config import ExperimentConfig
-from datadream.driver import driving
-from datadream.experiment import Experiment
+from datadream.experiment.driver import driving
+from datadream.experiment.experiment import Experiment
 from datadream.generate.stage import generate_chunks
 from datadream.run.layout import DATASET, LOCK, SELECTION, adapter_weights
 from tests.processes import wait_until_gone

@@ -11,7 +11,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from datadream import recipes
 from datadream.data.few_shot import FewShotSet
-from datadream.experiment import Experiment
+from datadream.experiment.experiment import Experiment
+from datadream.experiment.status import StageStatus, watched
 from datadream.run.cell import Cell
 from datadream.run.layout import (
     CANDIDATES,
@@ -24,7 +25,6 @@ from datadream.run.layout import (
     progress_file,
 )
 from datadream.run.store import RunStore
-from datadream.status import StageStatus, watched
 
 SETTINGS = {"classify.settings": ["real", "synthetic"], "generate.images_per_class": 4, "generate.chunk_size": 2}
 
@@ -94,7 +94,7 @@ def test_where_filters_choose_the_images_asked_for_may_grow(tmp_path):
 
 
 def test_what_a_stage_said_last_is_shown_with_its_age_until_it_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr("datadream.status.time.time", lambda: 107.2)
+    monkeypatch.setattr("datadream.experiment.status.time.time", lambda: 107.2)
     store = RunStore(str(tmp_path))
     experiment = Experiment(recipes.digits(**SETTINGS), store.url)
     said = ProgressRecord(text="3/10 steps", time=100.0, done=3, numbers={})
@@ -119,7 +119,7 @@ def test_watching_says_what_has_changed_until_all_is_done(monkeypatch):
         [replace(adapt, done=2), replace(classify, done=1)],
         [],
     ]
-    monkeypatch.setattr("datadream.status.SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr("datadream.experiment.status.SECONDS_BETWEEN_LOOKS", 0.0)
     told = [str(stage).split("\n")[-1].strip() for stage in watched(lambda: looks.pop(0))]
     assert told == [
         "3/10 steps (1 s ago)",

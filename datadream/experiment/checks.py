@@ -22,7 +22,7 @@ from datadream.run.cell import Cell
 from datadream.run.config_record import check_config, check_extended, check_reused
 from datadream.run.layout import DATASET, FEW_SHOT, GENERATE_PLAN, GeneratePlan, classifier_marker
 from datadream.run.store import RunStore
-from datadream.tracking import check_trackers
+from datadream.runtime.tracking import check_trackers
 
 log = logging.getLogger(__name__)
 

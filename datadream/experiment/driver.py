@@ -15,10 +15,10 @@ from typing import Any
 from datadream.adapt.extended import take_adapters
 from datadream.adapt.given import take_given
 from datadream.adapt.stage import AdapterUnit, train_adapters, units_of
-from datadream.checks import RefusedError, check_models
 from datadream.config import ExperimentConfig
 from datadream.config.locations import local_inputs
 from datadream.data.intake import intake, intake_lines
+from datadream.experiment.checks import RefusedError, check_models
 from datadream.generate.caption.stage import caption_shots
 from datadream.generate.extended import take_chunks
 from datadream.generate.stage import chunk_units, generate_chunks, publish_dataset
@@ -42,9 +42,9 @@ from datadream.runtime.metrics import RayMetrics
 from datadream.runtime.nodes import check_shared, hardware
 from datadream.runtime.progress import EventFile, Listener, ProgressFile, Terminal
 from datadream.runtime.session import connected
+from datadream.runtime.tracking import Tracking, tracked
 from datadream.runtime.unit import Unit, pending, ready
 from datadream.runtime.workers import Workers
-from datadream.tracking import Tracking, tracked
 
 log = logging.getLogger(__name__)
 

@@ -12,17 +12,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from datadream import recipes
-from datadream.checks import RefusedError, check_inputs, check_models
 from datadream.config import ExperimentConfig, located
+from datadream.experiment.checks import RefusedError, check_inputs, check_models
+from datadream.experiment.status import StageStatus, stage_status
 from datadream.paper.reproductions import published
 from datadream.run.cell import Cell, cells_of
 from datadream.run.layout import METRICS, STAGES
 from datadream.run.store import RunStore
-from datadream.status import StageStatus, stage_status
 
 if TYPE_CHECKING:
     from datadream.adapt.stage import AdapterUnit
-    from datadream.driver import Driver
+    from datadream.experiment.driver import Driver
 
 
 class Experiment:
@@ -144,7 +144,7 @@ class Experiment:
         return stage_status(self.store, self.cells)
 
     def _driving(self) -> AbstractContextManager[Driver]:
-        from datadream.driver import driving
+        from datadream.experiment.driver import driving
 
         return driving(self.config, self.store, self.cells, self._adapter_units())
 

@@ -8,10 +8,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from datadream import recipes
-from datadream import tracking as tracking_module
 from datadream.run.store import RunStore
+from datadream.runtime import tracking as tracking_module
 from datadream.runtime.progress import Progress, Reporter
-from datadream.tracking import Tracking, check_trackers, tracked
+from datadream.runtime.tracking import Tracking, check_trackers, tracked
 
 ROWS = [{"adapter_id": "class-00000", "last_loss": 0.5}, {"adapter_id": "class-00001", "last_loss": 0.25}]
 

@@ -6,20 +6,20 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from datadream import driver as driver_module
 from datadream import recipes
 from datadream.adapt.stage import AdapterUnit, adapter_units
-from datadream.checks import RefusedError
 from datadream.cli import main
 from datadream.config import ExperimentConfig
-from datadream.driver import Driver, driving
-from datadream.experiment import Experiment
+from datadream.experiment import driver as driver_module
+from datadream.experiment.checks import RefusedError
+from datadream.experiment.driver import Driver, driving
+from datadream.experiment.experiment import Experiment
 from datadream.run.config_record import recorded_config
 from datadream.run.layout import ADAPTER_INDEX, CONFIG, DATASET, FEW_SHOT, INTAKE, LOCK, SCRATCH, adapter_marker
 from datadream.run.lock import RunLock
 from datadream.run.store import RunStore
+from datadream.runtime.tracking import Tracking
 from datadream.runtime.workers import Workers
-from datadream.tracking import Tracking
 
 SMALL = {"generate.images_per_class": 6, "generate.chunk_size": 3, "cluster.device": "cpu", "tracking.to": []}
 JOINED = Workers(1, 1, False, slots=3)
@@ -232,7 +232,7 @@ def test_a_report_beside_a_driver_needs_no_lock_and_sweeps_nothing(tmp_path):
 
 def test_a_config_is_checked_once(tmp_path, monkeypatch):
     calls: list[ExperimentConfig] = []
-    monkeypatch.setattr("datadream.experiment.check_inputs", lambda config, *_: calls.append(config))
+    monkeypatch.setattr("datadream.experiment.experiment.check_inputs", lambda config, *_: calls.append(config))
     started = experiment(str(tmp_path))
     started.check()
     started.check()

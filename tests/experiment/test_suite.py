@@ -12,10 +12,10 @@ import pytest
 from datadream.cli import main
 from datadream.data.few_shot import FewShotSet
 from datadream.data.known import KNOWN
-from datadream.experiment import Experiment
+from datadream.experiment.experiment import Experiment
+from datadream.experiment.suite import Suite
 from datadream.report.suite import CSV, MARKDOWN
 from datadream.run.layout import DATASET, FEW_SHOT, METRICS, PAGE
-from datadream.suite import Suite
 from tests.data.known.unpacked import few_classes
 from tests.report.fabricate import write_dataset, write_photos, write_setting
 from tests.report.test_page import Page

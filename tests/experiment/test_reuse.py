@@ -10,7 +10,7 @@ from datadream import recipes
 from datadream.cli import main
 from datadream.config import ExperimentConfig
 from datadream.data.shards import ImageRecord, encode_image, to_parquet
-from datadream.experiment import Experiment
+from datadream.experiment.experiment import Experiment
 from datadream.report.pictures import class_pictures
 from datadream.run.cell import Cell
 from datadream.run.config_record import record_config

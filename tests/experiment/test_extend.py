@@ -15,7 +15,7 @@ from datadream.adapt.stage import adapter_units
 from datadream.cli import main
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet
-from datadream.experiment import Experiment
+from datadream.experiment.experiment import Experiment
 from datadream.generate.extended import equal_chunks, load_copier
 from datadream.hashing import sha256
 from datadream.methods import make_plan

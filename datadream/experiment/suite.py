@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datadream.checks import check_folder
 from datadream.config import ExperimentConfig, nearest
 from datadream.costs.constants import Cluster
 from datadream.costs.needs import Planned, needs, place_of
 from datadream.data.known import KNOWN
-from datadream.experiment import Experiment
+from datadream.experiment.checks import check_folder
+from datadream.experiment.experiment import Experiment
 from datadream.paper.reproductions import Reproduction, below, reproductions
 from datadream.recipes import by_name
 from datadream.report.suite import Place, text_tables, write_suite

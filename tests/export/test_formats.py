@@ -17,7 +17,7 @@ from datadream.adapt.stage import adapter_units
 from datadream.cli import main
 from datadream.data.card import dataset_card
 from datadream.data.shards import ImageRecord, encode_image, to_parquet, to_webdataset
-from datadream.export import check_export
+from datadream.export.formats import check_export
 from datadream.hashing import sha256
 from datadream.models.diffusion.merge import InPlaceMerger
 from datadream.models.diffusion.pipeline import load_pipeline
