@@ -45,6 +45,12 @@ def located(config: ExperimentConfig) -> ExperimentConfig:
     return config.updated(changed) if changed else config
 
 
+def locations(config: ExperimentConfig) -> list[str]:
+    """Whatever the config reads from, as it stands there."""
+    values = flatten(config.model_dump())
+    return [str(values[knob]).removeprefix(LOCAL_DIR) for knob in LOCATIONS if values[knob] is not None]
+
+
 def local_inputs(config: ExperimentConfig) -> dict[str, str]:
     """Files and folders of this machine that workers read, by knob."""
     values = flatten(config.model_dump())

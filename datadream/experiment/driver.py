@@ -16,7 +16,7 @@ from datadream.adapt.extended import take_adapters
 from datadream.adapt.given import take_given
 from datadream.adapt.stage import AdapterUnit, train_adapters, units_of
 from datadream.config import ExperimentConfig
-from datadream.config.locations import local_inputs
+from datadream.config.locations import local_inputs, locations
 from datadream.data.intake import intake, intake_lines
 from datadream.experiment.checks import RefusedError, check_models
 from datadream.generate.caption.stage import caption_shots
@@ -201,7 +201,10 @@ def driving(
             for url in dict.fromkeys([*(cell.store.url for cell in cells), store.url]):
                 stack.enter_context(RunLock(RunStore(url)))
             n_units = max(len(adapters), sum(len(cell.chunks) for cell in cells))
-            workers = stack.enter_context(connected(config.cluster, lambda: check_models(config, cells), n_units))
+            reached = [store.url, *locations(config)]
+            workers = stack.enter_context(
+                connected(config.cluster, lambda: check_models(config, cells), n_units, reached)
+            )
             check_shared(store, local_inputs(config))
             for cell in cells:
                 check_plan(cell.store, cell.plan_hash)

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -16,6 +16,7 @@ from typing import Any
 
 from datadream.config import ClusterConfig
 from datadream.run.store import RunStore
+from datadream.runtime.credentials import credentials
 from datadream.runtime.workers import Workers
 
 SECONDS_TO_ANSWER = 5.0
@@ -79,12 +80,16 @@ def room(config: ClusterConfig) -> tuple[Workers, str]:
 
 @contextmanager
 def connected(
-    config: ClusterConfig, meanwhile: Callable[[], None] = lambda: None, n_units: int | None = None
+    config: ClusterConfig,
+    meanwhile: Callable[[], None] = lambda: None,
+    n_units: int | None = None,
+    locations: Iterable[str] = (),
 ) -> Iterator[Workers]:
     """Ray for the length of a block: the session that is there, a cluster's, or one of our own, then shut down.
 
     `meanwhile` is called while Ray starts, which for 3 s is waiting for other processes; what it raises is raised. An
-    autoscaling cluster is asked for no more workers than `n_units`.
+    autoscaling cluster is asked for no more workers than `n_units`. The workers of a cluster that is joined get the
+    driver's credentials for `locations` (see `credentials`).
     Raises ValueError when the cluster cannot be joined, or can never hold the workers asked for.
     """
     import ray
@@ -97,7 +102,7 @@ def connected(
             other = thread.submit(meanwhile)
             # On this thread and not on that one: Ray's processes die with the thread that started them.
             if ours:
-                _start(config)
+                _start(config, locations)
             other.result()
         if ours and _address(config) is None:
             yield _own_workers(config, int(ray.cluster_resources().get("GPU", 0)))
@@ -116,7 +121,7 @@ def connected(
         yield replace(workers, count=config.workers or slots, slots=slots, grows=config.workers is None)
 
 
-def _start(config: ClusterConfig) -> None:
+def _start(config: ClusterConfig, locations: Iterable[str] = ()) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -138,7 +143,8 @@ def _start(config: ClusterConfig) -> None:
         # Nobody knows of a dashboard that lives as long as a command; with ray[default] it would take ten processes.
         ray.init(address="local", num_cpus=_local_cpus(), include_dashboard=False, **quiet)
     else:
-        _join(address, quiet)
+        found = credentials(locations)
+        _join(address, quiet | ({"runtime_env": {"env_vars": found}} if found else {}))
     if on_main and before is not None:
         signal.signal(signal.SIGTERM, before)
 
@@ -158,7 +164,7 @@ def _check_answers(address: str, named_by: str) -> None:
         ) from None
 
 
-def _join(address: str, quiet: dict[str, Any]) -> None:
+def _join(address: str, options: dict[str, Any]) -> None:
     """Raises ValueError in one line where Ray refuses, which no second try would change."""
     import ray
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
@@ -170,7 +176,7 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(ATTEMPTS_TO_JOIN))
     try:
-        ray.init(address=address, **quiet)
+        ray.init(address=address, **options)
     except (RuntimeError, ConnectionError, ValueError, RayError) as error:
         said = " ".join(str(error).split())
         if "version mismatch" in said.lower():

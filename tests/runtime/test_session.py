@@ -64,15 +64,16 @@ def test_an_address_where_no_ray_answers_is_refused_at_once(named_by, monkeypatc
 
 
 JOIN = """
+import os
 import ray
 from datadream.config import ClusterConfig
 from datadream.runtime.session import connected
 
 class Actor:
     def answer(self):
-        return "answered"
+        return "answered with " + os.environ["AWS_ACCESS_KEY_ID"]
 
-with connected(ClusterConfig(device="cpu")):
+with connected(ClusterConfig(device="cpu"), locations=["s3://bucket/run"]):
     print(ray.get(ray.remote(Actor).options(num_cpus=0).remote().answer.remote(), timeout=60))
 """
 
@@ -86,8 +87,9 @@ def test_who_has_a_token_joins_clusters_that_ask_for_it_and_others(mode, tmp_pat
     with ray_nodes(2) as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
         monkeypatch.delenv("RAY_AUTH_MODE")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the driver's key")
         said = subprocess.run([sys.executable, "-c", JOIN], capture_output=True, text=True, timeout=120)
-    assert said.stdout.splitlines()[-1:] == ["answered"], said.stderr
+    assert said.stdout.splitlines()[-1:] == ["answered with the driver's key"], said.stderr
 
 
 def test_a_session_is_joined_and_left_running(local_ray):
