@@ -156,6 +156,7 @@ class RunLock:
                 logger.warning("%s: not renewed: %s", self._where, said)
                 if silence < LOST_HEARTBEATS * self._seconds:
                     continue
+                self._store.give_up()
                 self._lose(f"the run's storage could not be reached for {silence:.0f} s: {said}")
                 return
             if found != {}:  # a lock that is being created does not name its owner yet
