@@ -24,7 +24,7 @@ from datadream.classify.ingest.batches import (
 )
 from datadream.classify.loop import Checkpoints, Report, Trained, train
 from datadream.classify.metrics import logits_parquet, measure
-from datadream.classify.model_selection import ALL_SHOTS, Selection, best_of, readings, selection_of, train_chosen
+from datadream.classify.model_selection import ALL_SHOTS, Selection, chosen_of, readings, selection_of, train_chosen
 from datadream.classify.protoaug import Regions, find_regions
 from datadream.classify.schedule import Schedule, schedule_of
 from datadream.classify.train_state import Part, Training, autocast_of
@@ -146,7 +146,7 @@ class SettingTrainer:
             curve = readings(self._few_shot, selection, self._schedule(setting).steps, train)
         finally:
             restore(self.clip.model)
-        best = best_of(curve)
+        best = chosen_of(curve, selection)
         return {
             "val_top1": best.val_top1,
             "chosen_by": selection.chosen_by,

@@ -124,6 +124,9 @@ def connected(
 def _start(config: ClusterConfig, locations: Iterable[str] = ()) -> None:
     import ray
 
+    from datadream.runtime.train_controller import SECONDS_TO_FIND_ROOM
+
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(SECONDS_TO_FIND_ROOM))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's native code writes to the terminal what no user can act on: every pool of actors logs an error about its
     # constructor's arguments (ray-project/ray#53727).

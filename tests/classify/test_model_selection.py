@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from datadream.classify.model_selection import selection_of
+from datadream.classify.loop import Reading
+from datadream.classify.model_selection import chosen_of, selection_of
 from datadream.config import ClassifyConfig
 
 SETTINGS = ("zero-shot", "real", "synthetic", "real+synthetic")
@@ -48,3 +49,15 @@ def test_test_photos_choose_only_if_asked(few_shot):
     assert selection_of("real", few_shot, knobs).photos == few_shot.test
     assert selection_of("real", few_shot, knobs).chosen_by == "test"
     assert selection_of("zero-shot", few_shot, knobs).chosen_by is None
+
+
+def test_folds_choose_the_last_step_that_is_no_worse_by_more_than_chance_and_validation_photos_the_best(
+    few_shot, without_val
+):
+    curve = tuple(Reading(step, 1.0, top1) for step, top1 in ((50, 67.0), (100, 50.0), (150, 50.0), (200, 33.0)))
+    folds = selection_of("real", without_val, ClassifyConfig())
+    assert folds.n_photos == 6  # one standard error of 67 % is 19
+    assert chosen_of(curve, folds).step == 150
+    assert chosen_of(curve, selection_of("real", few_shot, ClassifyConfig())).step == 50
+    flat = tuple(replace(reading, val_top1=100.0) for reading in curve)
+    assert chosen_of(flat, folds).step == chosen_of(flat, selection_of("real", few_shot, ClassifyConfig())).step == 200
