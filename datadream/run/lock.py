@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from datadream.run.layout import LOCK, SCRATCH
-from datadream.run.store import TEMPORARY, RunStore
+from datadream.run.store import TEMPORARY, RunStore, give_up
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class RunLock:
                 logger.warning("%s: not renewed: %s", self._where, said)
                 if silence < LOST_HEARTBEATS * self._seconds:
                     continue
-                self._store.give_up()
+                give_up(self._store)
                 self._lose(f"the run's storage could not be reached for {silence:.0f} s: {said}")
                 return
             if found != {}:  # a lock that is being created does not name its owner yet

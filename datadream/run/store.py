@@ -65,12 +65,6 @@ class RunStore:
             raise ValueError(f"{name!r} leads out of run {self.url!r}. Do not use a run that names such a file.")
         return posixpath.join(self.root, name)
 
-    def give_up(self) -> None:
-        """Have this process ask each thing once from now on, as the store stays away: a run that ends writes a dozen
-        last words, and would wait for each of them as long as for the store."""
-        if hasattr(self.fs, "retries"):
-            self.fs.retries = 1
-
     def child(self, name: str) -> RunStore:
         """The store of a sub-folder."""
         return RunStore(posixpath.join(self.url, name))
@@ -267,6 +261,13 @@ def _be_patient(fs: Any) -> None:
     with suppress(AttributeError):  # older versions have none
         s3fs.core.set_custom_error_handler(_is_to_try_again)
     vars(fs).setdefault("retries", S3_ATTEMPTS)  # all stores of a process share it, also one that was given up
+
+
+def give_up(store: RunStore) -> None:
+    """Have this process ask a store that stays away for each thing once from now on: a run that ends writes a dozen
+    last words, and would wait for each of them as long as for the store."""
+    if hasattr(store.fs, "retries"):
+        store.fs.retries = 1
 
 
 def _is_to_try_again(error: Exception) -> bool:
