@@ -14,6 +14,7 @@ import fsspec
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from datadream.classify.files import SavedClassifier
 from datadream.config import WHITE, Setting
@@ -30,23 +31,40 @@ Photo = Image.Image | np.ndarray | str | PathLike[str]
 """A picture, uint8 pixels [height, width, 3] or [height, width], or the path or fsspec URL of a file."""
 
 
-class Classifier:
-    """A CLIP with the weights of one setting merged into it, and the names of the classes."""
+class Member:
+    """A CLIP with the weights of one setting merged into it, and its text head."""
 
     def __init__(self, saved: SavedClassifier, device: torch.device | str) -> None:
         """Raises ValueError or FileNotFoundError when the CLIP that the run names cannot be loaded here."""
-        self.classes = saved.classes
-        self._background = saved.background
-        self._model_id, self._device = saved.model, device
-        self._clip = load_clip(saved.model, saved.pretrained, device)
+        self.model_id, self._device = saved.model, device
+        self.clip = load_clip(saved.model, saved.pretrained, device)
         if saved.learning is not None:
             # The seed draws initial weights that the saved ones replace.
-            make_trainable(self._clip.model, **saved.learning, seed=0)
-            load_trainable_state(self._clip.model, saved.state)
-            merge_lora(self._clip.model)
-        self._clip.model.requires_grad_(False)
+            make_trainable(self.clip.model, **saved.learning, seed=0)
+            load_trainable_state(self.clip.model, saved.state)
+            merge_lora(self.clip.model)
+        self.clip.model.requires_grad_(False)
+        # Prompts give a head without bias, so that only a Gaussian one has any.
+        self.is_gaussian = bool(saved.bias.any())
         # The factor of the cosine similarities is folded into the text head once.
         self._weight, self._bias = (saved.logit_scale * saved.text_features).to(device), saved.bias.to(device)
+
+    @torch.inference_mode()
+    def probabilities(self, images: Sequence[Image.Image]) -> Tensor:
+        """Of each class for each image, fp32 [n, n_classes]."""
+        pixels = torch.stack([self.clip.preprocess(image) for image in images])
+        features = self.clip.encode_image(pixels.to(self._device))
+        return (features @ self._weight.T + self._bias).softmax(dim=1).cpu()
+
+
+class Classifier:
+    """The classifiers of one or several settings, whose mean probability decides, and the names of the classes."""
+
+    def __init__(self, saved: Sequence[SavedClassifier], device: torch.device | str) -> None:
+        """Raises ValueError or FileNotFoundError when a CLIP that the run names cannot be loaded here."""
+        self.classes = saved[0].classes
+        self._background = saved[0].background
+        self._members = [Member(each, device) for each in saved]
 
     def predict(self, images: Photo | Sequence[Photo]) -> list[dict[str, float]]:
         """Probability of each class for each photo, the most probable class first.
@@ -58,11 +76,7 @@ class Classifier:
         found: list[dict[str, float]] = []
         for start in range(0, len(photos), BATCH):
             opened = [_open(photo, self._background) for photo in photos[start : start + BATCH]]
-            pixels = torch.stack([self._clip.preprocess(image) for image in opened])
-            with torch.inference_mode():
-                features = self._clip.encode_image(pixels.to(self._device))
-                rows = (features @ self._weight.T + self._bias).softmax(dim=1).cpu()
-            for row in rows:
+            for row in torch.stack([member.probabilities(opened) for member in self._members]).mean(dim=0):
                 # Stable: equally probable classes stay in the order of their labels.
                 order, values = row.argsort(descending=True, stable=True).tolist(), row.tolist()
                 found.append({self.classes[label]: values[label] for label in order})
@@ -71,21 +85,27 @@ class Classifier:
     def save_checkpoint(self, folder: str | Path) -> Path:
         """Write a checkpoint folder that plain open_clip loads as local-dir:<folder>, with LoRA merged into it.
 
-        Raises ValueError when the folder is not empty, or when a Gaussian head decides, which no text tower holds.
+        Raises ValueError when the folder is not empty, when several classifiers vote, or when a Gaussian head decides,
+        which no text tower holds.
         """
-        # Prompts give a head without bias, so that only a Gaussian one has any.
-        if self._bias.any():
+        member, *others = self._members
+        if others:
+            raise ValueError(
+                "classifiers that vote are no one checkpoint. Export one setting, or use load_classifier."
+            )
+        if member.is_gaussian:
             raise ValueError(
                 "a gda- classifier is no CLIP checkpoint: its head is not made of prompts. "
                 "Export another setting with --setting, or use load_classifier."
             )
-        return save_checkpoint(self._clip, self._model_id, folder)
+        return save_checkpoint(member.clip, member.model_id, folder)
 
 
-def load_classifier(run: str | PathLike[str], setting: Setting | None = None) -> Classifier:
+def load_classifier(run: str | PathLike[str], setting: Setting | Sequence[Setting] | None = None) -> Classifier:
     """The classifier of a run, given its folder or fsspec URL, on the GPU if there is one.
 
     Without a `setting`, the one that `choose_setting` takes: the best on validation photos, where there are any.
+    Several settings vote, by the mean of their probabilities.
     Raises ValueError when the run holds no classifier, or none of that setting.
     """
     store = RunStore(fspath(run))
@@ -99,10 +119,13 @@ def load_classifier(run: str | PathLike[str], setting: Setting | None = None) ->
             f"run {store.url!r} holds no classifier. Train one with `datadream classify`, or, for a table of runs, "
             "give one of the folders in its cells/."
         )
-    if setting is not None and setting not in found:
-        raise ValueError(f"run {store.url!r} holds no classifier {setting!r}. It holds: {', '.join(found)}.")
-    chosen = setting or choose_setting(found).setting
-    return Classifier(SavedClassifier.read(store, chosen), "cuda" if torch.cuda.is_available() else "cpu")
+    asked = (setting,) if isinstance(setting, str) else tuple(setting or ())
+    for name in asked:
+        if name not in found:
+            raise ValueError(f"run {store.url!r} holds no classifier {name!r}. It holds: {', '.join(found)}.")
+    names = asked or (choose_setting(found).setting,)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Classifier([SavedClassifier.read(store, name) for name in names], device)
 
 
 def _open(photo: Photo, background: str = WHITE) -> Image.Image:

@@ -178,7 +178,7 @@ def _watch(experiment: Experiment) -> None:
 def _use_classifier(arguments: argparse.Namespace) -> Callable[[], None]:
     from datadream.classify.predictor import load_classifier
 
-    classifier = load_classifier(arguments.run, arguments.setting)
+    classifier = load_classifier(arguments.run, arguments.setting and arguments.setting.split(","))
     if arguments.command == "export":
         return partial(print, f"local-dir:{classifier.save_checkpoint(arguments.to)}")
     if arguments.top < 1:

@@ -69,7 +69,11 @@ def make_parser() -> argparse.ArgumentParser:
             run_help = "the run's folder: a path or any fsspec URL; `datadream COMMAND URL` is short for it"
             add("--run", metavar="URL", help=run_help)
         if name in CLASSIFIER_COMMANDS:
-            add("--setting", metavar="NAME", help="which classifier (default: the best on validation photos)")
+            add(
+                "--setting",
+                metavar="NAME",
+                help="which classifier, or several that vote: A,B (default: the best on validation photos)",
+            )
         if name == "suite":
             add(
                 "suite",

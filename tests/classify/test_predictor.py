@@ -51,6 +51,17 @@ def test_one_line_classifies_photos_as_the_run_measured_it(run, few_shot, photo_
         assert list(named.values()) == sorted(named.values(), reverse=True)
 
 
+def test_several_classifiers_vote_by_their_mean_probabilities(run, few_shot, photo_folder, tmp_path):
+    pictures = photos(few_shot, photo_folder)
+    zero_shot, real = (datadream.load_classifier(run, name).predict(pictures) for name in ("zero-shot", "real"))
+    vote = datadream.load_classifier(run, ["zero-shot", "real"])
+    for voted, one, other in zip(vote.predict(pictures), zero_shot, real, strict=True):
+        assert voted == pytest.approx({name: (one[name] + other[name]) / 2 for name in one})
+        assert list(voted.values()) == sorted(voted.values(), reverse=True)
+    with pytest.raises(ValueError, match="vote are no one checkpoint"):
+        vote.save_checkpoint(tmp_path / "clip")
+
+
 def test_a_photo_may_be_a_picture_a_path_or_pixels(run, photo_folder):
     path = next((photo_folder / "test" / "red").iterdir())
     classifier = datadream.load_classifier(run)
