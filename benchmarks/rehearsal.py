@@ -92,7 +92,10 @@ def cluster() -> Iterator[tuple[Cluster, JobSubmissionClient]]:
     # Such a cluster asks for no token, and a driver that has one would refuse to answer it.
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    # Any free port for the head's agent, as other nodes have: on its usual one another Ray of this machine may listen,
+    # and the job server then finds no agent.
+    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_agent_listen_port": None}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
     try:
         for number in range(NODES):
             add_node(nodes, number)
