@@ -146,7 +146,7 @@ def test_a_fully_trained_image_tower_is_saved_and_forgotten(config, few_shot, ph
     store = RunStore(str(tmp_path))
     for name, data in outcome.files.items():
         store.write_bytes(f"classifier/real/{name}", data)
-    classifier = Classifier(SavedClassifier.read(store, "real"), "cpu")
+    classifier = Classifier([SavedClassifier.read(store, "real")], "cpu")
     paths = [(name, path) for name in few_shot.class_names for path in (photo_folder / "test" / name).iterdir()]
     named = classifier.predict([path for _, path in paths])
     hits = [next(iter(row)) == name for (name, _), row in zip(paths, named, strict=True)]
