@@ -45,17 +45,19 @@ def located(config: ExperimentConfig) -> ExperimentConfig:
     return config.updated(changed) if changed else config
 
 
-def locations(config: ExperimentConfig) -> list[str]:
-    """Whatever the config reads from, as it stands there."""
+def locations(config: ExperimentConfig) -> dict[str, str]:
+    """Whatever the config reads from: a path, URL or name by knob."""
     values = flatten(config.model_dump())
-    return [str(values[knob]).removeprefix(LOCAL_DIR) for knob in LOCATIONS if values[knob] is not None]
+    return {knob: str(values[knob]).removeprefix(LOCAL_DIR) for knob in LOCATIONS if values[knob] is not None}
 
 
 def local_inputs(config: ExperimentConfig) -> dict[str, str]:
     """Files and folders of this machine that workers read, by knob."""
-    values = flatten(config.model_dump())
-    paths = {knob: str(values[knob]).removeprefix(LOCAL_DIR) for knob in LOCATIONS if knob not in READ_ONCE}
-    return {knob: path for knob, path in paths.items() if os.path.isabs(path) and os.path.exists(path)}
+    return {
+        knob: path
+        for knob, path in locations(config).items()
+        if knob not in READ_ONCE and os.path.isabs(path) and os.path.exists(path)
+    }
 
 
 def _absolute(knob: str, value: str) -> str:

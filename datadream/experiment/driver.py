@@ -201,7 +201,7 @@ def driving(
             for url in dict.fromkeys([*(cell.store.url for cell in cells), store.url]):
                 stack.enter_context(RunLock(RunStore(url)))
             n_units = max(len(adapters), sum(len(cell.chunks) for cell in cells))
-            reached = [store.url, *locations(config)]
+            reached = [store.url, *locations(config).values()]
             workers = stack.enter_context(
                 connected(config.cluster, lambda: check_models(config, cells), n_units, reached)
             )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-FILE_OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for the driver of a job, whose workers have what the job's runtime_env says."""
 S3 = (
     "AWS_ACCESS_KEY_ID",
@@ -18,7 +18,7 @@ S3 = (
     "AWS_DEFAULT_REGION",
 )
 # No variable that names a file of keys: workers have other files.
-GOOGLE = ("GOOGLE_CLOUD_PROJECT", "STORAGE_EMULATOR_HOST")
+GOOGLE = ("GCSFS_DEFAULT_PROJECT", "STORAGE_EMULATOR_HOST")
 AZURE = tuple(
     f"AZURE_STORAGE_{name}"
     for name in (
@@ -47,13 +47,15 @@ def credentials(locations: Iterable[str]) -> dict[str, str]:
     Ray shows a job's variables to whoever reads its dashboard or its nodes' logs, so nothing goes that is not needed:
     nothing for a local path, and nothing in a job.
     """
-    if FILE_OF_A_JOB in os.environ:
+    if OF_A_JOB in os.environ:
         return {}
-    # What has a slash and is neither a URL nor there is an id of the Hub.
-    schemes = {
-        location.partition("://")[0] if "://" in location else "hf"
-        for location in locations
-        if "/" in location and not Path(location).exists()
-    }
-    wanted = {name for scheme in schemes for name in VARIABLES.get(scheme, ())}
+    wanted: set[str] = set()
+    for location in locations:
+        if os.path.isabs(location) or Path(location).exists():
+            continue
+        # fsspec chains URLs, such as simplecache::s3://bucket/photos.
+        schemes = {link.partition("://")[0] for link in location.split("::") if "://" in link}
+        # What has a slash and is neither a URL nor a path is an id of the Hub.
+        schemes |= {"hf"} if not schemes and "/" in location else set()
+        wanted.update(*(VARIABLES.get(scheme, ()) for scheme in schemes))
     return {name: os.environ[name] for name in sorted(wanted) if name in os.environ}
