@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from datadream.run.layout import LOCK, SCRATCH
-from datadream.run.store import TEMPORARY, RunStore, give_up
+from datadream.run.store import TEMPORARY, RunStore, limit_attempts
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,8 @@ class RunLock:
         except KeyboardInterrupt:
             if self._loss is None:
                 raise
+        finally:
+            limit_attempts(self._store)  # the next run of this process may find it again
         if self._loss is not None:
             raise RuntimeError(self._loss) from error
 
@@ -156,7 +158,8 @@ class RunLock:
                 logger.warning("%s: not renewed: %s", self._where, said)
                 if silence < LOST_HEARTBEATS * self._seconds:
                     continue
-                give_up(self._store)
+                # A run that ends writes a dozen last words, and would wait for each of them as long as for the store.
+                limit_attempts(self._store, 1)
                 self._lose(f"the run's storage could not be reached for {silence:.0f} s: {said}")
                 return
             if found != {}:  # a lock that is being created does not name its owner yet

@@ -260,14 +260,14 @@ def _be_patient(fs: Any) -> None:
 
     with suppress(AttributeError):  # older versions have none
         s3fs.core.set_custom_error_handler(_is_to_try_again)
-    vars(fs).setdefault("retries", S3_ATTEMPTS)  # all stores of a process share it, also one that was given up
+    # All stores of a process share the file system, and another one may have been given up (`limit_attempts`).
+    vars(fs).setdefault("retries", S3_ATTEMPTS)
 
 
-def give_up(store: RunStore) -> None:
-    """Have this process ask a store that stays away for each thing once from now on: a run that ends writes a dozen
-    last words, and would wait for each of them as long as for the store."""
-    if hasattr(store.fs, "retries"):
-        store.fs.retries = 1
+def limit_attempts(store: RunStore, attempts: int = S3_ATTEMPTS) -> None:
+    """How often this process asks an S3 store that does not answer for each thing."""
+    if "s3" in store.fs.protocol:
+        store.fs.retries = attempts
 
 
 def _is_to_try_again(error: Exception) -> bool:

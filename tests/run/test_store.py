@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from datadream.run import store as store_module
-from datadream.run.store import RunStore
+from datadream.run.store import RunStore, limit_attempts
+from tests.object_store import object_store
 
 
 def test_write_read_and_markers(store):
@@ -93,6 +94,19 @@ def test_what_another_process_writes_is_seen(bucket):
     code = f"from datadream.run.store import RunStore; RunStore({store.url!r}).write_json('chunks/1.json', {{}})"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (store.markers("chunks"), store.exists("chunks/1.json")) == ({"0", "1"}, True)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_store_that_is_away_is_asked_as_often_as_is_said(attempts, caplog):
+    with object_store() as server:
+        store = RunStore(f"{server.url}/run")
+        limit_attempts(store, attempts)
+        server.stop()
+        with pytest.raises(Exception, match="Could not connect"):
+            RunStore(store.url).write_bytes("file", b"")
+        assert caplog.text.count("trying again") == attempts
+        server.start(server.port)
 
 
 def test_object_stores_that_cannot_be_used_are_told(bucket):
