@@ -126,6 +126,8 @@ def _start(config: ClusterConfig, locations: Iterable[str] = ()) -> None:
 
     from datadream.runtime.train_controller import SECONDS_TO_FIND_ROOM
 
+    # Ray Train's own 60 s are longer than an abort waits: a controller would be killed in them, and leave its
+    # placement group behind (see `abort`).
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(SECONDS_TO_FIND_ROOM))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's native code writes to the terminal what no user can act on: every pool of actors logs an error about its
