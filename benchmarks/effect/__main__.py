@@ -11,19 +11,23 @@ which RUNS/NAME.json keeps.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import yaml
+from scipy.special import softmax
 
 from benchmarks.compare import machine
 from benchmarks.effect.fetch import SETS, fetch
-from benchmarks.effect.table import markdown, summary
+from benchmarks.effect.table import VOTE, VOTERS, markdown, summary
 from datadream import Experiment, recipes
 from datadream.config import ExperimentConfig
-from datadream.run.layout import INTAKE, STAGES, StageSeconds, stage_seconds
+from datadream.run.layout import INTAKE, STAGES, StageSeconds, classifier_logits, stage_seconds
 from datadream.runtime.session import connected
 
 ARMS = ("zero-shot", "gda-real", "real", "synthetic", "gda-real+synthetic", "real+synthetic")
@@ -46,6 +50,24 @@ def network_evaluations(config: ExperimentConfig, n_classes: int) -> dict[str, i
     return {"training": adapters * steps * config.adapt.batch_size, "generating": generated}
 
 
+def votes(experiment: Experiment) -> list[dict[str, Any]]:
+    """top1 of what `predict --setting real,real+synthetic` takes, by the logits that the runs keep; a row a seed."""
+    # In a table the baselines are a run of their own.
+    stores = {
+        (cell.config.seed, each): cell.store for cell in experiment.cells for each in cell.config.classify.settings
+    }
+    made = []
+    for seed in sorted({seed for seed, _ in stores}):
+        files = [stores[seed, voter].read_bytes(classifier_logits(voter)) for voter in VOTERS]
+        one, other = (pq.read_table(io.BytesIO(file)) for file in files)
+        if not one["key"].equals(other["key"]):
+            raise RuntimeError(f"{experiment.store.url}: the classifiers of seed {seed} have other test photos.")
+        said = sum(softmax(np.stack(table["logits"].to_numpy()), axis=1) for table in (one, other))
+        hits = said.argmax(axis=1) == one["label"].to_numpy()
+        made.append({"seed": seed, "setting": VOTE, "top1": 100 * float(hits.mean())})
+    return made
+
+
 def measure(name: str, experiment: Experiment) -> list[dict[str, Any]]:
     """Run what is missing; a row for each seed and arm, with what was taken of the pictures and what it cost."""
     records, store = experiment.run(), experiment.store
@@ -57,7 +79,8 @@ def measure(name: str, experiment: Experiment) -> list[dict[str, Any]]:
     shared = {"set": name, "shots": experiment.config.data.n_shots, "intake": intake}
     shared |= {"cost": {"unet_images_per_seed": evaluations, "seconds": seconds}}
     keys = ("seed", "setting", "top1", "n_val", "val_top1", "chosen_by")
-    return [shared | {key: record[key] for key in keys} for record in records]
+    rows = [{key: record[key] for key in keys} for record in records]
+    return [shared | row for row in [*rows, *votes(experiment)]]
 
 
 def main() -> None:

@@ -13,7 +13,9 @@ from datadream.run.choice import choose_setting
 
 CHOSEN = "chosen"
 """What `predict` would take of real and real+synthetic."""
-PAIRS = (("real+synthetic", "real"), (CHOSEN, "real"), ("gda-real+synthetic", "gda-real"))
+VOTE, VOTERS = "vote", ("real", "real+synthetic")
+"""The mean of these settings' probabilities."""
+PAIRS = (("real+synthetic", "real"), (CHOSEN, "real"), (VOTE, "real"), ("gda-real+synthetic", "gda-real"))
 """Whose difference is what generated images add."""
 
 
@@ -76,7 +78,7 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     """The summary as a table."""
     arms = ("zero-shot", "gda-real", "real", "synthetic", "gda-real+synthetic", "real+synthetic")
-    head = ["set", "photos per class", "test photos", *(f"`{arm}`" for arm in arms), "gain", "chosen", "gain, GDA"]
+    head = ["set", "photos per class", "test photos", *(f"`{arm}`" for arm in arms), "gain", CHOSEN, VOTE, "gain, GDA"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in result["summary"]:
         test = str(row["intake"]["test"]) if "intake" in row else ""

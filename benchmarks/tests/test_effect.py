@@ -80,12 +80,13 @@ def row(name: str, seed: int, setting: str, top1: float) -> dict:
 
 def test_gains_are_paired_by_seed_and_so_is_the_choice():
     both = {"gda-real": (50.0, 60.0), "real": (60.0, 80.0), "gda-real+synthetic": (50.0, 61.0)}
-    both |= {"real+synthetic": (62.0, 79.0)}
+    both |= {"real+synthetic": (62.0, 79.0), "vote": (63.0, 80.0)}
     rows = [row("toy", seed, arm, top1[seed]) for arm, top1 in both.items() for seed in (0, 1)]
     found, everything = summary(rows)
     assert found["top1"]["real"] == 70.0
     assert found["gains"]["real+synthetic"]["mean"] == 0.5
     assert found["gains"]["chosen"]["mean"] == 1.0, "the first seed takes the images, the second does not"
+    assert found["gains"]["vote"]["mean"] == 1.5
     assert everything["gains"]["gda-real+synthetic"]["mean"] == 0.5
     text = markdown({"summary": [found, everything], "failed": {"other-k4": "no photos"}})
     assert "| toy | 4 | 50 |" in text
