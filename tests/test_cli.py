@@ -219,6 +219,26 @@ def test_a_scheduler_ends_a_command_as_ctrl_c_does(number, tmp_path, capfd, monk
     assert line.startswith("datadream: interrupted. The same command goes on from here: ")
 
 
+def test_an_interrupt_is_told_though_the_main_thread_does_not_listen():
+    """`ray job stop` kills after 3 s; a handler in Python waits until the main thread comes back from C."""
+    code = """if True:
+        import hashlib, sys
+        from datadream import cli
+        def work():
+            print("begun", flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # half an hour without the GIL
+        cli.prepare = lambda arguments, overrides: work
+        sys.exit(cli.main(["recipes"]))
+    """
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        assert process.stderr.readline().startswith("datadream: interrupted. The same command goes on from here: ")
+        assert process.poll() is None, "or the main thread was not what spoke late"
+        process.kill()
+
+
 def test_a_config_of_another_version(tmp_path, capsys):
     config = {"data": DataConfig().model_dump(), "adapt": {"dropout": 0.1}}
     RunStore(str(tmp_path)).write_json(CONFIG, {"config": config})

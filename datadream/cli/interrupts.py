@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 SAID = "said"
@@ -28,11 +28,21 @@ def ended_like_ctrl_c() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     ours = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     disabled, excepthook = logging.root.manager.disable, threading.excepthook
+    last_words = _LastWords()
     for number in ours:
-        signal.signal(number, _interrupt)
+        signal.signal(number, last_words.interrupt)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    listener = threading.Thread(target=last_words.listen, args=(reader, ours), name="signals", daemon=True)
+    listener.start()
     try:
         yield
     finally:
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)
+        listener.join()
+        os.close(reader)
         for number, handler in ours.items():
             if handler is not None:  # one that was not set from Python cannot be set again from it
                 signal.signal(number, handler)
@@ -40,13 +50,36 @@ def ended_like_ctrl_c() -> Iterator[None]:
         threading.excepthook = excepthook
 
 
-def _interrupt(number: int, frame: object) -> None:
-    # At once and not when all is closed: `ray job stop` kills after 3 s, and Ray alone may take as long to shut down.
-    say_interrupted()
-    # These are the last words: what is cut off and what Ray or a tracker's thread misses from now on is no news.
-    logging.disable()
-    threading.excepthook = lambda _: None
-    raise KeyboardInterrupt(SAID)
+class _LastWords:
+    """What is said of an interrupt: once, and at once, not when all is closed.
+
+    `ray job stop` kills after 3 s, and Ray alone may take as long to shut down. Python runs a signal's handler only
+    when the main thread comes back from C: a wait in Ray's core looks for signals once a second, and on a loaded
+    machine jobs were killed before they had said a word. So a thread, which the signal's own byte wakes, speaks too.
+    """
+
+    def __init__(self) -> None:
+        self.unsaid = [say_interrupted]
+
+    def listen(self, reader: int, numbers: Collection[int]) -> None:
+        """Until the pipe is closed; each signal is a byte in it, its number."""
+        while received := os.read(reader, 1):
+            if received[0] in numbers:
+                self.say()
+
+    def interrupt(self, number: int, frame: object) -> None:
+        self.say()
+        raise KeyboardInterrupt(SAID)
+
+    def say(self) -> None:
+        try:
+            say = self.unsaid.pop()  # not under a lock: a handler may interrupt a handler that holds it
+        except IndexError:
+            return
+        say()
+        # What is cut off and what Ray or a tracker's thread misses from now on is no news.
+        logging.disable()
+        threading.excepthook = lambda _: None
 
 
 def say_interrupted() -> None:
