@@ -10,13 +10,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from datadream.config import WHITE
-from datadream.models.clip.trainable import is_lora
+from datadream.models.clip.trainable import CONTEXT, is_lora
 from datadream.run.layout import CLASSIFIERS
 from datadream.run.store import RunStore
 
 HEAD_TENSORS = ("text_features", "logit_scale", "bias")
 LABEL_FIELDS = ("classes", "prompts", "model", "pretrained", "trained")
-LORA, IMAGE_TOWER, HEAD, LABELS = "lora.safetensors", "image_tower.safetensors", "head.safetensors", "labels.json"
+HEAD, LABELS = "head.safetensors", "labels.json"
+# LoRA is apart from the weights of a fully trained image tower, which are large.
+LORA, IMAGE_TOWER, WORDS = WEIGHTS = "lora.safetensors", "image_tower.safetensors", "context.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ class SavedClassifier:
     """As data.background."""
 
     def to_files(self) -> dict[str, bytes]:
-        """Content by file name. LoRA is apart from the weights of a fully trained image tower, which are large."""
+        """Content by file name."""
         labels = {
             "classes": list(self.classes),
             "prompts": list(self.prompts),
@@ -61,8 +63,8 @@ class SavedClassifier:
             LABELS: (json.dumps(labels, indent=1, ensure_ascii=False) + "\n").encode(),
         }
         # A file without tensors is not written; safetensors refuses tensors that are views with gaps.
-        for name, lora in ((LORA, True), (IMAGE_TOWER, False)):
-            weights = {key: tensor.contiguous() for key, tensor in self.state.items() if is_lora(key) == lora}
+        for name in WEIGHTS:
+            weights = {key: tensor.contiguous() for key, tensor in self.state.items() if _file_of(key) == name}
             files |= {name: save(weights)} if weights else {}
         return files
 
@@ -79,7 +81,7 @@ class SavedClassifier:
                 f"Train it again: delete {store.path(folder)} and run `datadream classify {store.url}`."
             )
         state: dict[str, Tensor] = {}
-        for name in (LORA, IMAGE_TOWER):
+        for name in WEIGHTS:
             if store.exists(f"{folder}/{name}"):
                 state |= load(store.read_bytes(f"{folder}/{name}"))
         return cls(
@@ -92,3 +94,7 @@ class SavedClassifier:
             background=labels.get("background", WHITE),
             **{name: head[name] for name in HEAD_TENSORS},
         )
+
+
+def _file_of(weight: str) -> str:
+    return LORA if is_lora(weight) else WORDS if weight == CONTEXT else IMAGE_TOWER

@@ -21,7 +21,7 @@ from datadream.config import WHITE, Setting
 from datadream.data.decode import as_shown, decode_photo
 from datadream.models.clip.export import save_checkpoint
 from datadream.models.clip.load import load_clip
-from datadream.models.clip.trainable import load_trainable_state, make_trainable, merge_lora
+from datadream.models.clip.trainable import CONTEXT, load_trainable_state, make_trainable, merge_lora
 from datadream.run.choice import choose_setting
 from datadream.run.layout import classifier_marker
 from datadream.run.store import RunStore
@@ -45,7 +45,7 @@ class Member:
             merge_lora(self.clip.model)
         self.clip.model.requires_grad_(False)
         # Prompts give a head without bias, so that only a Gaussian one has any.
-        self.is_gaussian = bool(saved.bias.any())
+        self.head = "Gaussian" if saved.bias.any() else "learned" if CONTEXT in saved.state else "prompts"
         # The factor of the cosine similarities is folded into the text head once.
         self._weight, self._bias = (saved.logit_scale * saved.text_features).to(device), saved.bias.to(device)
 
@@ -85,17 +85,18 @@ class Classifier:
     def save_checkpoint(self, folder: str | Path) -> Path:
         """Write a checkpoint folder that plain open_clip loads as local-dir:<folder>, with LoRA merged into it.
 
-        Raises ValueError when the folder is not empty, when several classifiers vote, or when a Gaussian head decides,
-        which no text tower holds.
+        Raises ValueError when the folder is not empty, when several classifiers vote, or when a Gaussian head or
+        learned words decide, which open_clip has not.
         """
         member, *others = self._members
         if others:
             raise ValueError(
                 "classifiers that vote are no one checkpoint. Export one setting, or use load_classifier."
             )
-        if member.is_gaussian:
+        if member.head != "prompts":
+            what = "a gda- classifier" if member.head == "Gaussian" else "a classifier of learned words"
             raise ValueError(
-                "a gda- classifier is no CLIP checkpoint: its head is not made of prompts. "
+                f"{what} is no CLIP checkpoint: its head is not made of prompts that can be written. "
                 "Export another setting with --setting, or use load_classifier."
             )
         return save_checkpoint(member.clip, member.model_id, folder)

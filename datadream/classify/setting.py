@@ -33,6 +33,7 @@ from datadream.data.augment import Augment
 from datadream.data.datasets import Photo, open_source
 from datadream.data.few_shot import FewShotSet
 from datadream.hashing import derive_seed
+from datadream.models.clip.context import name_prompts, with_context
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.trainable import load_trainable_state, make_trainable, restore
 from datadream.run.layout import LOGITS
@@ -59,7 +60,13 @@ class SettingTrainer:
     ) -> None:
         self._config, self._few_shot, self._device, self._collectives = config, few_shot, device, collectives
         self.clip = load_clip(config.classify.model, config.classify.pretrained, device)
-        self._tokens = self.clip.tokenizer(list(few_shot.prompts)).to(device)
+        self._prompts = self.clip.tokenizer(list(few_shot.prompts)).to(device)
+        # Made once: the text tower knows prompts that it has packed by their tensor.
+        self._names = self._prompts
+        self._words: list[int] = []
+        if config.classify.context:
+            names = self.clip.tokenizer(name_prompts(few_shot.class_names)).to(device)
+            self._names, self._words = with_context(self.clip.model, names, config.classify.context)
         self._autocast = autocast_of(config.classify.precision, device)
         self._source = open_source(config.data.source, config.data.background)
         self._batches: dict[tuple[Photo, ...], PhotoBatches] = {}
@@ -73,7 +80,7 @@ class SettingTrainer:
         Raises ValueError for knobs that are about what is loaded.
         """
         # A copy shares the CLIP, the shots and the photos that are kept; nothing of these depends on other knobs.
-        loaded = {"model", "pretrained", "precision", "augment.crop_from"} & changes.keys()
+        loaded = {"model", "pretrained", "precision", "augment.crop_from", "context"} & changes.keys()
         if loaded:
             raise ValueError(
                 f"classify.{min(loaded)} cannot be changed on a CLIP that is loaded. Make another trainer."
@@ -106,9 +113,9 @@ class SettingTrainer:
                 adapted = self._adapt(setting, selection, synthetic)
                 val_top1 = adapted.val_top1
             elif selection.photos:
-                val_top1 = self._top1(selection.photos)
-            test = self._test(adapted)
-            saved = self._saved(trained, adapted)
+                val_top1 = self._top1(setting, selection.photos)
+            test = self._test(setting, adapted)
+            saved = self._saved(setting, trained, adapted)
         finally:
             # The same CLIP serves the next setting, and other knobs.
             restore(self.clip.model)
@@ -176,7 +183,7 @@ class SettingTrainer:
         make_trainable(self.clip.model, **self._learning(), seed=seed("lora"), name=config.model)
         training = Training(
             self.clip,
-            self._tokens,
+            self._tokens(setting),
             self._parts(setting, few_shot, synthetic, seed),
             self._augment(),
             config,
@@ -189,14 +196,14 @@ class SettingTrainer:
             training,
             stop,
             schedule.eval_every,
-            evaluate=lambda: self._top1(few_shot.val) if few_shot.val else None,
+            evaluate=lambda: self._top1(setting, few_shot.val) if few_shot.val else None,
             report=lambda step, reading: report(before + step, reading),
             checkpoints=checkpoints_of(name) if checkpoints_of else None,
         )
 
     def _adapt(self, setting: Setting, selection: Selection, synthetic: SyntheticImages | None) -> gda.Adapted:
         """Adapt to the setting's images without training; every rank gets the same."""
-        text_features, logit_scale = self._prompts_and_scale()
+        text_features, logit_scale = self._classes_and_scale(setting)
         no_bias = torch.zeros(len(text_features), device=self._device)
         zero_shot = gda.LinearHead(logit_scale * text_features, no_bias)
         origins, config = cast(Setting, setting.removeprefix("gda-")), self._config.classify
@@ -272,19 +279,23 @@ class SettingTrainer:
             self._batches[photos] = PhotoBatches(self._source, share, self.clip)
         return self._batches[photos]
 
-    def _top1(self, photos: tuple[Photo, ...]) -> float:
+    def _tokens(self, setting: Setting) -> Tensor:
+        """Ids of what names the classes [n_classes, context]: the prompts, or learned words and the names."""
+        return self._names if setting in TRAINED_SETTINGS else self._prompts
+
+    def _top1(self, setting: Setting, photos: tuple[Photo, ...]) -> float:
         """Accuracy on photos over all ranks, in percent."""
-        counts = count_correct(self.clip, self._tokens, self._photo_batches(photos), self._autocast)
+        counts = count_correct(self.clip, self._tokens(setting), self._photo_batches(photos), self._autocast)
         self._collectives.sum(counts)
         correct, total = counts.tolist()
         return 100 * correct / total
 
-    def _test(self, adapted: gda.Adapted | None) -> Scores:
+    def _test(self, setting: Setting, adapted: gda.Adapted | None) -> Scores:
         """Logits of all test photos, on the CPU."""
         photos = self._few_shot.test
         batches = self._photo_batches(photos)
         if adapted is None:
-            ours = score(self.clip, self._tokens, batches, self._autocast)
+            ours = score(self.clip, self._tokens(setting), batches, self._autocast)
         else:
             features, labels = features_of(self.clip, batches, self._autocast, adapted.head.weight)
             ours = Scores(adapted.head(features), labels)
@@ -295,11 +306,12 @@ class SettingTrainer:
         """What learns, as `make_trainable` takes it."""
         # As JSON, for labels.json: a reader of another version gives them to `make_trainable` as they are.
         knobs = self._config.classify.model_dump(mode="json")
-        return {name: knobs[name] for name in ("rank", "alpha", "projections", "image_tower")}
+        learning = {name: knobs[name] for name in ("rank", "alpha", "projections", "image_tower")}
+        return learning | ({"context": self._words} if self._words else {})
 
-    def _saved(self, trained: Trained | None, adapted: gda.Adapted | None) -> SavedClassifier:
+    def _saved(self, setting: Setting, trained: Trained | None, adapted: gda.Adapted | None) -> SavedClassifier:
         if adapted is None:
-            text_features, logit_scale = self._prompts_and_scale()
+            text_features, logit_scale = self._classes_and_scale(setting)
             bias = torch.zeros(len(text_features))
         else:
             # A Gaussian head has CLIP's factor in its weights.
@@ -319,9 +331,9 @@ class SettingTrainer:
         )
 
     @torch.no_grad()
-    def _prompts_and_scale(self) -> tuple[Tensor, Tensor]:
-        """Unit features of the prompts [n_classes, D], and the factor of the cosine similarities."""
-        return self.clip.encode_text(self._tokens), self.clip.model.logit_scale.exp()
+    def _classes_and_scale(self, setting: Setting) -> tuple[Tensor, Tensor]:
+        """Unit features of the classes [n_classes, D], and the factor of the cosine similarities."""
+        return self.clip.encode_text(self._tokens(setting)), self.clip.model.logit_scale.exp()
 
     def _seed(self, setting: Setting, *purpose: str) -> int:
         return derive_seed(self._config.seed, "classifier", setting, *purpose)

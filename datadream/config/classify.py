@@ -105,6 +105,9 @@ class ClassifyConfig(Section):
     image_tower: ImageTower = "auto"
     """How the image tower learns: lora, or full (all of its weights). auto: lora where its layers are
     nn.MultiheadAttention, as in ViTs, full elsewhere, as in RN50 (paper). The text tower learns by LoRA."""
+    context: int | None = Field(None, ge=1)
+    """Learn so many words that stand before every class's name, in place of data.prompt, and nothing else: both towers
+    are frozen (CoOp, Zhou et al., 2022: 16). Unset: LoRA (paper)."""
     epochs: int | None = Field(10, ge=1)
     """Passes over generate.images_per_class images of every class (authors' script: 10; the paper does not say):
     synthetic sees each image once in an epoch, real as many photos, each shot again and again, and real+synthetic

@@ -92,6 +92,11 @@ def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
         check_captioner(config.data.captioner)
     for prompts in {cell.few_shot.prompts for cell in cells}:
         check_prompts(config.classify.model, prompts)
+    if config.classify.context:
+        from datadream.models.clip.context import check_context
+
+        for names in {cell.few_shot.class_names for cell in cells}:
+            check_context(config.classify.model, names, config.classify.context)
     if config.generate.prompts:
         from datadream.models.diffusion.prompts import check_templates
 

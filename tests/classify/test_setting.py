@@ -15,6 +15,7 @@ from datadream.classify.files import SavedClassifier
 from datadream.classify.loop import Checkpoints
 from datadream.classify.predictor import Classifier
 from datadream.classify.setting import SettingTrainer, batch_plan
+from datadream.data.datasets import open_source
 from datadream.run.store import RunStore
 from datadream.runtime.collectives import ALONE
 
@@ -151,3 +152,26 @@ def test_a_fully_trained_image_tower_is_saved_and_forgotten(config, few_shot, ph
     named = classifier.predict([path for _, path in paths])
     hits = [next(iter(row)) == name for (name, _), row in zip(paths, named, strict=True)]
     assert 100 * sum(hits) / len(hits) == pytest.approx(outcome.metrics["top1"])
+
+
+def test_learned_words_are_trained_saved_and_predict(config, few_shot, photo_folder, tmp_path):
+    learned = config.updated({"classify.context": 4, "classify.lora_dropout": 0.1, "classify.steps": 60})
+    trainer = SettingTrainer(learned, few_shot, CPU, ALONE)
+    other = SettingTrainer(config, few_shot, CPU, ALONE)
+    assert run(trainer, "zero-shot")[0].metrics["top1"] == run(other, "zero-shot")[0].metrics["top1"]
+    outcome, _ = run(trainer)
+    first, *_, last = outcome.metrics["curve"]
+    assert last["loss"] < first["loss"]
+    assert sorted(outcome.files) == ["context.safetensors", "head.safetensors", "labels.json", "logits.parquet"]
+    store = RunStore(str(tmp_path))
+    for name, data in outcome.files.items():
+        store.write_bytes(f"classifier/real/{name}", data)
+    classifier = Classifier([SavedClassifier.read(store, "real")], "cpu")
+    expected = torch.tensor(pq.read_table(io.BytesIO(outcome.files["logits.parquet"]))["logits"].to_pylist())
+    source = open_source(str(photo_folder))
+    for named, row in zip(
+        classifier.predict([source.read(photo.key) for photo in few_shot.test]), expected.softmax(dim=1), strict=True
+    ):
+        assert named == pytest.approx(dict(zip(few_shot.class_names, row.tolist(), strict=True)), abs=1e-5)
+    with pytest.raises(ValueError, match="a classifier of learned words is no CLIP checkpoint"):
+        classifier.save_checkpoint(tmp_path / "clip")

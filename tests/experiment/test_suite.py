@@ -108,7 +108,7 @@ def test_quoted_rows_have_the_papers_figures_alone(tmp_path, photos, trained):
     changes = no_models(**{"data.source": str(photos)})
     chosen = {"datasets": ["eurosat"], "methods": ["is-synth"], "seeds": [0]}
     text = Suite("paper/table2", str(tmp_path / "runs"), **chosen, changes=changes).run()
-    assert "| real | coop | – (paper 87.1) |" in text
+    assert "| real | vpt | – (paper 92.3) |" in text
     assert trained == ["paper/table1/eurosat/is-synth/seed0"]
 
 

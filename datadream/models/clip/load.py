@@ -83,7 +83,7 @@ def load_clip(model: str, pretrained: str | None, device: torch.device | str) ->
         weights = f" with classify.pretrained {pretrained!r}"
     try:
         clip, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
-        tokenizer = open_clip.get_tokenizer(name)
+        tokenizer = load_tokenizer(model)
     except (RuntimeError, OSError) as error:
         raise ValueError(f"classify.model {model!r}{weights} cannot be loaded: {error}") from error
     return ClipModel(clip.eval(), preprocess, tokenizer, TextTower(clip))
@@ -135,7 +135,7 @@ def check_clip(model: str, pretrained: str | None) -> None:
 def check_prompts(model: str, prompts: Sequence[str]) -> None:
     """Raises ValueError naming two classes' prompts that are the same to the text encoder, which reads small letters
     alone, joins blanks and cuts at its length."""
-    rows = open_clip.get_tokenizer(_open_clip_name(model))(list(prompts))
+    rows = load_tokenizer(model)(list(prompts))
     found: dict[tuple[int, ...], str] = {}
     for prompt, row in zip(prompts, rows.tolist(), strict=True):
         if (other := found.setdefault(tuple(row), prompt)) is not prompt:
@@ -143,6 +143,11 @@ def check_prompts(model: str, prompts: Sequence[str]) -> None:
                 f"the prompts {other!r} and {prompt!r} are the same to the text encoder of {model!r}, which could not "
                 "tell their classes apart. Name one otherwise with data.names, or shorten data.prompt."
             )
+
+
+def load_tokenizer(model: str) -> Callable[[Sequence[str]], Tensor]:
+    """Prompts -> token ids [n, context]; of a Hub id the tokenizer is fetched, unless it is cached."""
+    return open_clip.get_tokenizer(_open_clip_name(model))
 
 
 def input_size(model: str) -> int:

@@ -118,9 +118,7 @@ class TextTower:
             # An evaluation may ask first, but tensors made in inference mode could not be used in training.
             with torch.inference_mode(False):
                 own = tokens.clone()
-                # The tokens that open_clip's text_global_pool picks.
-                is_end = own if self._model.text_pool_type == "argmax" else (own == self._model.text_eos_id).int()
-                self._packed[rows.start, rows.stop] = PackedPrompts.of(own, is_end.argmax(dim=-1), rows)
+                self._packed[rows.start, rows.stop] = PackedPrompts.of(own, end_columns(self._model, own), rows)
         return self._packed[rows.start, rows.stop]
 
 
@@ -132,6 +130,12 @@ def runs_text_tower(model: nn.Module) -> bool:
         and model.text_pool_type in ("argmax", "eos")
         and has_plain_blocks(model.transformer)
     )
+
+
+def end_columns(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
+    """Where the end tokens of token ids [n, context] are, which open_clip's text_global_pool picks: int64 [n]."""
+    is_end = tokens if model.text_pool_type == "argmax" else (tokens == model.text_eos_id).int()
+    return is_end.argmax(dim=-1)
 
 
 def _encode_packed(model: open_clip.CLIP, prompts: PackedPrompts, dropout: LoraDropout | None) -> Tensor:

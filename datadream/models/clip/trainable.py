@@ -1,4 +1,5 @@
-"""What of a CLIP learns: LoRA on the attention of both towers, or LoRA on the text tower and all of the image tower.
+"""What of a CLIP learns: LoRA on the attention of both towers, or LoRA on the text tower and all of the image tower,
+or words in front of the classes' names alone.
 
 open_clip's attention is nn.MultiheadAttention, which packs q, k and v into one weight and never calls its output
 layer. LoRA is therefore a parametrization of the weights: the forward pass stays PyTorch's own, each projection has
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from datadream.config import TRAINED_SETTINGS, ClassifyConfig, ImageTower
+from datadream.models.clip.context import LearnedRows
 from datadream.models.clip.image_tower import runs_image_tower
 from datadream.models.clip.load import model_config, without_weights
 from datadream.models.clip.low_rank import LowRank
@@ -25,11 +27,13 @@ from datadream.models.clip.text_tower import runs_text_tower
 PACKED = ("q", "k", "v")
 # open_clip's name of the image tower, and what its layers' names begin with.
 IMAGE_TOWER, IN_IMAGE_TOWER = "visual", "visual."
+CONTEXT = "context"
+"""The learned words' name among the trained weights."""
 
 
 def check_trainable(config: ClassifyConfig) -> None:
     """Raises ValueError, as the trained settings would, but without loading weights."""
-    if not set(config.settings) & set(TRAINED_SETTINGS):
+    if config.context or not set(config.settings) & set(TRAINED_SETTINGS):
         return
     vision = model_config(config.model)["vision_cfg"]
     # In open_clip's configs several numbers of layers are a ResNet, and timm's attention is not nn.MultiheadAttention.
@@ -82,9 +86,11 @@ def make_trainable(
     projections: Sequence[str],
     seed: int,
     image_tower: ImageTower = "auto",
+    context: Sequence[int] = (),
     name: str = "this CLIP",
 ) -> None:
-    """Freeze a CLIP and make part of it trainable, in place: LoRA, the identity at first, or all of the image tower.
+    """Freeze a CLIP and make part of it trainable, in place: LoRA, the identity at first, or all of the image tower;
+    or, where `context` has ids of tokens, the vectors of these alone (`with_context`).
 
     The text tower gets LoRA where its layers are nn.MultiheadAttention, and stays frozen where they are not.
     Normalisation by batch statistics (RN50) keeps those it was pretrained with, for the model stays in evaluation
@@ -92,6 +98,12 @@ def make_trainable(
     Raises ValueError when LoRA is wanted and no layer of the model called `name` could take it, or when nothing would
     be trained.
     """
+    rng = torch.Generator().manual_seed(seed)
+    if context:
+        model.requires_grad_(False)
+        rows = LearnedRows(model.token_embedding.weight, context, rng)
+        parametrize.register_parametrization(model.token_embedding, "weight", rows)
+        return
     layers = list(_attention_layers(model))
     takes_lora = any(path.startswith(IN_IMAGE_TOWER) for path, _ in layers)
     full = _learns_fully(name, image_tower, projections, takes_lora)
@@ -102,7 +114,6 @@ def make_trainable(
         visual.untrained = {
             name: weight.detach().cpu().clone() for name, weight in visual.named_parameters(prefix=IMAGE_TOWER)
         }
-    rng = torch.Generator().manual_seed(seed)
     packed = [PACKED.index(projection) for projection in PACKED if projection in projections]
     # One generator over all layers: their order decides the numbers, so it must stay the model's own.
     for path, layer in layers:
@@ -118,13 +129,14 @@ def make_trainable(
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """What `make_trainable` left to learn, always in the same order."""
-    lora = [part for _, owner, weight in _adapted(model) for part in owner.parametrizations[weight][0].parameters()]
-    return lora + [parameter for _, parameter in _full(model)]
+    owners = [*((owner, weight) for _, owner, weight in _adapted(model)), *_context(model)]
+    parts = [part for owner, weight in owners for part in owner.parametrizations[weight][0].parameters()]
+    return parts + [parameter for _, parameter in _full(model)]
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """CPU copies of what learns: LoRA as <layer>.<projection>.lora_A [rank, in] and lora_B [out, rank]; weights of a
-    fully trained image tower under open_clip's names."""
+    fully trained image tower under open_clip's names; learned words as `context` [n, width]."""
     return {name: tensor.detach().cpu().clone() for name, tensor in _named_tensors(model)}
 
 
@@ -149,20 +161,23 @@ def is_lora(name: str) -> bool:
 
 def merge_lora(model: nn.Module) -> None:
     """Keep what was learnt, LoRA folded into the weights, in place; the model is a plain open_clip model again."""
-    # A list first: removing a parametrization changes the modules that _adapted walks over.
-    for _, owner, weight in list(_adapted(model)):
-        parametrize.remove_parametrizations(owner, weight, leave_parametrized=True)
+    _unparametrize(model, keep=True)
     model.visual.untrained = {}
 
 
 @torch.no_grad()
 def restore(model: nn.Module) -> None:
     """Make a CLIP again what it was before `make_trainable`, in place and to the bit."""
-    for _, owner, weight in list(_adapted(model)):
-        parametrize.remove_parametrizations(owner, weight, leave_parametrized=False)
+    _unparametrize(model, keep=False)
     for name, parameter in _full(model):
         parameter.copy_(model.visual.untrained[name])
     model.visual.untrained = {}
+
+
+def _unparametrize(model: nn.Module, keep: bool) -> None:
+    # Lists first: removing a parametrization changes the modules that _adapted walks over.
+    for owner, weight in [*((owner, weight) for _, owner, weight in _adapted(model)), *_context(model)]:
+        parametrize.remove_parametrizations(owner, weight, leave_parametrized=keep)
 
 
 def _attention_layers(model: nn.Module) -> Iterator[tuple[str, nn.MultiheadAttention]]:
@@ -180,6 +195,12 @@ def _adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
                 yield name, owner, weight
 
 
+def _context(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The module and the name of the weight that has learned words, if they are what learns."""
+    table = getattr(model, "token_embedding", None)
+    return [(table, "weight")] if table is not None and parametrize.is_parametrized(table, "weight") else []
+
+
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, owner, weight in _adapted(model):
         update = owner.parametrizations[weight][0]
@@ -187,6 +208,8 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             projection = PACKED[block] if update.n_blocks == len(PACKED) else "out"
             yield f"{name}.{projection}.lora_A", update.A[row]
             yield f"{name}.{projection}.lora_B", update.B[row]
+    for owner, weight in _context(model):
+        yield CONTEXT, owner.parametrizations[weight][0].vectors
     yield from _full(model)
 
 
