@@ -87,7 +87,8 @@ def run_mapped(
                 unit = by_key[tuple(pickle.loads(row["key"]))]
                 if failure is None:
                     del by_key[unit.key]
-                    ledger.succeed(row["node"], unit.key)
+                    if row["node"]:
+                        ledger.succeed(row["node"], unit.key)
                     yield Done(unit, pickle.loads(row["value"]), row["busy_seconds"], row["idle_seconds"])
                 elif failure.kind is Kind.UNIT:
                     ledger.fail(unit.key, failure.reason)
@@ -174,12 +175,15 @@ def _commit(row: dict[str, Any], how: Mapped) -> dict[str, Any]:
     """The second step, for rows whose first succeeded."""
     if pickle.loads(row["failure"]) is not None or how.commit is None:
         return row
-    # The node becomes this one, because what fails now is this one's fault.
     commit, value, notices = how.commit, pickle.loads(row["value"]), listen()
     value, failure = _attempt(lambda unit: commit(unit, value), pickle.loads(row["unit"]))
     told = {"value": pickle.dumps(value), "failure": pickle.dumps(failure)}
     told["notices"] = pickle.dumps([*pickle.loads(row["notices"]), *notices.take()])
-    return row | told | {"node": ray.get_runtime_context().get_node_id()}
+    # What fails now is this node's fault. A success of two nodes is no one's: a node that cannot do one of the steps
+    # may do the other well, and would be taken for sound after every unit.
+    here = ray.get_runtime_context().get_node_id()
+    node = here if failure is not None or row["node"] == here else ""
+    return row | told | {"node": node}
 
 
 def _attempt(work: Callable[[Unit], Any], unit: Unit) -> tuple[Any, Failure | None]:

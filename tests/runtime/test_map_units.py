@@ -6,6 +6,7 @@ What fails is counted by files in the run, because a unit that goes back is done
 from __future__ import annotations
 
 import logging
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import ray
 
 from datadream.run.store import RunStore
+from datadream.runtime import map_units
 from datadream.runtime.failures import GIVE_UP_AFTER, Ledger
 from datadream.runtime.map_units import Mapped, run_mapped
 from datadream.runtime.unit import Unit
@@ -124,6 +126,17 @@ def test_faults_of_the_second_step_are_told_apart_as_well(store):
     assert store.read_json("2.json") == "hello commit:twice"
     assert given_up == {"unit 1": "unit 1 is broken.", "unit 3": "unit 3 is broken."}
     assert [attempts(unit, "commit") for unit in units] == [1, 1, 3, 0]
+
+
+def test_a_success_of_two_nodes_is_no_ones(store):
+    """A node whose GPU is broken may commit well what others did, and stays suspect."""
+    here, how = ray.get_runtime_context().get_node_id(), Mapped(load, "hello", "greeting", commit)
+    done, broken = units_of(store, "one", "commit:unit")
+    value = {"said": "hello one", "pixels": np.zeros(3, np.uint8)}
+    row = {"value": pickle.dumps(value), "failure": pickle.dumps(None), "notices": pickle.dumps([])}
+    for unit, worked_on, node in ((done, here, here), (done, "elsewhere", ""), (broken, "elsewhere", here)):
+        committed = map_units._commit({**row, "unit": pickle.dumps(unit), "node": worked_on}, how)
+        assert committed["node"] == node
 
 
 @pytest.mark.slow
