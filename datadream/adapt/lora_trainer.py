@@ -170,7 +170,7 @@ class AdapterTrainer:
             training = self._start([spec], [photos], steps, collectives)
             if checkpoint is not None:
                 training.resume(checkpoint)
-            training.check_ranks_agree()
+            collectives.check_same_step(len(training.losses), self._pipeline.device)
             for step in range(len(training.losses) + 1, steps + 1):
                 on_step(step, training.step())
                 self._sample([spec], step, on_samples)

@@ -75,13 +75,6 @@ class Training:
         """Since the first start, pauses not counted."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def check_ranks_agree(self) -> None:
-        """Raises RuntimeError when ranks are not at the same step: one read another checkpoint than the others."""
-        steps = torch.tensor(float(len(self.losses)), device=self._lora.weights.device)
-        self._collectives.sum(steps)
-        if steps.item() != self._collectives.count * len(self.losses):
-            raise RuntimeError("the workers see different checkpoints: the run's folder is not the same for all.")
-
     def curves(self) -> Tensor:
         """Losses [adapters, steps done], on the CPU."""
         return torch.stack(self.losses, dim=1).cpu()

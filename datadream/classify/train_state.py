@@ -186,11 +186,8 @@ class Training:
         self._batches = [part.batches(self.steps) for part in self._parts]
 
     def check_ranks_agree(self) -> None:
-        """Raises RuntimeError when ranks are not at the same step: one read another checkpoint than the others."""
-        steps = torch.tensor(float(self.steps), device=self._tokens.device)
-        self._collectives.sum(steps)
-        if steps.item() != self._collectives.count * self.steps:
-            raise RuntimeError("the workers see different checkpoints: the run's folder is not the same for all.")
+        """Raises RuntimeError when ranks are not at the same step."""
+        self._collectives.check_same_step(self.steps, self._tokens.device)
 
     def _draw(self) -> Batch:
         """Our share of the next batch of every part."""

@@ -100,8 +100,9 @@ class Suite:
                     check_folder(experiment.config, experiment.store)
                 else:
                     experiment.check_inputs()
-            except ValueError as error:
-                raise ValueError(f"{run.name}: {error}") from error
+            except (ValueError, FileNotFoundError) as error:
+                kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+                raise kind(f"{run.name}: {error}") from error
             looked_at.add(photos)
 
     def run(self) -> str:

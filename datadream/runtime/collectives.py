@@ -41,6 +41,14 @@ class Collectives:
         """All n rows [n, ...] from every rank's share of them; gradients flow back, summed over ranks."""
         return _Gather.apply(rows, n, self) if self.count > 1 else rows
 
+    def check_same_step(self, steps: int, device: torch.device) -> None:
+        """Raises RuntimeError when the ranks, all of which must ask, are not at the same step: they read different
+        checkpoints, and one that began later would end earlier while the others wait for it in a sum."""
+        total = torch.tensor(float(steps), device=device)
+        self.sum(total)
+        if total.item() != self.count * steps:
+            raise RuntimeError("the workers see different checkpoints: the run's folder is not the same for all.")
+
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Sum gradients over all ranks in one message: LoRA has many small ones."""
         if self.count == 1:
