@@ -175,3 +175,9 @@ class ClassifyConfig(Section):
         if self.protoaug.on and self.micro_batch_size is not None:
             raise ValueError("protoaug compares all images of a batch; leave micro_batch_size unset")
         return self
+
+    @model_validator(mode="after")
+    def _learns_one_thing(self) -> ClassifyConfig:
+        if self.context is not None and self.image_tower != "auto":
+            raise ValueError("context learns words and freezes both towers; leave image_tower=auto, or context unset")
+        return self

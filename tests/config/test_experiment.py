@@ -57,3 +57,8 @@ def test_errors_name_the_value_and_the_fix(changes, message):
 
 def test_every_knob_is_documented():
     assert [name for name, text in knobs(ExperimentConfig).items() if len(text) < 10] == []
+
+
+def test_learned_words_leave_no_tower_to_train():
+    with pytest.raises(ValueError, match=r"^classify: context learns words and freezes both towers; leave image"):
+        parse_config({"classify": {"context": 4, "image_tower": "full"}})
