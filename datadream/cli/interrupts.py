@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 SAID = "said"
 """Of an interrupt: the user has been told."""
+END = b"\0"
+"""No signal has the number 0."""
 
 
 @contextmanager
@@ -40,8 +42,9 @@ def ended_like_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(wakeup)
-        os.close(writer)
+        os.write(writer, END)  # closing alone would not wake it where a child of a fork holds the pipe too
         listener.join()
+        os.close(writer)
         os.close(reader)
         for number, handler in ours.items():
             if handler is not None:  # one that was not set from Python cannot be set again from it
@@ -62,8 +65,8 @@ class _LastWords:
         self.unsaid = [say_interrupted]
 
     def listen(self, reader: int, numbers: Collection[int]) -> None:
-        """Until the pipe is closed; each signal is a byte in it, its number."""
-        while received := os.read(reader, 1):
+        """Each signal is a byte, its number, until END comes."""
+        while (received := os.read(reader, 1)) != END:
             if received[0] in numbers:
                 self.say()
 
