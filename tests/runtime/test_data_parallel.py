@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import ray
 import ray.data
 
 from datadream.run.layout import SCRATCH
@@ -225,21 +228,29 @@ def test_a_unit_that_kills_its_worker_every_time_or_that_no_host_can_do_is_given
     assert done(killer, gone, last) == [False, False, True]
 
 
-@pytest.mark.soak
-def test_ctrl_c_ends_the_workers_and_stays_the_drivers(tmp_path):
-    """Ray Train takes the signal for itself until the process ends, and exits with 0 on it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
+DRIVER = """if True:
+    import os, signal, sys
+    import ray
+    from datadream.run.store import RunStore
+    from tests.runtime.test_data_parallel import run, unit_of
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+    store = RunStore(sys.argv[2])
     try:
-        with pytest.raises(KeyboardInterrupt):
-            run(
-                RunStore(str(tmp_path)),
-                [unit_of(RunStore(str(tmp_path)), "a", "interrupts its driver")],
-                str(os.getpid()),
-            )
-        deadline = time.monotonic() + SECONDS_TO_END / 2
-        while train_workers():
-            assert time.monotonic() < deadline, "workers outlive their run"
-            time.sleep(0.1)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+        run(store, [unit_of(store, "a", "interrupts its driver")], str(os.getpid()))
+    except KeyboardInterrupt:
+        sys.exit("the driver's own" if signal.getsignal(signal.SIGINT) is signal.default_int_handler else "taken")
+"""
+
+
+@pytest.mark.soak
+def test_ctrl_c_stays_the_drivers_and_no_worker_outlives_it(tmp_path):
+    """Ray Train takes the signal for itself until the process ends, and exits with 0 on it."""
+    cluster = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-c", DRIVER, cluster, str(tmp_path)]
+    driver = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert driver.stderr.splitlines()[-1] == "the driver's own", driver.stderr
+    deadline = time.monotonic() + SECONDS_TO_END / 2
+    while train_workers():
+        assert time.monotonic() < deadline, "workers outlive their driver"
+        time.sleep(0.1)
