@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -48,22 +50,31 @@ class Difference:
     """Photos that the other alone gets right."""
 
 
-def judged(store: RunStore, setting: str) -> Judged | None:
-    """The judgements of a committed setting; None without test photos, and in runs whose version kept no logits."""
-    if not store.exists(name := classifier_logits(setting)):
+def judged(store: RunStore, *settings: str) -> Judged | None:
+    """The judgements of a committed setting, or of several that vote by their mean probability, as
+    `predict --setting A,B` does; None without test photos, and in runs whose version kept no logits."""
+    files = [classifier_logits(setting) for setting in settings]
+    if not all(map(store.exists, files)):
         return None
     keys: list[str] = []
     labels, predicted, confidence = [], [], []
-    with store.fs.open(store.path(name), "rb") as file:
-        for rows in pq.ParquetFile(file).iter_batches(ROWS):
-            logits = rows["logits"].flatten().to_numpy().reshape(len(rows), -1).astype(np.float64)
-            # Taken off before the exponential: fp64 overflows from 710 on, and softmax stays the same.
-            best = logits.max(axis=1)
-            keys += rows["key"].to_pylist()
-            labels.append(rows["label"].to_numpy())
-            predicted.append(logits.argmax(axis=1))
-            confidence.append(1 / np.exp(logits - best[:, None]).sum(axis=1))
+    with ExitStack() as opened:
+        tables = [pq.ParquetFile(opened.enter_context(store.fs.open(store.path(name), "rb"))) for name in files]
+        # All settings of a run were tested on the same photos.
+        for rows in zip(*(table.iter_batches(ROWS) for table in tables), strict=True):
+            probabilities = np.mean([_probabilities(each) for each in rows], axis=0)
+            keys += rows[0]["key"].to_pylist()
+            labels.append(rows[0]["label"].to_numpy())
+            predicted.append(probabilities.argmax(axis=1))
+            confidence.append(probabilities.max(axis=1))
     return Judged(tuple(keys), *map(np.concatenate, (labels, predicted, confidence))) if keys else None
+
+
+def _probabilities(rows: pa.RecordBatch) -> NDArray[np.float64]:
+    logits = rows["logits"].flatten().to_numpy().reshape(len(rows), -1).astype(np.float64)
+    # The largest is taken off before the exponential: fp64 overflows from 710 on, and softmax stays the same.
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def difference(setting: str, ours: Judged, theirs: Judged, seed: int) -> Difference | None:

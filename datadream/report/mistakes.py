@@ -17,6 +17,8 @@ from datadream.report.text import number
 from datadream.run.layout import ClassifierMarker
 from datadream.run.store import RunStore
 
+VOTERS = ("real", "real+synthetic")
+VOTE = "both of real and real+synthetic, which vote (--setting real,real+synthetic)"
 MAX_MISTAKES = 12
 MAX_PAIRS = 8
 # Classes of a confusion matrix that can be read on a page.
@@ -95,12 +97,14 @@ class ClassChanges:
 
 
 def differences(store: RunStore, config: ExperimentConfig) -> list[Difference]:
-    """Every setting of one run against its real photos alone, paired by test photo."""
+    """Every setting of one run against its real photos alone, paired by test photo, and at last the vote of the two
+    that `predict --setting real,real+synthetic` asks."""
     real = judged(store, "real")
     if real is None:
         return []
-    others = ((setting, judged(store, setting)) for setting in classifiers(store) if setting != "real")
-    found = (difference(setting, other, real, config.seed) for setting, other in others if other)
+    others = [(setting, (setting,)) for setting in classifiers(store) if setting != "real"]
+    read = ((name, judged(store, *settings)) for name, settings in [*others, (VOTE, VOTERS)])
+    found = (difference(name, other, real, config.seed) for name, other in read if other)
     return [each for each in found if each]
 
 
