@@ -18,7 +18,7 @@ from datadream.run.layout import ClassifierMarker
 from datadream.run.store import RunStore
 
 VOTERS = ("real", "real+synthetic")
-VOTE = "both of real and real+synthetic, which vote (--setting real,real+synthetic)"
+VOTE = "vote of real and real+synthetic"
 MAX_MISTAKES = 12
 MAX_PAIRS = 8
 # Classes of a confusion matrix that can be read on a page.

@@ -133,7 +133,8 @@ def test_the_page_says_what_went_wrong_and_what_images_changed(make_run):
     assert "cat 4 100.0 75.0 −25.0 0 1" in page.text
     assert "cat 4 75 25" in page.text
     assert "real+synthetic +0.0 −33.3 to +33.3 2 2" in page.text
-    assert "both of real and real+synthetic, which vote (--setting real,real+synthetic)" in page.text
+    assert "vote of real and real+synthetic" in page.text
+    assert "predict . PHOTOS --setting real,real+synthetic asks both for their mean probability." in page.text
 
 
 def test_a_matrix_of_many_classes_is_not_shown(make_run):
