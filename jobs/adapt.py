@@ -4,4 +4,4 @@ import sys
 
 from datadream.cli import main
 
-sys.exit(main(["run", "--until", "adapt", *sys.argv[1:]]))
+sys.exit(main(["run", "--until", "adapt", *sys.argv[1:]], ends_process=True))

@@ -11,4 +11,4 @@ import sys
 
 from datadream.cli import main
 
-sys.exit(main(["run", *sys.argv[1:]]))
+sys.exit(main(["run", *sys.argv[1:]], ends_process=True))

@@ -239,6 +239,23 @@ def test_an_interrupt_is_told_though_the_main_thread_does_not_listen():
         process.kill()
 
 
+@pytest.mark.parametrize("ends_process", [True, False])
+def test_nothing_is_said_after_an_interrupt_that_ends_the_process(ends_process):
+    """Threads that wait for Ray, or write for a tracker, fail while it shuts down."""
+    code = f"""if True:
+        import os, signal, threading
+        from datadream import cli
+        cli.prepare = lambda arguments, overrides: lambda: os.kill(os.getpid(), signal.SIGTERM)
+        assert cli.main(["recipes"], ends_process={ends_process}) == cli.INTERRUPTED
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+    """
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stderr.splitlines()
+    assert said[0].startswith("datadream: interrupted. The same command goes on from here: ")
+    assert ("ZeroDivisionError: division by zero" in said) is not ends_process
+
+
 def test_a_config_of_another_version(tmp_path, capsys):
     config = {"data": DataConfig().model_dump(), "adapt": {"dropout": 0.1}}
     RunStore(str(tmp_path)).write_json(CONFIG, {"config": config})

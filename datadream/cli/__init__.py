@@ -21,8 +21,11 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 BAD_INPUT_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input (no work was begun), 130 interrupted."""
+def main(argv: Sequence[str] | None = None, *, ends_process: bool = False) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input (no work was begun), 130 interrupted.
+
+    Without `argv` it is the process's own command. `ends_process` says that the process ends with it, as it then does.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     # `status runs/demo` is short for `status --run runs/demo`; a word with = is a knob.
     takes_run = words[:1] and words[0] in COMMANDS and words[0] not in WITHOUT_RUN
@@ -30,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.insert(1, "--run")
     arguments, overrides = make_parser().parse_known_args(words)
     _quiet_libraries()
-    with ended_like_ctrl_c():
+    with ended_like_ctrl_c(ends_process or argv is None):
         return _carry_out(arguments, overrides)
 
 

@@ -18,10 +18,12 @@ END = b"\0"
 
 
 @contextmanager
-def ended_like_ctrl_c() -> Iterator[None]:
+def ended_like_ctrl_c(ends_process: bool) -> Iterator[None]:
     """Take the signals with which schedulers and closed terminals end a command for what Ctrl-C is.
 
-    Then all is as before: who calls `main` from Python has signals and logs of their own.
+    Then all is as before: who calls `main` from Python has signals and logs of their own. Only where the process ends
+    with the command, nothing more is said after an interrupt: Ray takes seconds to shut down, and threads that still
+    wait for it fail meanwhile.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -49,8 +51,9 @@ def ended_like_ctrl_c() -> Iterator[None]:
         for number, handler in ours.items():
             if handler is not None:  # one that was not set from Python cannot be set again from it
                 signal.signal(number, handler)
-        logging.disable(disabled)
-        threading.excepthook = excepthook
+        if last_words.unsaid or not ends_process:
+            logging.disable(disabled)
+            threading.excepthook = excepthook
 
 
 class _LastWords:
