@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,20 +109,15 @@ class Driver:
         if spare is None:
             self.adapt()
         else:
-            adapted, interrupted = threading.Event(), threading.Event()
-            generating = threading.Thread(
-                target=self._generate_beside, args=(spare, adapted, interrupted), daemon=True
-            )
+            adapted = threading.Event()
+            generating = threading.Thread(target=self._generate_beside, args=(spare, adapted), daemon=True)
             generating.start()
             try:
                 self.adapt()
-            except KeyboardInterrupt:
-                interrupted.set()
-                raise
             finally:
                 adapted.set()
                 # Nobody is to write once the lock is released; only who interrupts does not wait for images.
-                if not interrupted.is_set():
+                if not isinstance(sys.exception(), KeyboardInterrupt):
                     generating.join()
         self.generate()
 
@@ -143,16 +139,14 @@ class Driver:
             asked += first_chunks(cell.chunks, wanted)
         return ready(chunk_units(asked))
 
-    def _generate_beside(self, workers: Workers, adapted: threading.Event, interrupted: threading.Event) -> None:
+    def _generate_beside(self, workers: Workers, adapted: threading.Event) -> None:
         while not adapted.wait(SECONDS_BETWEEN_LOOKS):
             try:
                 # A few, because all workers are to generate once the adapters are trained.
                 units = self.ready_chunks()[: CHUNKS_PER_WORKER * workers.count]
                 generate_chunks(self._store, units, self._config, workers, self._listeners)
             except Exception as error:
-                # Ray, which shuts down after an interrupt, fails them all: that is no news.
-                if not interrupted.is_set():
-                    log.warning("%s\nThese are generated again once the adapters are trained.", error)
+                log.warning("%s\nThese are generated again once the adapters are trained.", error)
                 return
 
     def classify(self) -> None:
