@@ -11,23 +11,20 @@ which RUNS/NAME.json keeps.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import yaml
-from scipy.special import softmax
 
 from benchmarks.compare import machine
 from benchmarks.effect.fetch import SETS, fetch
-from benchmarks.effect.table import VOTE, VOTERS, markdown, summary
+from benchmarks.effect.table import VOTE, markdown, summary
 from datadream import Experiment, recipes
 from datadream.config import ExperimentConfig
-from datadream.run.layout import INTAKE, STAGES, StageSeconds, classifier_logits, stage_seconds
+from datadream.report.judged import VOTERS, voted
+from datadream.run.layout import INTAKE, STAGES, StageSeconds, stage_seconds
 from datadream.runtime.session import connected
 
 ARMS = ("zero-shot", "gda-real", "real", "synthetic", "gda-real+synthetic", "real+synthetic")
@@ -58,13 +55,12 @@ def votes(experiment: Experiment) -> list[dict[str, Any]]:
     }
     made = []
     for seed in sorted({seed for seed, _ in stores}):
-        files = [stores[seed, voter].read_bytes(classifier_logits(voter)) for voter in VOTERS]
-        one, other = (pq.read_table(io.BytesIO(file)) for file in files)
-        if not one["key"].equals(other["key"]):
-            raise RuntimeError(f"{experiment.store.url}: the classifiers of seed {seed} have other test photos.")
-        said = sum(softmax(np.stack(table["logits"].to_numpy()), axis=1) for table in (one, other))
-        hits = said.argmax(axis=1) == one["label"].to_numpy()
-        made.append({"seed": seed, "setting": VOTE, "top1": 100 * float(hits.mean())})
+        found = voted([(stores[seed, voter], voter) for voter in VOTERS])
+        if found is None:
+            raise RuntimeError(
+                f"{experiment.store.url}: the classifiers of seed {seed} have no test photos in common."
+            )
+        made.append({"seed": seed, "setting": VOTE, "top1": 100 * float(found.hits.mean())})
     return made
 
 

@@ -13,8 +13,8 @@ from datadream.run.choice import choose_setting
 
 CHOSEN = "chosen"
 """What `predict` would take of real and real+synthetic."""
-VOTE, VOTERS = "vote", ("real", "real+synthetic")
-"""The mean of these settings' probabilities."""
+VOTE = "vote"
+"""The mean of the probabilities of real and real+synthetic."""
 PAIRS = (("real+synthetic", "real"), (CHOSEN, "real"), (VOTE, "real"), ("gda-real+synthetic", "gda-real"))
 """Whose difference is what generated images add."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from datadream.run.layout import classifier_logits
 from datadream.run.store import RunStore
 
+VOTERS = ("real", "real+synthetic")
+"""The settings whose vote is measured."""
 # Logits of ImageNet's 50,000 photos are 200 MB: they are read in parts, of which three numbers a photo are kept.
 ROWS = 4096
 RESAMPLES = 10_000
@@ -50,24 +53,29 @@ class Difference:
     """Photos that the other alone gets right."""
 
 
-def judged(store: RunStore, *settings: str) -> Judged | None:
-    """The judgements of a committed setting, or of several that vote by their mean probability, as
-    `predict --setting A,B` does; None without test photos, and in runs whose version kept no logits."""
-    files = [classifier_logits(setting) for setting in settings]
-    if not all(map(store.exists, files)):
+def judged(store: RunStore, setting: str) -> Judged | None:
+    """The judgements of a committed setting; None without test photos, and in runs whose version kept no logits."""
+    return voted([(store, setting)])
+
+
+def voted(members: Sequence[tuple[RunStore, str]]) -> Judged | None:
+    """What settings, each of a run, say together by their mean probability, as `predict --setting A,B` does; None as
+    in `judged`, and where they judged other photos."""
+    files = [(store, classifier_logits(setting)) for store, setting in members]
+    if not all(store.exists(name) for store, name in files):
         return None
-    keys: list[str] = []
     labels, predicted, confidence = [], [], []
     with ExitStack() as opened:
-        tables = [pq.ParquetFile(opened.enter_context(store.fs.open(store.path(name), "rb"))) for name in files]
-        # All settings of a run were tested on the same photos.
+        tables = [pq.ParquetFile(opened.enter_context(store.fs.open(store.path(name), "rb"))) for store, name in files]
+        keys, *others = (table.read(["key"])["key"].to_pylist() for table in tables)
+        if not keys or any(other != keys for other in others):
+            return None
         for rows in zip(*(table.iter_batches(ROWS) for table in tables), strict=True):
             probabilities = np.mean([_probabilities(each) for each in rows], axis=0)
-            keys += rows[0]["key"].to_pylist()
             labels.append(rows[0]["label"].to_numpy())
             predicted.append(probabilities.argmax(axis=1))
             confidence.append(probabilities.max(axis=1))
-    return Judged(tuple(keys), *map(np.concatenate, (labels, predicted, confidence))) if keys else None
+    return Judged(tuple(keys), *map(np.concatenate, (labels, predicted, confidence)))
 
 
 def _probabilities(rows: pa.RecordBatch) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datadream.config import ExperimentConfig
-from datadream.report.judged import Difference, Judged, difference, judged
+from datadream.report.judged import VOTERS, Difference, Judged, difference, judged, voted
 from datadream.report.pictures import Picture, photos
 from datadream.report.records import classifiers
 from datadream.report.tables import Cells, run_name
@@ -17,8 +17,7 @@ from datadream.report.text import number
 from datadream.run.layout import ClassifierMarker
 from datadream.run.store import RunStore
 
-VOTERS = ("real", "real+synthetic")
-VOTE = "vote of real and real+synthetic"
+VOTE = f"vote of {' and '.join(VOTERS)}"
 MAX_MISTAKES = 12
 MAX_PAIRS = 8
 # Classes of a confusion matrix that can be read on a page.
@@ -102,9 +101,9 @@ def differences(store: RunStore, config: ExperimentConfig) -> list[Difference]:
     real = judged(store, "real")
     if real is None:
         return []
-    others = [(setting, (setting,)) for setting in classifiers(store) if setting != "real"]
-    read = ((name, judged(store, *settings)) for name, settings in [*others, (VOTE, VOTERS)])
-    found = (difference(name, other, real, config.seed) for name, other in read if other)
+    others = [(setting, judged(store, setting)) for setting in classifiers(store) if setting != "real"]
+    others.append((VOTE, voted([(store, voter) for voter in VOTERS])))
+    found = (difference(name, other, real, config.seed) for name, other in others if other)
     return [each for each in found if each]
 
 

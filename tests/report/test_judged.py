@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datadream.report.judged import Judged, difference, judged
+from datadream.report.judged import Judged, difference, judged, voted
 from tests.report.fabricate import write_logits
 
 
@@ -30,14 +30,19 @@ def test_the_predicted_class_and_its_probability_are_read(make_run):
 def test_several_settings_vote_by_their_mean_probability(make_run):
     store, _ = make_run("run", {"real": 80.0, "synthetic": 80.0})
     write_logits(store, "real", [0, 0], [0, 1], 3)
-    assert judged(store, "real", "synthetic") is None
+    both = [(store, "real"), (store, "synthetic")]
+    assert voted(both) is None
     write_logits(store, "synthetic", [0, 0], [1, 0], 3)
-    found = judged(store, "real", "synthetic")
+    found = voted(both)
     # Equally sure of two classes, of which the first is taken.
     assert found.predicted.tolist() == [0, 0]
     sure, other = np.e / (np.e + 2), 1 / (np.e + 2)
     assert found.confidence[0] == pytest.approx((sure + other) / 2)
     assert (found.keys, found.labels.tolist()) == (judged(store, "real").keys, [0, 0])
+    write_logits(store, "synthetic", [1, 0], [1, 0], 3)
+    assert voted(both) is None, "they judged other photos"
+    write_logits(store, "synthetic", [0, 0, 0], [1, 0, 0], 3)
+    assert voted(both) is None, "one judged more"
 
 
 def test_the_paired_interval_is_that_of_resampled_photos():
