@@ -211,7 +211,9 @@ class _Attempt:
         except RayTaskError as error:  # of a stream's tasks, beside the workers
             raise RuntimeError(f"reading the dataset failed: {failure_of(error).reason}") from error
         except (TrainingFailedError, RayError) as error:
-            return error
+            # Ray Train 2.60 keeps it in a frame of its own traceback: in that circle the run's controller and our
+            # monitor, a process each, would stay on the cluster until Python looks for such.
+            return error.with_traceback(None)
         return None
 
     def _fit(self, trainer: TorchTrainer) -> None:

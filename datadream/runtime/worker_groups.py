@@ -231,7 +231,8 @@ class _Group:
         try:
             self._trainer.fit()
         except (TrainingFailedError, RayError) as error:
-            self.error = error  # for the driver's thread, which says it
+            # For the driver's thread, which says it; its traceback would hold actors (data_parallel.py says why).
+            self.error = error.with_traceback(None)
 
 
 class _Groups:

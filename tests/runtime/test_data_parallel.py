@@ -27,10 +27,11 @@ from datadream.runtime.map_units import quiet_data
 from datadream.runtime.progress import Reporter
 from datadream.runtime.unit import Unit
 from datadream.runtime.workers import Workers
-from tests.processes import train_workers
+from tests.processes import ray_workers, train_workers, wait_until, wait_until_gone
 
 STEPS = 3
 SECONDS_TO_END = 60.0
+"""Ray gives an actor whose owner died 30 s to end by itself (`actor_graceful_shutdown_timeout_ms`), then kills it."""
 SECONDS_LATE = 3.0
 TWO = Workers(2, threads=1, use_gpu=False)
 
@@ -77,7 +78,7 @@ def load(greeting, device, collectives):
             if behaviour == "interrupts its driver" and collectives.rank == 0:
                 os.kill(int(greeting), signal.SIGINT)
             if behaviour == "interrupts its driver":
-                time.sleep(SECONDS_TO_END)
+                time.sleep(10 * SECONDS_TO_END)
             if behaviour == "gone on all":
                 raise FileNotFoundError("a photo is gone.")
             report(step, {"loss": 1 / step})
@@ -199,6 +200,13 @@ def test_the_count_ends_at_all_units_and_nothing_is_left_behind(story):
 
 
 @pytest.mark.slow
+def test_of_runs_that_ended_with_an_error_no_process_stays(story):
+    """Ray Train's error holds the run's controller, and held our monitor, for as long as the driver lived."""
+    assert story.failures
+    wait_until(lambda: not (ray_workers("TrainController") + ray_workers("Monitor")), SECONDS_TO_END)
+
+
+@pytest.mark.slow
 def test_workers_that_cannot_load_say_why(tmp_path):
     store = RunStore(str(tmp_path))
     with pytest.raises(RuntimeError, match="^there is no such model.$"):
@@ -250,7 +258,4 @@ def test_ctrl_c_stays_the_drivers_and_no_worker_outlives_it(tmp_path):
     command = [sys.executable, "-c", DRIVER, cluster, str(tmp_path)]
     driver = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert driver.stderr.splitlines()[-1] == "the driver's own", driver.stderr
-    deadline = time.monotonic() + SECONDS_TO_END / 2
-    while train_workers():
-        assert time.monotonic() < deadline, "workers outlive their driver"
-        time.sleep(0.1)
+    wait_until_gone(train_workers(), SECONDS_TO_END)
