@@ -27,7 +27,7 @@ from datadream.runtime.session import connected
 from tests.processes import kill_a_worker_after, train_workers
 
 FIRST, LOSES_WORKER, LOSES_NODE = "zero-shot", "real", "real+synthetic"
-# Its CPU is the data tasks', so that each of two nodes has a worker.
+# Its CPU is the data tasks', and when these are done, another place for a worker.
 HEAD = {"num_cpus": 1, "include_dashboard": False}
 
 
@@ -36,9 +36,14 @@ def write_run(store: RunStore, few_shot: FewShotSet, config: ExperimentConfig) -
     store.write_json(FEW_SHOT, few_shot.to_json())
 
 
+def raylet_of(node: Node) -> psutil.Process:
+    """The process whose children a node's workers are."""
+    return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
+
 def lose(node: Node) -> None:
     """All of its processes at once, as when a machine loses its power."""
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    raylet = raylet_of(node)
     for process in (raylet, *raylet.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):  # those that end with their raylet
             process.kill()
@@ -76,11 +81,13 @@ def main(run: str) -> None:
     wait_for(thread, store, classifier_checkpoint(LOSES_NODE, "all"))
     for worker in workers:
         worker.suspend()
-    lose(nodes[0])
+    # After the worker's loss one of the two may have been started on the head's node, which must stay.
+    lost = next(node for node in nodes if raylet_of(node).pid in {worker.ppid() for worker in workers})
+    lose(lost)
     for worker in workers:
         with suppress(psutil.NoSuchProcess):
             worker.resume()
-    cluster.remove_node(nodes[0], allow_graceful=False)
+    cluster.remove_node(lost, allow_graceful=False)
     thread.join()
     told = {"failed": failed, "killed_at": killed_at}
     print(json.dumps(told))
