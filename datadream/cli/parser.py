@@ -129,7 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
             add("--against", default="held-out", metavar="PHOTOS", help=f"photos to compare with: {which}")
         elif name == "run":
             extend_help = (
-                "a run to add classes to: its own are taken with adapters and images, new folders come behind"
+                "a run to add classes or images to: its adapters and images are taken, new folders come behind"
             )
             add("--extend", metavar="URL", help=extend_help)
             dry_run = "check everything, say what is taken in and what is left to do, and do and write nothing"

@@ -62,9 +62,10 @@ class ExperimentConfig(Section):
     """A finished run whose images and shots the classifiers train on, by folder or URL (on the command line: --from);
     all knobs but those of classify, cluster and tracking are then that run's. Unset: the run generates its own."""
     extends: str | None = None
-    """A run whose classes this one has and more, by folder or URL (on the command line: --extend): its photos stay
-    those of its classes, its adapters and images are taken where they would become the same, and classes that
-    data.source has gained come behind. All knobs but those of classify, cluster and tracking are that run's."""
+    """A run whose classes this one has and more, or more images of them, by folder or URL (on the command line:
+    --extend): its photos stay those of its classes, its adapters and images are taken where they would become the
+    same, and classes that data.source has gained come behind. All knobs but generate.images_per_class and those of
+    classify, cluster and tracking are that run's."""
     seed: int = Field(0, ge=0)
     """Seed of everything random: shots, adapters, images, classifier."""
     data: DataConfig = DataConfig()

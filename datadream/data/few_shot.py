@@ -141,14 +141,14 @@ def add_classes(old: FewShotSet, dataset: Dataset, seed: int, prompt: str) -> Fe
     """The set `old` with the classes behind it that a data set has gained since, sampled as its own were.
 
     Labels are behind those of `old`, whatever the names, and photos of its classes stay the recorded ones: seeds come
-    from labels, so that all which was made of them stays what it would become. Raises ValueError where a class of
-    `old` is gone or none is new, and as `sample_shots` does.
+    from labels, so that all which was made of them stays what it would become. Where none is new it is `old` itself.
+    Raises ValueError where a class of `old` is gone, and as `sample_shots` does.
     """
     if gone := [name for name in old.class_names if name not in dataset.class_names]:
         raise ValueError(f"class {gone[0]!r} of the run that is extended is gone from data.source. Bring it back.")
     new = tuple(name for name in dataset.class_names if name not in old.class_names)
     if not new:
-        raise ValueError("data.source has no class that the run which is extended lacks. Add folders of photos.")
+        return old
     names, n_old = old.class_names + new, len(old.class_names)
     label_of = {name: label for label, name in enumerate(names)}
     pool, val, test = (

@@ -16,10 +16,10 @@ from datadream.classify.ingest.reader import check_published
 from datadream.classify.model_selection import check_selection
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
 from datadream.data.datasets import class_names, open_source
-from datadream.data.few_shot import check_photos
+from datadream.data.few_shot import FewShotSet, check_photos
 from datadream.models.source import check_pipeline, check_scheduler
 from datadream.run.cell import Cell
-from datadream.run.config_record import check_config, check_extended, check_reused
+from datadream.run.config_record import check_config, check_extended, check_reused, config_extending
 from datadream.run.layout import DATASET, FEW_SHOT, GENERATE_PLAN, GeneratePlan, classifier_marker
 from datadream.run.store import RunStore
 from datadream.runtime.tracking import check_trackers
@@ -48,6 +48,7 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
         _check_source(config, cells)
     elif config.extends is not None and not store.exists(FEW_SHOT):  # begun, so that the other run may be gone
         check_extended(RunStore(config.extends), config)
+        _check_adds(RunStore(config.extends), cells[0])
     _say_new_classes(config, store, cells[0])
     # Runs that have begun had theirs decoded then; what they read may be gone since.
     _check_photos([cell for cell in cells if not cell.store.exists(FEW_SHOT)])
@@ -110,6 +111,17 @@ def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
         from datadream.models.diffusion.prompts import check_texts
 
         check_texts(config.diffusion.model, config.diffusion.revision, texts)
+
+
+def _check_adds(source: RunStore, cell: Cell) -> None:
+    """Raises ValueError where a run has no more classes and no more images than the one that it extends."""
+    theirs = FewShotSet.from_json(source.read_json(FEW_SHOT)).class_names
+    ours, there = (each.generate.images_per_class for each in (cell.config, config_extending(source)))
+    if cell.few_shot.class_names == theirs and ours <= there:
+        raise ValueError(
+            f"run {source.url!r} is extended by nothing: data.source has no class that it lacks, and "
+            f"generate.images_per_class is {ours}, where it has {there}. Add folders of photos, or ask for more."
+        )
 
 
 def _say_new_classes(config: ExperimentConfig, store: RunStore, cell: Cell) -> None:

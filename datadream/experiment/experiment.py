@@ -8,21 +8,23 @@ Every stage does only what is missing, so a run that was killed anywhere goes on
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from datadream import recipes
 from datadream.config import ExperimentConfig, located
 from datadream.experiment.checks import RefusedError, check_inputs, check_models
 from datadream.experiment.status import StageStatus, stage_status
+from datadream.hashing import sha256
 from datadream.paper.reproductions import published
 from datadream.run.cell import Cell, cells_of
-from datadream.run.layout import METRICS, STAGES
+from datadream.run.layout import METRICS, STAGES, classifier_marker
 from datadream.run.store import RunStore
 
 if TYPE_CHECKING:
     from datadream.adapt.stage import AdapterUnit
     from datadream.experiment.driver import Driver
+    from datadream.images.analysis import Judge, Recognise
 
 
 class Experiment:
@@ -115,8 +117,23 @@ class Experiment:
         except (ValueError, FileNotFoundError) as error:
             # What is wrong with a model is said in the words of the config, which is not where this one was named.
             raise RefusedError(str(error).replace("classify.", "--") if model else str(error)) from error
-        analyse(self.cells, how)
+        analyse(self.cells, how, self._judge_of)
         return self.report()
+
+    def _judge_of(self, cell: Cell) -> Judge | None:
+        """The classifier of a run's photos alone; in a table it may be that of the baselines of the same photos."""
+        from datadream.classify.predictor import load_classifier
+        from datadream.images.analysis import Judge
+
+        def load(url: str) -> Recognise:
+            classifier = load_classifier(url, "real")
+            return lambda images: [next(iter(found)) for found in classifier.predict(images)]
+
+        alike = (each for each in self.cells if each.few_shot.photos == cell.few_shot.photos)
+        for store in (each.store for each in (cell, *alike)):
+            if store.exists(marker := classifier_marker("real")):
+                return Judge(sha256(store.read_bytes(marker)), partial(load, store.url))
+        return None
 
     def check(self) -> None:
         """Find what would fail later, before any work starts and anything is written.

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import Literal, get_args
 
 import numpy as np
@@ -37,11 +38,16 @@ INCEPTION = "inception"
 """The model that stands for the network of the original FID."""
 MEASURES = ("fid", "kid", "cmmd", "precision", "recall", "density", "coverage")
 
+Recognise = Callable[[Sequence[Image.Image]], Sequence[str]]
+"""The name of the class that each image is taken for."""
+
 PHOTOS_PER_CLASS = 500
 """Photos of a class that images are compared with at most, chosen at random: ImageNet's 1.3 million would take longer
 to read than they tell more."""
 COMPARED = 4_000
 """Images and photos, chosen at random, that measures see which compare all with all: 128 MB for a matrix."""
+JUDGED_AT_ONCE = 64
+"""Images in memory, decoded, that a classifier is asked about."""
 PAIRS = 8
 """Closest pairs of an image and a shot that are kept."""
 QUANTILES = (0.5, 0.95, 1.0)
@@ -57,6 +63,15 @@ class Comparison:
     """As classify.pretrained, or a file of Inception's weights."""
     against: str = "held-out"
     """One of Against."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A run's classifier of photos alone, which knows nothing of generated images."""
+
+    sha256: str
+    """Of its marker, by which it is known again."""
+    load: Callable[[], Recognise]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +144,8 @@ def check_analysis(cells: Sequence[Cell], how: Comparison) -> None:
         check_clip(how.model, how.pretrained)
 
 
-def analyse(cells: Sequence[Cell], how: Comparison) -> None:
-    """Write images.json of every run that has images, unless it is there for the same model, images and photos.
+def analyse(cells: Sequence[Cell], how: Comparison, judge_of: Callable[[Cell], Judge | None]) -> None:
+    """Write images.json of every run that has images, unless it is there for the same model, images, photos and judge.
 
     Runs of a table with one seed are compared with the same photos, which none of them has among its shots.
     """
@@ -138,42 +153,67 @@ def analyse(cells: Sequence[Cell], how: Comparison) -> None:
     generating = [cell for cell in cells if cell.store.exists(DATASET)]
     for cell in generating:
         alike = [each for each in generating if each.config.seed == cell.config.seed]
-        photos = reference_photos(cell, alike, how.against)
+        photos, judge = reference_photos(cell, alike, how.against), judge_of(cell)
         if cell.store.exists(IMAGES):
             found = ImagesRecord.from_json(cell.store.read_json(IMAGES))
             same = Comparison(found.model, found.pretrained, found.against) == how
             # By the plan's hash: a dataset of another plan has other images, whatever their number.
             plan = DatasetMarker.from_json(cell.store.read_json(DATASET)).plan
+            same = same and found.judge == (judge.sha256 if judge else None)
             if same and found.plan == plan and found.all["n_photos"] == len(photos):
                 continue
         if not photos:
             log.warning("images: %s has no photos but shots and test photos to compare with", cell.store.name)
         data = cell.config.data
         encoder = encoder or Encoder(how, data.source, data.background)
-        record = compared(cell, how, encoder, photos)
+        record = compared(cell, how, encoder, photos, judge)
         cell.store.write_json(IMAGES, record.to_json())
         log.info("images: %s: %d images against %d photos", cell.store.name, record.all["n_images"], len(photos))
 
 
-def compared(cell: Cell, how: Comparison, encoder: Encoder, photos: Sequence[Photo]) -> ImagesRecord:
+def compared(
+    cell: Cell, how: Comparison, encoder: Encoder, photos: Sequence[Photo], judge: Judge | None
+) -> ImagesRecord:
     """One run's images beside `photos` and its shots."""
     images, others, shots = encoder.images(cell.store), encoder.photos(photos), encoder.photos(cell.few_shot.photos)
     names = cell.few_shot.class_names
     to_images, to_others = shot_similarity(images, shots), shot_similarity(others, shots)
+    hits = recognised(cell.store, images, names, judge.load()) if judge else {}
+    shares = {name: sum(own) / len(own) for name, own in hits.items()}
+    every = list(chain(*hits.values()))
     return ImagesRecord(
         model=how.model,
         pretrained=how.pretrained,
         against=how.against,
         plan=DatasetMarker.from_json(cell.store.read_json(DATASET)).plan,
-        all=distances("", images.features, others.features).to_json(),
-        classes=[distances(name, images.of(label), others.of(label)).to_json() for label, name in enumerate(names)],
+        all=distances("", images.features, others.features, sum(every) / len(every) if every else None).to_json(),
+        classes=[
+            distances(name, images.of(label), others.of(label), shares.get(name)).to_json()
+            for label, name in enumerate(names)
+        ],
         shot_similarity={
             name: [round(float(value), 4) for value in np.quantile(found[1], QUANTILES)]
             for name, found in (("images", to_images), ("photos", to_others))
             if len(found[1])
         },
         closest=[pair.to_json() for pair in closest_pairs(images, shots, *to_images)],
+        judge=judge.sha256 if judge else None,
     )
+
+
+def recognised(store: RunStore, images: Labelled, names: Sequence[str], recognise: Recognise) -> dict[str, list[bool]]:
+    """By class, whether each image of a random part is taken for its class; classes without any are left out."""
+    chosen = {images.keys[row] for row in _random(len(images.keys), COMPARED)}
+    hits: dict[str, list[bool]] = defaultdict(list)
+    marker = DatasetMarker.from_json(store.read_json(DATASET))
+    for shard in marker.shards:
+        with store.fs.open(store.path(shard_file(shard)), "rb") as file:
+            rows = ((label, data) for key, label, data in stream_images(file, marker.format) if (shard, key) in chosen)
+            while some := list(islice(rows, JUDGED_AT_ONCE)):
+                taken_for = recognise([_decoded(data) for _, data in some])
+                for (label, _), name in zip(some, taken_for, strict=True):
+                    hits[names[label]].append(name == names[label])
+    return hits
 
 
 def reference_photos(cell: Cell, alike: Sequence[Cell], against: str) -> list[Photo]:
@@ -192,8 +232,8 @@ def reference_photos(cell: Cell, alike: Sequence[Cell], against: str) -> list[Ph
     return [own[row] for _, own in sorted(by_class.items()) for row in _random(len(own), PHOTOS_PER_CLASS)]
 
 
-def distances(name: str, images: Features, photos: Features) -> ImageDistances:
-    """All measures for which there are enough of both."""
+def distances(name: str, images: Features, photos: Features, recognised: float | None = None) -> ImageDistances:
+    """All measures for which there are enough of both, beside the share that is recognised."""
     found: dict[str, float] = {}
     fewest = min(len(images), len(photos))
     some, others = images[_random(len(images), COMPARED)], photos[_random(len(photos), COMPARED)]
@@ -205,7 +245,8 @@ def distances(name: str, images: Features, photos: Features) -> ImageDistances:
     if fewest > NEIGHBOURS:
         found |= neighbours(others, some)
     measured = {measure: round(found[measure], 6) if measure in found else None for measure in MEASURES}
-    return ImageDistances(name=name, n_images=len(images), n_photos=len(photos), **measured)
+    share = None if recognised is None else round(recognised, 6)
+    return ImageDistances(name=name, n_images=len(images), n_photos=len(photos), recognised=share, **measured)
 
 
 def shot_similarity(images: Labelled, shots: Labelled) -> tuple[np.ndarray, Features]:

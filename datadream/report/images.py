@@ -27,6 +27,7 @@ MEASURES = {
     "recall": ("Recall", 2),
     "density": ("Density", 2),
     "coverage": ("Coverage", 2),
+    "recognised": ("Recognised", 2),
 }
 """Of each measure its name and the decimals that are shown."""
 AGAINST = {
@@ -122,7 +123,7 @@ def distance_rows(found: Sequence[tuple[tuple[RunStore, ExperimentConfig], Image
     for (method, shots), records in sorted(groups.items(), key=lambda item: (methods.index(item[0][0]), item[0][1])):
         figures = []
         for measure, (_, decimals) in MEASURES.items():
-            mean, sd = mean_and_sd(record.all[measure] for record in records)
+            mean, sd = mean_and_sd(record.all.get(measure) for record in records)
             figures.append(FigureCell(number(mean, decimals), "" if sd is None else number(sd, decimals)))
         by_class: dict[str, list[float | None]] = defaultdict(list)
         for record in records:

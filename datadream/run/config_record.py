@@ -65,13 +65,13 @@ def config_reusing(source: RunStore) -> ExperimentConfig:
 
 
 def config_extending(source: RunStore) -> ExperimentConfig:
-    """The config of a run that adds classes to another; raises FileNotFoundError or ValueError where there is no such
-    run."""
+    """The config of a run that adds classes or images to another; raises FileNotFoundError or ValueError where there
+    is no such run."""
     return _single_run(source).updated({"extends": source.url})
 
 
 def check_extended(source: RunStore, config: ExperimentConfig) -> None:
-    """Raises FileNotFoundError or ValueError where `config` contradicts the run that it adds classes to."""
+    """Raises FileNotFoundError or ValueError where `config` contradicts the run that it adds classes or images to."""
     recorded = _single_run(source)
     if config.grid.on or recorded.images_from is not None:
         which = "a table" if config.grid.on else "a run on another's images"
@@ -80,7 +80,7 @@ def check_extended(source: RunStore, config: ExperimentConfig) -> None:
         raise ValueError(
             f"run {source.url!r} has sampled no photos yet, so there is nothing to extend. Start it first."
         )
-    if different := _differences(source, recorded, config, {"extends", "classify"}):
+    if different := _differences(source, recorded, config, {"extends", "classify", "generate.images_per_class"}):
         raise ValueError(
             f"run {source.url!r}, which is extended, was made with another config: {different}. Leave these knobs "
             "out, or start a run of its own."
@@ -134,7 +134,7 @@ def _differences(
     # Where a run is computed and who watches it shape nothing in its files, and may change from call to call.
     free = {"cluster", "tracking", *other}
     old, new = (flatten(c.model_dump(mode="json", exclude=free)) for c in (recorded, config))
-    different = [key for key in new if old.get(key) != new[key]]
+    different = [key for key in new if old.get(key) != new[key] and key not in other]
     different = [key for key in different if key not in LOCATIONS or not is_same_place(old.get(key), new[key])]
     if "data.source" in different and _holds_the_photos(store, config.data):
         different.remove("data.source")

@@ -393,6 +393,8 @@ class ImageDistances(Record):
     recall: float | None
     density: float | None
     coverage: float | None
+    recognised: float | None = _absent()
+    """Share of images that the classifier of photos alone takes for their class, where the run has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -428,6 +430,8 @@ class ImagesRecord(Record):
     and maximum."""
     closest: Sequence[Mapping[str, Any]]
     """ClosestPairs, the most similar first."""
+    judge: str | None = _absent()
+    """Hash of the marker of the classifier that `recognised` is of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

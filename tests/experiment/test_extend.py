@@ -1,4 +1,5 @@
-"""Classes that are added to an old run: its own keep labels, photos, adapters and images; only new ones are made."""
+"""Classes or images that are added to an old run: its own keep labels, photos, adapters and images; only what it
+lacks is made."""
 
 import hashlib
 import logging
@@ -118,7 +119,8 @@ def test_what_does_not_fit_is_one_line(tmp_path, photo_folder, old, capsys):
     assert "--recipe digits beside --extend" in error("--extend", old.url, "--recipe", "digits")
     assert "a table cannot grow" in error("--extend", old.url, "grid.seeds=[0,1]")
     shutil.rmtree(photo_folder / NEW)
-    assert "no class that the run which is extended lacks" in error("--extend", old.url)
+    assert "is extended by nothing: data.source has no class that it lacks" in error("--extend", old.url)
+    assert "images_per_class is 3, where it has 4" in error("--extend", old.url, "generate.images_per_class=3")
     shutil.rmtree(photo_folder / "cat")
     assert "class 'cat' of the run that is extended is gone" in error("--extend", old.url)
     assert not (tmp_path / "new").exists()
@@ -179,6 +181,28 @@ def test_images_are_taken_that_are_of_equal_adapters_and_what_was_written(tmp_pa
     assert [unit.payload.chunk_id for unit in equal_chunks(new)] == ["00002-000000"]
     shutil.rmtree(old.root)
     assert equal_chunks(new) == []
+
+
+@pytest.mark.parametrize("method", ["datadream-cls", "datadream-dset"])
+def test_more_images_of_the_same_classes_take_all_that_is_there(tmp_path, photo_folder, old, method):
+    """A part of the images tells whether the rest will pay, and is not lost."""
+    shutil.rmtree(photo_folder / NEW)
+    few = Cell(config_of(photo_folder, method=method), old)
+    record_config(old, few.config)
+    for spec in few.plan.adapters:
+        commit_adapter(old, spec, TrainedAdapter(b"weights", [0.5], 1, 1.0, {}), few.config)
+    for chunk in few.chunks:
+        old.write_bytes(chunk.file, (data := chunk.chunk_id.encode()))
+        old.write_json(chunk.marker, ChunkMarker(n_images=2, sha256=sha256(data)).to_json())
+    new = extended(tmp_path, photo_folder, old, method=method, **{"generate.images_per_class": 6})
+    Experiment(new.config, new.store.url).check_inputs()
+    assert new.few_shot == few.few_shot
+    units = adapter_units(new.store.url, new.plan.adapters, new.config.adapt)
+    take_adapters(new, units)
+    assert all(are_committed(units))
+    taken = [unit.payload.chunk_id for unit in equal_chunks(new)]
+    assert taken == [chunk.chunk_id for chunk in few.chunks]
+    assert len(new.chunks) == len(taken) + 3
 
 
 def hashes(store: RunStore, folder: str) -> dict[str, str]:

@@ -9,7 +9,8 @@ from PIL import Image
 from datadream import recipes
 from datadream.data.datasets import open_source
 from datadream.data.shards import ImageRecord, encode_image, to_parquet, to_webdataset
-from datadream.images.analysis import Comparison, analyse, check_analysis, distances, reference_photos
+from datadream.images import analysis
+from datadream.images.analysis import Comparison, Judge, analyse, check_analysis, distances, reference_photos
 from datadream.images.metrics import frechet_distance
 from datadream.run.cell import cells_of
 from datadream.run.layout import DATASET, FEW_SHOT, IMAGES, DatasetMarker, ImagesRecord, shard_file
@@ -36,6 +37,10 @@ def publish(cell, images: list[tuple[int, Image.Image]], form: str = "parquet") 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> str:
     return f"local-dir:{save_tiny_clip(tmp_path_factory.mktemp('clip'))}"
+
+
+def no_judge(cell) -> None:
+    """A run without a classifier of photos alone."""
 
 
 def run_of(folder, **changes):
@@ -68,7 +73,7 @@ def test_features_are_plain_open_clips(tmp_path, clip, form):
     images = [(photo.label, source.read(photo.key)) for photo in cell.few_shot.test[::40]]
     publish(cell, images, form)
     how = Comparison(clip, None)
-    analyse([cell], how)
+    analyse([cell], how, no_judge)
     found = ImagesRecord.from_json(cell.store.read_json(IMAGES))
 
     model, _, preprocess = open_clip.create_model_and_transforms(clip)
@@ -90,7 +95,7 @@ def test_a_copy_of_a_shot_comes_first(tmp_path, clip):
     source = open_source("digits")
     copied = cell.few_shot.shots[3][2]
     publish(cell, [(0, source.read(cell.few_shot.test[0].key)), (3, source.read(copied))])
-    analyse([cell], Comparison(clip, None))
+    analyse([cell], Comparison(clip, None), no_judge)
     found = ImagesRecord.from_json(cell.store.read_json(IMAGES))
     first = found.closest[0]
     assert (first["photo"], first["image"], first["label"]) == (copied, "000001", 3)
@@ -104,12 +109,37 @@ def test_a_copy_of_a_shot_comes_first(tmp_path, clip):
 def test_what_was_measured_is_not_measured_again(tmp_path, clip):
     (cell,) = run_of(tmp_path, **{"classify.model": clip})
     publish(cell, [(0, Image.new("RGB", (32, 32))), (1, Image.new("RGB", (32, 32), "white"))])
-    analyse([cell], Comparison(clip, None))
+    analyse([cell], Comparison(clip, None), no_judge)
     cell.store.write_json(IMAGES, cell.store.read_json(IMAGES) | {"mark": "of the first"})
-    analyse([cell], Comparison(clip, None))
+    analyse([cell], Comparison(clip, None), no_judge)
     assert "mark" in cell.store.read_json(IMAGES)
-    analyse([cell], Comparison(clip, None, "test"))
+    analyse([cell], Comparison(clip, None, "test"), no_judge)
     assert "mark" not in cell.store.read_json(IMAGES)
+
+
+@pytest.mark.parametrize("form", SHARDS)
+def test_images_are_shown_to_the_classifier_of_photos_alone(tmp_path, clip, form, monkeypatch):
+    """One that calls everything bright a `1`."""
+    monkeypatch.setattr(analysis, "JUDGED_AT_ONCE", 2)
+    (cell,) = run_of(tmp_path, **{"classify.model": clip})
+    dark, bright = Image.new("RGB", (32, 32)), Image.new("RGB", (32, 32), "white")
+    publish(cell, [(0, dark), (1, dark), (0, bright), (1, bright), (1, bright)], form)
+    names, asked = cell.few_shot.class_names, []
+
+    def recognise(images):
+        asked.append(len(images))
+        return [names[int(image.getpixel((0, 0)) == (255, 255, 255))] for image in images]
+
+    judge = Judge("first", lambda: recognise)
+    analyse([cell], Comparison(clip, None), lambda of: judge)
+    found = ImagesRecord.from_json(cell.store.read_json(IMAGES))
+    assert found.all["recognised"] == 0.6
+    assert [entry.get("recognised") for entry in found.classes[:3]] == [0.5, pytest.approx(2 / 3, abs=1e-6), None]
+    assert asked == [2, 2, 1]
+    analyse([cell], Comparison(clip, None), lambda of: judge)
+    assert asked == [2, 2, 1], "nothing has changed"
+    analyse([cell], Comparison(clip, None), lambda of: Judge("of other knobs", lambda: recognise))
+    assert asked == [2, 2, 1, 2, 2, 1]
 
 
 def test_without_other_photos_images_are_only_compared_with_the_shots(tmp_path, clip, photo_folder, caplog):
@@ -118,7 +148,7 @@ def test_without_other_photos_images_are_only_compared_with_the_shots(tmp_path, 
         path.unlink()
     (cell,) = run_of(tmp_path / "run", **{"classify.model": clip, "data.source": str(photo_folder), "data.n_shots": 1})
     publish(cell, [(label, Image.new("RGB", (32, 32))) for label in (0, 1, 2)])
-    analyse([cell], Comparison(clip, None))
+    analyse([cell], Comparison(clip, None), no_judge)
     found = ImagesRecord.from_json(cell.store.read_json(IMAGES))
     assert found.all["n_photos"] == 0
     assert found.all["fid"] is None

@@ -266,7 +266,15 @@ def write_selection(store: RunStore) -> None:
 
 def write_images(store: RunStore, fid: float, n_classes: int = 3, **changes: Any) -> None:
     """The images of the dataset that is there as `datadream images` measured them; class c has a FID of `fid` + c."""
-    measures = {"kid": 0.125, "cmmd": 0.5, "precision": 0.75, "recall": 0.5, "density": 0.8, "coverage": None}
+    measures = {
+        "kid": 0.125,
+        "cmmd": 0.5,
+        "precision": 0.75,
+        "recall": 0.5,
+        "density": 0.8,
+        "coverage": None,
+        "recognised": 0.9,
+    }
     classes = [
         ImageDistances(name=name, n_images=10, n_photos=4, fid=fid + label, **measures).to_json()
         for label, name in enumerate(CLASS_NAMES[:n_classes])
