@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import numpy as np
 from datadream.config import ExperimentConfig
 from datadream.report.judged import VOTERS, Difference, Judged, difference, judged, voted
 from datadream.report.pictures import Picture, photos
-from datadream.report.records import classifiers
+from datadream.report.records import NO_METHOD, Gain, classifiers, in_order, mean_and_sd, method_of
 from datadream.report.tables import Cells, run_name
 from datadream.report.text import number
 from datadream.run.layout import ClassifierMarker
@@ -105,6 +105,29 @@ def differences(store: RunStore, config: ExperimentConfig) -> list[Difference]:
     others.append((VOTE, voted([(store, voter) for voter in VOTERS])))
     found = (difference(name, other, real, config.seed) for name, other in others if other)
     return [each for each in found if each]
+
+
+def vote_gains(cells: Cells) -> list[Gain]:
+    """What the vote of VOTERS gives beyond real photos alone, paired by seed as `Summary.gains`, of a table's runs; of
+    several numbers of images by the largest."""
+    stores: dict[tuple[str, str, int, int], RunStore] = {}
+    for store, config in sorted(cells, key=lambda cell: cell[1].generate.images_per_class):
+        for setting in set(VOTERS) & classifiers(store).keys():
+            stores[method_of(setting, config), setting, config.data.n_shots, config.seed] = store
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for (method, setting, shots, seed), store in stores.items():
+        photos_alone = stores.get((NO_METHOD, "real", shots, seed))
+        if setting == "real" or photos_alone is None:
+            continue
+        real, vote = judged(photos_alone, "real"), voted([(photos_alone, "real"), (store, setting)])
+        if real and vote and real.keys == vote.keys:
+            found[method, shots].append(100 * float(vote.hits.mean() - real.hits.mean()))
+    gains = []
+    for method in in_order(method for method, _ in found):
+        for shots in sorted(shots for each, shots in found if each == method):
+            mean, sd = mean_and_sd(values := found[method, shots])
+            gains.append(Gain(method, shots, mean or 0.0, sd, len(values)))
+    return gains
 
 
 def mistakes(store: RunStore, config: ExperimentConfig) -> Mistakes | None:

@@ -14,7 +14,7 @@ from datadream.report import text
 from datadream.report.curves import accuracy_by_images, accuracy_by_shots, gain_by_shots, run_charts
 from datadream.report.images import MEASURES, images_section
 from datadream.report.judged import VOTERS
-from datadream.report.mistakes import VOTE, class_changes, differences, mistakes
+from datadream.report.mistakes import VOTE, class_changes, differences, mistakes, vote_gains
 from datadream.report.pictures import MAX_CLASSES, class_pictures, sample_strips
 from datadream.report.published import Key, beside_paper, our_protocol, paper_protocols
 from datadream.report.records import NO_METHOD, SETTINGS, Summary, in_order
@@ -125,12 +125,15 @@ def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: 
     by_shots = _by_shots(cells, shown[0][1]) if methods[-1:] != [NO_METHOD] else []
     settings = {row.setting for row in summary.rows}
     ended, hardware = stage_ends(store, cells)
+    votes = vote_gains(cells) if len(cells) > 1 else []  # of a single run `differences` has it, with its interval
     return {
         "summary": summary,
         "accuracy": accuracy_rows(summary),
         "sampling_error": text.sampling_error(summary),
         "validation_note": text.validation_note(summary),
-        "gains": gain_rows(summary),
+        "gains": gain_rows(summary.gains, summary.shots),
+        "votes": gain_rows(votes, summary.shots),
+        "only_vote": votes[0] if len(votes) == 1 else None,
         "charts": [chart for chart in charts if chart],
         "further": further_rows(summary),
         "setting_notes": [(name, text.SETTING_NOTES[name]) for name in SETTINGS if name in settings],

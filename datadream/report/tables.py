@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datadream.config import ExperimentConfig, flatten, knobs, public_config, public_method
 from datadream.report.records import (
     NO_METHOD,
     SETTINGS,
+    Gain,
     Row,
     Summary,
     classifiers,
@@ -116,14 +118,12 @@ def accuracy_rows(summary: Summary) -> list[AccuracyRow]:
     return rows
 
 
-def gain_rows(summary: Summary) -> list[tuple[str, list[FigureCell]]]:
+def gain_rows(gains: Sequence[Gain], shots: Sequence[int]) -> list[tuple[str, list[FigureCell]]]:
     """Each method with its gain at each number of shots."""
     by_method: dict[str, dict[int, FigureCell]] = defaultdict(dict)
-    for gain in summary.gains:
+    for gain in gains:
         by_method[gain.method][gain.shots] = FigureCell(signed(gain.mean), _sd(gain.sd))
-    return [
-        (method, [gains.get(shots, FigureCell("")) for shots in summary.shots]) for method, gains in by_method.items()
-    ]
+    return [(method, [own.get(number, FigureCell("")) for number in shots]) for method, own in by_method.items()]
 
 
 def further_rows(summary: Summary) -> list[tuple[str, list[tuple[str, str]]]]:

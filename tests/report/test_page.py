@@ -137,6 +137,21 @@ def test_the_page_says_what_went_wrong_and_what_images_changed(make_run):
     assert "predict . PHOTOS --setting real,real+synthetic asks both for their mean probability." in page.text
 
 
+def test_the_page_of_a_table_says_what_votes_add_seed_by_seed(table):
+    """Of the runs that kept logits: two seeds of one method at four shots."""
+    store, cells, config = table
+    labels = [0] * 4 + [1] * 4 + [2] * 4
+    for seed, wrong in enumerate(([2, 2], [2, 1])):
+        run = next(run for run, c in cells if (c.method, c.data.n_shots, c.seed) == ("datadream-cls", 4, seed))
+        write_logits(run, "real", labels, [*labels[:4], *wrong, *labels[6:]], 3)
+        # As sure of the same photos, and of equally probable classes the first one is taken.
+        write_logits(run, "real+synthetic", labels, labels, 3)
+    write_report(store, cells, config)
+    _, page = read_page(store)
+    assert "datadream-cls, vote +12.5 ± 5.9" in page.text
+    assert "is-synth, vote" not in page.text
+
+
 def test_a_matrix_of_many_classes_is_not_shown(make_run):
     store, config = make_run("run", ACCURACIES, n_classes=21)
     write_logits(store, "real+synthetic", list(range(21)), [0, *range(20)], 21)
