@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def take_adapters(cell: Cell, units: Sequence[Unit[AdapterSpec]]) -> None:
     """Commit the missing adapters that the extended run has of equal photos, prompts and seeds; its config is known to
-    be the same (see check_extended)."""
+    be the same in what makes an adapter (see check_extended)."""
     if cell.config.extends is None:
         return
     theirs, own = RunStore(cell.config.extends), [unit for unit in units if unit.run_url == cell.store.url]

@@ -129,7 +129,7 @@ class Experiment:
             classifier = load_classifier(url, "real")
             return lambda images: [next(iter(found)) for found in classifier.predict(images)]
 
-        alike = (each for each in self.cells if each.few_shot.photos == cell.few_shot.photos)
+        alike = (each for each in self.cells if each.few_shot.shots == cell.few_shot.shots)
         for store in (each.store for each in (cell, *alike)):
             if store.exists(marker := classifier_marker("real")):
                 return Judge(sha256(store.read_bytes(marker)), partial(load, store.url))

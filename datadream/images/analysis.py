@@ -9,7 +9,7 @@ import io
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from typing import Literal, get_args
@@ -159,26 +159,35 @@ def analyse(cells: Sequence[Cell], how: Comparison, judge_of: Callable[[Cell], J
             same = Comparison(found.model, found.pretrained, found.against) == how
             # By the plan's hash: a dataset of another plan has other images, whatever their number.
             plan = DatasetMarker.from_json(cell.store.read_json(DATASET)).plan
-            same = same and found.judge == (judge.sha256 if judge else None)
+            # A cell that is looked at by itself does not have its table's judge, and keeps what it said.
+            same = same and (judge is None or found.judge == judge.sha256)
             if same and found.plan == plan and found.all["n_photos"] == len(photos):
                 continue
         if not photos:
             log.warning("images: %s has no photos but shots and test photos to compare with", cell.store.name)
         data = cell.config.data
         encoder = encoder or Encoder(how, data.source, data.background)
-        record = compared(cell, how, encoder, photos, judge)
+        recognise = None
+        if judge:
+            try:
+                recognise = judge.load()  # before hours of encoding
+            except (ValueError, FileNotFoundError) as error:
+                log.warning("images: %s: what is recognised is not measured: %s", cell.store.name, error)
+        record = replace(
+            compared(cell, how, encoder, photos, recognise), judge=judge.sha256 if judge and recognise else None
+        )
         cell.store.write_json(IMAGES, record.to_json())
         log.info("images: %s: %d images against %d photos", cell.store.name, record.all["n_images"], len(photos))
 
 
 def compared(
-    cell: Cell, how: Comparison, encoder: Encoder, photos: Sequence[Photo], judge: Judge | None
+    cell: Cell, how: Comparison, encoder: Encoder, photos: Sequence[Photo], recognise: Recognise | None
 ) -> ImagesRecord:
     """One run's images beside `photos` and its shots."""
     images, others, shots = encoder.images(cell.store), encoder.photos(photos), encoder.photos(cell.few_shot.photos)
     names = cell.few_shot.class_names
     to_images, to_others = shot_similarity(images, shots), shot_similarity(others, shots)
-    hits = recognised(cell.store, images, names, judge.load()) if judge else {}
+    hits = recognised(cell.store, images, names, recognise) if recognise else {}
     shares = {name: sum(own) / len(own) for name, own in hits.items()}
     every = list(chain(*hits.values()))
     return ImagesRecord(
@@ -197,7 +206,6 @@ def compared(
             if len(found[1])
         },
         closest=[pair.to_json() for pair in closest_pairs(images, shots, *to_images)],
-        judge=judge.sha256 if judge else None,
     )
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datadream.config import ExperimentConfig
+from datadream.config import ExperimentConfig, public_method
 from datadream.report.judged import VOTERS, Difference, Judged, difference, judged, voted
 from datadream.report.pictures import Picture, photos
-from datadream.report.records import NO_METHOD, Gain, classifiers, in_order, mean_and_sd, method_of
+from datadream.report.records import Gain, classifiers, in_order, mean_and_sd
 from datadream.report.tables import Cells, run_name
 from datadream.report.text import number
 from datadream.run.layout import ClassifierMarker
@@ -110,17 +110,21 @@ def differences(store: RunStore, config: ExperimentConfig) -> list[Difference]:
 def vote_gains(cells: Cells) -> list[Gain]:
     """What the vote of VOTERS gives beyond real photos alone, paired by seed as `Summary.gains`, of a table's runs; of
     several numbers of images by the largest."""
-    stores: dict[tuple[str, str, int, int], RunStore] = {}
-    for store, config in sorted(cells, key=lambda cell: cell[1].generate.images_per_class):
-        for setting in set(VOTERS) & classifiers(store).keys():
-            stores[method_of(setting, config), setting, config.data.n_shots, config.seed] = store
+    most = max(config.generate.images_per_class for _, config in cells)
+    alone: dict[tuple[int, int], tuple[RunStore, Judged]] = {}
+    both: dict[tuple[str, int, int], RunStore] = {}
+    for store, config in cells:
+        there, place = classifiers(store), (config.data.n_shots, config.seed)
+        if "real" in there and place not in alone and (real := judged(store, "real")):
+            alone[place] = store, real
+        if "real+synthetic" in there and config.generate.images_per_class == most:
+            both[public_method(config.method), *place] = store
     found: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for (method, setting, shots, seed), store in stores.items():
-        photos_alone = stores.get((NO_METHOD, "real", shots, seed))
-        if setting == "real" or photos_alone is None:
+    for (method, shots, seed), store in both.items():
+        if (shots, seed) not in alone:
             continue
-        real, vote = judged(photos_alone, "real"), voted([(photos_alone, "real"), (store, setting)])
-        if real and vote and real.keys == vote.keys:
+        without, real = alone[shots, seed]
+        if vote := voted([(without, "real"), (store, "real+synthetic")]):
             found[method, shots].append(100 * float(vote.hits.mean() - real.hits.mean()))
     gains = []
     for method in in_order(method for method, _ in found):

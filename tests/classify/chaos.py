@@ -82,7 +82,7 @@ def main(run: str) -> None:
     for worker in workers:
         worker.suspend()
     # After the worker's loss one of the two may have been started on the head's node, which must stay.
-    lost = next(node for node in nodes if raylet_of(node).pid in {worker.ppid() for worker in workers})
+    lost = next((node for node in nodes if raylet_of(node).pid in {worker.ppid() for worker in workers}), nodes[0])
     lose(lost)
     for worker in workers:
         with suppress(psutil.NoSuchProcess):

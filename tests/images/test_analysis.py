@@ -138,8 +138,24 @@ def test_images_are_shown_to_the_classifier_of_photos_alone(tmp_path, clip, form
     assert asked == [2, 2, 1]
     analyse([cell], Comparison(clip, None), lambda of: judge)
     assert asked == [2, 2, 1], "nothing has changed"
+    analyse([cell], Comparison(clip, None), no_judge)
+    assert cell.store.read_json(IMAGES)["all"]["recognised"] == 0.6, "a cell that is looked at without its table"
     analyse([cell], Comparison(clip, None), lambda of: Judge("of other knobs", lambda: recognise))
     assert asked == [2, 2, 1, 2, 2, 1]
+
+
+def test_a_classifier_that_cannot_be_loaded_costs_what_is_recognised_alone(tmp_path, clip, caplog):
+    (cell,) = run_of(tmp_path, **{"classify.model": clip})
+    publish(cell, [(0, Image.new("RGB", (32, 32))), (1, Image.new("RGB", (32, 32), "white"))])
+
+    def load():
+        raise FileNotFoundError("classify.model is gone.")
+
+    analyse([cell], Comparison(clip, None), lambda of: Judge("any", load))
+    found = ImagesRecord.from_json(cell.store.read_json(IMAGES))
+    assert found.all["fid"] is not None
+    assert (found.all.get("recognised"), found.judge) == (None, None)
+    assert "what is recognised is not measured: classify.model is gone." in caplog.text
 
 
 def test_without_other_photos_images_are_only_compared_with_the_shots(tmp_path, clip, photo_folder, caplog):
