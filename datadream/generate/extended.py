@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -26,13 +26,9 @@ log = logging.getLogger(__name__)
 
 def take_chunks(cell: Cell) -> None:
     """Commit the missing chunks that the extended run has too; what cannot be copied is left to be generated."""
-    if cell.config.extends is None or not (missing := ready(chunk_units(cell.chunks))):
+    if not (equal := equal_chunks(cell)):
         return
-    equal = equal_chunks(cell, missing)
-    # Also when there are none: a method whose series are cut by the number of images shares no chunk with fewer.
-    log.info("generate: %d of %d chunks of images are those of the extended run, and taken", len(equal), len(missing))
-    if not equal:
-        return
+    log.info("generate: %d chunks of images of the extended run are taken", len(equal))
     # By tasks over the cluster: images of many classes are hundreds of gigabytes.
     ledger = Ledger[tuple[str, str]]()
     for _ in run_mapped(
@@ -43,10 +39,11 @@ def take_chunks(cell: Cell) -> None:
         log.warning("generate: chunks that cannot be taken are generated: %s", reason)
 
 
-def equal_chunks(cell: Cell, missing: Sequence[Unit[Chunk]]) -> list[Unit[Chunk]]:
-    """Those of the missing chunks that the extended run has of equal requests and adapters; what makes an image is
-    known to be the same in its config (see check_extended)."""
-    assert cell.config.extends is not None
+def equal_chunks(cell: Cell) -> list[Unit[Chunk]]:
+    """The missing chunks that the extended run has of equal requests and adapters; its config is known to be the same
+    in what makes an image (see check_extended)."""
+    if cell.config.extends is None or not (missing := ready(chunk_units(cell.chunks))):
+        return []
     theirs = RunStore(cell.config.extends)
     config, there = recorded_config(theirs), theirs.files(CHUNKS)
     if config is None:

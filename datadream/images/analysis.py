@@ -45,7 +45,8 @@ PHOTOS_PER_CLASS = 500
 """Photos of a class that images are compared with at most, chosen at random: ImageNet's 1.3 million would take longer
 to read than they tell more."""
 COMPARED = 4_000
-"""Images and photos, chosen at random, that measures see which compare all with all: 128 MB for a matrix."""
+"""Images and photos, chosen at random, that measures see which compare all with all: 128 MB for a matrix; and images
+that a classifier is asked about."""
 JUDGED_AT_ONCE = 64
 """Images in memory, decoded, that a classifier is asked about."""
 PAIRS = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datadream.config import ExperimentConfig, public_method
+from datadream.report.records import Gain, classifiers, in_order, mean_and_sd
 from datadream.run.layout import classifier_logits
 from datadream.run.store import RunStore
 
@@ -76,6 +79,33 @@ def voted(members: Sequence[tuple[RunStore, str]]) -> Judged | None:
             predicted.append(probabilities.argmax(axis=1))
             confidence.append(probabilities.max(axis=1))
     return Judged(tuple(keys), *map(np.concatenate, (labels, predicted, confidence)))
+
+
+def vote_gains(cells: Sequence[tuple[RunStore, ExperimentConfig]]) -> list[Gain]:
+    """What the vote of VOTERS gives beyond real photos alone, paired by seed as `Summary.gains`, of a table's runs; of
+    several numbers of images by the largest."""
+    most = max(config.generate.images_per_class for _, config in cells)
+    alone: dict[tuple[int, int], tuple[RunStore, Judged]] = {}
+    both: dict[tuple[str, int, int], RunStore] = {}
+    for store, config in cells:
+        there, place = classifiers(store), (config.data.n_shots, config.seed)
+        if "real" in there and place not in alone and (real := judged(store, "real")):
+            alone[place] = store, real
+        if "real+synthetic" in there and config.generate.images_per_class == most:
+            both[public_method(config.method), *place] = store
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for (method, shots, seed), store in both.items():
+        if (shots, seed) not in alone:
+            continue
+        without, real = alone[shots, seed]
+        if vote := voted([(without, "real"), (store, "real+synthetic")]):
+            found[method, shots].append(100 * float(vote.hits.mean() - real.hits.mean()))
+    gains = []
+    for method in in_order(method for method, _ in found):
+        for shots in sorted(shots for each, shots in found if each == method):
+            mean, sd = mean_and_sd(values := found[method, shots])
+            gains.append(Gain(method, shots, mean or 0.0, sd, len(values)))
+    return gains
 
 
 def _probabilities(rows: pa.RecordBatch) -> NDArray[np.float64]:

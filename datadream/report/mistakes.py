@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from datadream.config import ExperimentConfig, public_method
+from datadream.config import ExperimentConfig
 from datadream.report.judged import VOTERS, Difference, Judged, difference, judged, voted
 from datadream.report.pictures import Picture, photos
-from datadream.report.records import Gain, classifiers, in_order, mean_and_sd
+from datadream.report.records import classifiers
 from datadream.report.tables import Cells, run_name
 from datadream.report.text import number
 from datadream.run.layout import ClassifierMarker
@@ -105,33 +105,6 @@ def differences(store: RunStore, config: ExperimentConfig) -> list[Difference]:
     others.append((VOTE, voted([(store, voter) for voter in VOTERS])))
     found = (difference(name, other, real, config.seed) for name, other in others if other)
     return [each for each in found if each]
-
-
-def vote_gains(cells: Cells) -> list[Gain]:
-    """What the vote of VOTERS gives beyond real photos alone, paired by seed as `Summary.gains`, of a table's runs; of
-    several numbers of images by the largest."""
-    most = max(config.generate.images_per_class for _, config in cells)
-    alone: dict[tuple[int, int], tuple[RunStore, Judged]] = {}
-    both: dict[tuple[str, int, int], RunStore] = {}
-    for store, config in cells:
-        there, place = classifiers(store), (config.data.n_shots, config.seed)
-        if "real" in there and place not in alone and (real := judged(store, "real")):
-            alone[place] = store, real
-        if "real+synthetic" in there and config.generate.images_per_class == most:
-            both[public_method(config.method), *place] = store
-    found: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for (method, shots, seed), store in both.items():
-        if (shots, seed) not in alone:
-            continue
-        without, real = alone[shots, seed]
-        if vote := voted([(without, "real"), (store, "real+synthetic")]):
-            found[method, shots].append(100 * float(vote.hits.mean() - real.hits.mean()))
-    gains = []
-    for method in in_order(method for method, _ in found):
-        for shots in sorted(shots for each, shots in found if each == method):
-            mean, sd = mean_and_sd(values := found[method, shots])
-            gains.append(Gain(method, shots, mean or 0.0, sd, len(values)))
-    return gains
 
 
 def mistakes(store: RunStore, config: ExperimentConfig) -> Mistakes | None:

@@ -18,14 +18,12 @@ from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet
 from datadream.experiment.experiment import Experiment
 from datadream.generate.extended import equal_chunks, load_copier
-from datadream.generate.stage import chunk_units
 from datadream.hashing import sha256
 from datadream.methods import make_plan
 from datadream.run.cell import Cell
 from datadream.run.config_record import record_config
 from datadream.run.layout import DATASET, FEW_SHOT, ChunkMarker, adapter_marker, adapter_weights
 from datadream.run.store import RunStore
-from datadream.runtime.unit import ready
 
 NEW = "ant"  # before all others in the alphabet
 
@@ -159,23 +157,19 @@ def test_an_adapter_of_all_classes_is_not_taken_and_neither_are_its_images(tmp_p
     units = adapter_units(new.store.url, new.plan.adapters, new.config.adapt)
     take_adapters(new, units)
     assert are_committed(units) == [False]
-    assert taken_chunks(new) == []
-
-
-def taken_chunks(new: Cell) -> list:
-    return equal_chunks(new, ready(chunk_units(new.chunks)))
+    assert equal_chunks(new) == []
 
 
 def test_images_are_taken_that_are_of_equal_adapters_and_what_was_written(tmp_path, photo_folder, old):
     trained(old, photo_folder)
     new = extended(tmp_path, photo_folder, old)
-    assert taken_chunks(new) == [], "adapters come first"
+    assert equal_chunks(new) == [], "adapters come first"
     take_adapters(new, adapter_units(new.store.url, new.plan.adapters, new.config.adapt))
     # One was trained here after all, on a device of another kind.
     weights, marker = b"others", new.store.read_json(adapter_marker("class-00001"))
     new.store.write_bytes(adapter_weights("class-00001"), weights)
     new.store.write_json(adapter_marker("class-00001"), marker | {"weights_sha256": sha256(weights)})
-    taken = taken_chunks(new)
+    taken = equal_chunks(new)
     assert [unit.payload.chunk_id for unit in taken] == ["00000-000000", "00002-000000"]
     old.write_bytes(taken[1].payload.file, b"damaged")
     copy = load_copier(old.url, None)
@@ -184,9 +178,9 @@ def test_images_are_taken_that_are_of_equal_adapters_and_what_was_written(tmp_pa
     with pytest.raises(ValueError, match="is not what was written"):
         copy(taken[1])
     assert not new.store.exists(taken[1].marker)
-    assert [unit.payload.chunk_id for unit in taken_chunks(new)] == ["00002-000000"]
+    assert [unit.payload.chunk_id for unit in equal_chunks(new)] == ["00002-000000"]
     shutil.rmtree(old.root)
-    assert taken_chunks(new) == []
+    assert equal_chunks(new) == []
 
 
 @pytest.mark.parametrize("method", ["datadream-cls", "datadream-dset"])
@@ -206,7 +200,7 @@ def test_more_images_of_the_same_classes_take_all_that_is_there(tmp_path, photo_
     units = adapter_units(new.store.url, new.plan.adapters, new.config.adapt)
     take_adapters(new, units)
     assert all(are_committed(units))
-    taken = [unit.payload.chunk_id for unit in taken_chunks(new)]
+    taken = [unit.payload.chunk_id for unit in equal_chunks(new)]
     assert taken == [chunk.chunk_id for chunk in few.chunks]
     assert len(new.chunks) == len(taken) + 3
 

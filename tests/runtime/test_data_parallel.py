@@ -259,3 +259,4 @@ def test_ctrl_c_stays_the_drivers_and_no_worker_outlives_it(tmp_path):
     driver = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert driver.stderr.splitlines()[-1] == "the driver's own", driver.stderr
     wait_until_gone(train_workers(), SECONDS_TO_END)
+    assert not train_workers(), "others were started meanwhile"
