@@ -146,7 +146,7 @@ class Driver:
                 units = self.ready_chunks()[: CHUNKS_PER_WORKER * workers.count]
                 generate_chunks(self._store, units, self._config, workers, self._listeners)
             except Exception as error:
-                log.warning("%s\nThese are generated again once the adapters are trained.", error)
+                log.warning("to be generated again once the adapters are trained: %s", error)
                 return
 
     def classify(self) -> None:

@@ -144,7 +144,7 @@ def test_images_that_cannot_be_generated_beside_training_are_left_for_later(besi
     monkeypatch.setattr(driver_module, "train_adapters", lambda *_: asked.wait(60))
     beside.adapt_and_generate()
     assert calls == [(2, 2), (20, 1)]
-    assert caplog.messages == ["no space left\nThese are generated again once the adapters are trained."]
+    assert caplog.messages == ["to be generated again once the adapters are trained: no space left"]
 
 
 def test_when_training_fails_those_who_generate_end_before_the_lock_is_released(beside, monkeypatch, tmp_path):

@@ -100,6 +100,7 @@ def store(local_ray, tmp_path) -> RunStore:
     return RunStore(str(tmp_path))
 
 
+@pytest.mark.soak
 def test_a_units_own_fault_is_named_at_once_and_a_hosts_goes_back_to_others(store, caplog):
     units = units_of(store, "one", "work:unit", "work:twice", "work:always", "five")
     done, given_up = run(store, units, Mapped(load=load, load_from="hello", what="greeting"))
