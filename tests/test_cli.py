@@ -178,7 +178,7 @@ def test_a_prompt_that_yaml_reads_otherwise_is_to_be_quoted(prompt, tmp_path, ca
     assert "adapt.rank is 0" in message
 
 
-@pytest.mark.parametrize("text", ["2024", "0123456", "12:30", "on", "2024-01-01"])
+@pytest.mark.parametrize("text", ["2024", "0123456", "12:30", "on", "2024-01-01", "#set"])
 def test_text_that_looks_like_a_number_stays_text(text, tmp_path, capsys):
     message = error_of([*DIGITS, f"data.source={text}"], tmp_path / "run", capsys)
     assert f"data.source is {text!r}: neither a known data set" in message

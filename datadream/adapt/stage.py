@@ -151,12 +151,16 @@ class _AdapterWorker:
         return self._trainer.fastest_group(most, self._config.data.n_shots)
 
     def work(self, group: Group[AdapterSpec], heartbeat: Heartbeat) -> dict[int, Failure]:
+        from datadream.adapt.latent_cache import resize_shorter_side  # as in load_trainer
+
         failures: dict[int, Failure] = {}
         kept: list[tuple[int, AdapterUnit, bool]] = []
         photos: list[list[Image.Image]] = []
         for member in zip(group.positions, group.units, group.missing, strict=True):
             try:
-                photos.append(list(PhotosOf(member[1].payload, self._source)))
+                # Resized as they are read: they are held while the group trains, and whole they can fill the memory.
+                whole = PhotosOf(member[1].payload, self._source)
+                photos.append([resize_shorter_side(photo, self._config.diffusion.resolution) for photo in whole])
                 kept.append(member)
             except (ValueError, OSError) as error:  # of this adapter alone: the group goes on without it
                 failures[member[0]] = Failure.of(error)

@@ -106,8 +106,8 @@ def measure(
         numbers = augment.draw(part.batch_size, rng)[share]
         left = max(0, min(len(batch), n_images - start - share.start))
         if left:
+            images = augment.apply(batch.images[:left], numbers[:left])  # in fp32, as in training
             with autocast:
-                images = augment.apply(batch.images[:left], numbers[:left])
                 features = clip.encode_image(images)
             found += Moments.of(features, batch.labels[:left], weight, n_classes)
     return found

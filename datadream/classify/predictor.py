@@ -50,10 +50,9 @@ class Member:
         self._weight, self._bias = (saved.logit_scale * saved.text_features).to(device), saved.bias.to(device)
 
     @torch.inference_mode()
-    def probabilities(self, images: Sequence[Image.Image]) -> Tensor:
-        """Of each class for each image, fp32 [n, n_classes]."""
-        pixels = torch.stack([self.clip.preprocess(image) for image in images])
-        features = self.clip.encode_image(pixels.to(self._device))
+    def probabilities(self, pixels: list[Tensor]) -> Tensor:
+        """Of each class for each image, fp32 [n, n_classes]; `pixels` are images as `clip.preprocess` makes them."""
+        features = self.clip.encode_image(torch.stack(pixels).to(self._device))
         return (features @ self._weight.T + self._bias).softmax(dim=1).cpu()
 
 
@@ -75,8 +74,11 @@ class Classifier:
         photos = [images] if isinstance(images, (Image.Image, np.ndarray, str, PathLike)) else images
         found: list[dict[str, float]] = []
         for start in range(0, len(photos), BATCH):
-            opened = [_open(photo, self._background) for photo in photos[start : start + BATCH]]
-            for row in torch.stack([member.probabilities(opened) for member in self._members]).mean(dim=0):
+            # One photo after the other, to its small squares: 64 open photos of 48 megapixels would be 9 GB.
+            opened = (_open(photo, self._background) for photo in photos[start : start + BATCH])
+            pixels = [[member.clip.preprocess(image) for member in self._members] for image in opened]
+            votes = [own.probabilities([row[place] for row in pixels]) for place, own in enumerate(self._members)]
+            for row in torch.stack(votes).mean(dim=0):
                 # Stable: equally probable classes stay in the order of their labels.
                 order, values = row.argsort(descending=True, stable=True).tolist(), row.tolist()
                 found.append({self.classes[label]: values[label] for label in order})

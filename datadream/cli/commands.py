@@ -8,6 +8,7 @@ import glob
 import io
 import itertools
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from datadream.run.store import RunStore
 if TYPE_CHECKING:
     from datadream.costs.constants import Cluster
     from datadream.experiment.experiment import Experiment
+
+log = logging.getLogger(__name__)
 
 
 def prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callable[[], None]:
@@ -127,16 +130,28 @@ def _dry_run(experiment: Experiment) -> str:
 
 def _cluster(config: ExperimentConfig, gpu: str | None = None) -> Cluster:
     """The cluster that a run of this config would use; its GPUs may be called otherwise."""
-    from datadream.costs.constants import Cluster, gpu_named
+    from datadream.costs.constants import STAND_IN, Cluster, gpu_named
     from datadream.runtime.session import room
 
+    named = gpu and gpu_named(gpu)
     workers, each = room(config.cluster)
-    return Cluster(workers.count, gpu_named(gpu or each) if workers.use_gpu else None)
+    if not workers.use_gpu:
+        if named:
+            raise ValueError(f"--gpu {gpu}: there is none here. Say how many to plan for, such as --gpus 1.")
+        return Cluster(workers.count, None)
+    try:
+        return Cluster(workers.count, named or gpu_named(each))
+    except ValueError as error:  # a run of it can be planned all the same
+        log.warning("%s Times and costs are those of %d %s.", error, workers.count, STAND_IN.upper())
+        return Cluster(workers.count, STAND_IN)
 
 
 def _suite(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callable[[], None]:
     from datadream.experiment.suite import SEEDS, Suite
 
+    # A word with = is a knob, also where a suite's name may stand, which the file may have.
+    if arguments.suite and "=" in arguments.suite:
+        overrides, arguments.suite = [arguments.suite, *overrides], None
     changes = file_knobs(arguments, SUITE_OPTIONS) if arguments.config else {}
     changes |= dotted(overrides, arguments.suite or "")
     if not arguments.suite:
@@ -204,11 +219,13 @@ def _photos_of(asked: str) -> list[str]:
     Raises ValueError where a folder or a pattern has none.
     """
     from datadream.data.decode import IMAGE_SUFFIXES
+    from datadream.data.image_folder import is_litter
 
     if "://" in asked or os.path.isfile(asked):
         return [asked]
     if os.path.isdir(asked):
-        found = sorted(str(path) for path in Path(asked).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        inside = (path for path in Path(asked).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        found = sorted(str(path) for path in inside if not any(map(is_litter, path.relative_to(asked).parts)))
     elif glob.has_magic(asked):
         found = sorted(glob.glob(asked, recursive=True))
     else:

@@ -87,6 +87,8 @@ def _value(key: str, text: str) -> Any:
         raise ValueError(f"{key} has no value. Write {key}=VALUE; null unsets a knob that can be unset.")
     # json.dumps: a JSON text is a quoted YAML text; shlex.quote gets it through the shell.
     is_text = takes_text(ExperimentConfig, key)
+    if is_text and text.startswith("#"):  # a colour; to YAML all of it is a comment
+        return text
     quoted = f"Quote it for YAML and the shell: {key}={shlex.quote(json.dumps(text, ensure_ascii=False))}."
     try:
         value = yaml.safe_load(text)

@@ -35,6 +35,8 @@ GPUS = {
     "l40s": Gpu(362, 48),
     "rtx4090": Gpu(165, 24),
 }
+STAND_IN = "a10g"
+"""What a GPU is counted as whose speed is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +185,4 @@ def gpu_named(name: str) -> str:
     for known in GPUS:
         if known in spelled:
             return known
-    raise ValueError(f"GPU {name!r} is none whose speed is known. Name one of {', '.join(GPUS)} by --gpu.")
+    raise ValueError(f"GPU {name!r} is none whose speed is known. Known: {', '.join(GPUS)}.")

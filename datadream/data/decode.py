@@ -6,15 +6,26 @@ Without torch: Ray Data's tasks import this, and torch would take them seconds.
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
 from datadream.config import WHITE
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a photo upright, by the orientation in its EXIF; 1 is upright."""
 MOST_ASPECT = 50
 """Longer photos are refused: resized for training, a strip of 8000 x 20 pixels would become 200,000 pixels wide."""
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -22,6 +33,11 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"),
     *HEIF_SUFFIXES,
 )
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError),
+    *(struct.error, ImageCms.PyCMSError),
+)
+"""What Pillow raises for files that are broken."""
 
 if find_spec("pillow_heif"):
     import pillow_heif
@@ -38,8 +54,8 @@ def decode_photo(data: bytes, path: str, background: str = WHITE) -> Image.Image
         raise ValueError(f"image {path!r} is empty. Replace or remove it.")
     if path.lower().endswith(HEIF_SUFFIXES) and not find_spec("pillow_heif"):
         raise ValueError(f"image {path!r} is HEIC, which needs a plugin: pip install pillow-heif, or convert it.")
-    # Pillow raises SyntaxError for a broken PNG header, OSError for a photo that is cut short, and an exception of its
-    # own kind for one that would fill the memory.
+    # Pillow raises SyntaxError for a broken PNG header, OSError for a photo that is cut short, nearly anything for odd
+    # EXIF, and an exception of its own kind for one that would fill the memory.
     try:
         with Image.open(io.BytesIO(data)) as image:
             return as_shown(image, background)
@@ -47,7 +63,7 @@ def decode_photo(data: bytes, path: str, background: str = WHITE) -> Image.Image
         # Pillow only warns from its limit on, and raises from twice as many pixels on.
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise ValueError(f"image {path!r} has more than {most} million pixels. Resize or remove it.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, ImageCms.PyCMSError) as error:
+    except BROKEN as error:
         # Pillow's own words for a file of no known format name an object in memory.
         words = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ValueError(f"image {path!r} cannot be decoded ({words}). Replace or remove it.") from None
@@ -71,8 +87,12 @@ def as_shown(image: Image.Image, background: str = WHITE) -> Image.Image:
         raise ValueError(f"it is a strip of {image.width} x {image.height} pixels")
     if getattr(image, "n_frames", 1) > 1:
         image.seek(0)
+    image.load()  # turns a TIFF itself
+    # Not by ImageOps.exif_transpose: it writes all of the EXIF anew, and Pillow 13 raises struct.error or TypeError
+    # there for one odd tag, such as a width below 0, of a photo that every viewer shows.
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
     # Turned first: the array that 16 bits go through no longer knows the orientation.
-    image = _with_eight_bits(ImageOps.exif_transpose(image))
+    image = _with_eight_bits(image.transpose(TURNS[orientation]) if orientation in TURNS else image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         # A palette or a grey level may be transparent as well; what lies under it is what a program left there.
         layer = image.convert("RGBA")

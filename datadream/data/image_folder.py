@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-import unicodedata
 from collections.abc import Iterator
 
 import fsspec
 
 from datadream.data.decode import IMAGE_SUFFIXES
-from datadream.data.listing import PART_NAMES, Listing, part_of
+from datadream.data.listing import PART_NAMES, Listing, one_spelling, part_of
 
 LITTER = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "thumbs.db", "desktop.ini")
 """What systems leave in folders, beside hidden names such as .DS_Store, ._1.jpg and .ipynb_checkpoints."""
@@ -89,11 +88,10 @@ def _folders(fs: fsspec.AbstractFileSystem, folder: str, listing: Listing) -> di
     found: dict[str, str] = {}
     for entry in fs.ls(folder, detail=True):
         path = entry["name"].rstrip("/")
-        # One spelling of an accented letter: Macs write another than all others.
-        name = unicodedata.normalize("NFC", posixpath.basename(path))
+        name = one_spelling(posixpath.basename(path))
         if path.rstrip("/") == folder.rstrip("/") or not _is_folder(fs, entry):
             continue
-        if _is_litter(name):
+        if is_litter(name):
             listing.left_out["system folders"] += 1
             continue
         _check_name(path)
@@ -110,7 +108,7 @@ def _photos(fs: fsspec.AbstractFileSystem, folder: str, listing: Listing, depth:
         name = posixpath.basename(path)
         if path == folder.rstrip("/"):  # object stores list a folder's own marker
             continue
-        if _is_litter(name):
+        if is_litter(name):
             listing.left_out["system files"] += 1
         elif _is_folder(fs, entry):
             yield from _photos(fs, path, listing, depth + 1)
@@ -129,10 +127,11 @@ def _is_folder(fs: fsspec.AbstractFileSystem, entry: dict) -> bool:
 
 
 def _is_photo(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not _is_litter(name)
+    return name.lower().endswith(IMAGE_SUFFIXES) and not is_litter(name)
 
 
-def _is_litter(name: str) -> bool:
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is one that no person put there, or that is hidden."""
     return name.startswith(".") or name.lower() in LITTER
 
 

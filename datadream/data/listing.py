@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -22,6 +23,11 @@ class Listing:
     """Keys and labels of the photos of each part: pool, val and test."""
     left_out: Counter[str] = field(default_factory=Counter)
     """How many files, folders or rows were not taken, by reason."""
+
+
+def one_spelling(name: str) -> str:
+    """A name with every accented letter as one character: Macs write it as two, and people type one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def part_of(name: str) -> str | None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import yaml
+from datadream.data.mappings import read_mapping
 
 WORDNET_ID = re.compile(r"n\d{8}")
 """ImageNet's folders."""
@@ -21,7 +19,9 @@ def readable_names(folders: Sequence[str], names: str | None) -> tuple[str, ...]
 
     Raises ValueError for a file that is no mapping, for a name in it that no folder has, and for equal names.
     """
-    told = _read_mapping(names) if names else {}
+    told = read_mapping("data.names", names) if names else {}
+    if not all(isinstance(name, str) and name for name in told.values()):
+        raise ValueError(f"data.names {names!r} holds no names: write lines such as 'folder: name' in YAML or JSON.")
     if unknown := sorted(told.keys() - set(folders)):
         raise ValueError(f"data.names {names!r} names {unknown[0]!r}, which no class folder is called.")
     if any(WORDNET_ID.fullmatch(folder) for folder in folders):
@@ -37,16 +37,6 @@ def readable_names(folders: Sequence[str], names: str | None) -> tuple[str, ...]
                 "name them in a file: data.names=names.yaml with lines such as 'folder: name'."
             )
     return found
-
-
-def _read_mapping(path: str) -> dict[str, str]:
-    try:
-        found: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"data.names {path!r} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict) or not all(isinstance(name, str) and name for name in found.values()):
-        raise ValueError(f"data.names {path!r} holds no names: write lines such as 'folder: name' in YAML or JSON.")
-    return {str(folder): name for folder, name in found.items()}
 
 
 def imagenet_wordnet() -> dict[str, str]:

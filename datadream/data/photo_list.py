@@ -6,17 +6,17 @@ import csv
 import io
 import json
 import posixpath
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import fsspec
 
 from datadream.config import nearest
 from datadream.data.decode import IMAGE_SUFFIXES
-from datadream.data.listing import Listing, part_of
+from datadream.data.listing import Listing, one_spelling, part_of
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 PATH_COLUMNS = (
@@ -65,8 +65,13 @@ def list_rows(fs: fsspec.AbstractFileSystem, path: str) -> Listing:
     if untrained := next((row for row in rows if row.label not in trained), None):
         known = f"Known: {', '.join(sorted(trained)[:12])}." if trained else "No row has the split train."
         raise _wrong(name, untrained, f"class {untrained.label!r} has no training photo. {known}")
-    listing = Listing(tuple(labels), left_out=_check_files(fs, name, folder, rows, keys))
-    for row, part, key in zip(rows, parts, keys, strict=True):
+    found, left_out = _find_files(fs, folder, keys)
+    if missing := [row for row, key in zip(rows, keys, strict=True) if key not in found]:
+        more = f", nor do those of {len(missing) - 1} further rows" if len(missing) > 1 else ""
+        said = f"{missing[0].path!r} does not exist{more}. Paths count from the list's folder {folder!r}."
+        raise _wrong(name, missing[0], said)
+    listing = Listing(tuple(labels), left_out=left_out)
+    for row, part, key in zip(rows, parts, map(found.__getitem__, keys), strict=True):
         listing.keys.setdefault(part, []).append((key, labels[row.label]))
     return listing
 
@@ -89,10 +94,12 @@ def _rows(name: str, entries: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[
     for number, found in entries:
         # Of JSON every row has its own names; they are taken to be those of the first.
         columns = columns or _columns(name, list(found))
+        if columns[2] is None and (late := next((each for each in SPLIT_COLUMNS if each in found), None)):
+            raise ValueError(f"list {name!r}, row {number}: it has a {late!r}, which rows above lack. Give all one.")
         cells = (found.get(column) if column else None for column in columns)
         # As text: JSON has numbers for labels, and null where a CSV has nothing.
         path, label, split = ("" if value is None else str(value).strip() for value in cells)
-        row = Row(number, path, unicodedata.normalize("NFC", label), split if columns[2] else None)
+        row = Row(number, path, one_spelling(label), split if columns[2] else None)
         for what, value in (("path", row.path), ("class", row.label)):
             if not value:
                 raise _wrong(name, row, f"the {what} is {value!r}, and every photo needs one. Fill it in.")
@@ -139,12 +146,12 @@ def _json_entries(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _keys(name: str, folder: str, rows: Sequence[Row]) -> list[str]:
-    """Paths from the list's folder: so the photos are found again when they move, and published records tell no
-    folder of this machine."""
+    """Paths from the list's folder, in one spelling: so the photos are found again when they move, and published
+    records tell no folder of this machine."""
     known: dict[str, Row] = {}
     for row in rows:
         inside = row.path.removeprefix(f"{folder}/") if folder else row.path
-        key = posixpath.normpath(inside)
+        key = one_spelling(posixpath.normpath(inside))
         if key.startswith(("/", "../")):
             raise _wrong(name, row, f"{row.path!r} is outside of the list's folder. Put the list above the photos.")
         if (other := known.setdefault(key, row)) is not row:
@@ -152,35 +159,41 @@ def _keys(name: str, folder: str, rows: Sequence[Row]) -> list[str]:
     return list(known)
 
 
-def _check_files(
-    fs: fsspec.AbstractFileSystem, name: str, folder: str, rows: Sequence[Row], keys: Sequence[str]
-) -> Counter[str]:
-    """All files are there; returns how many photos beside them are not listed. One listing for each folder: asking
-    an object store for every file takes minutes."""
+def _find_files(
+    fs: fsspec.AbstractFileSystem, folder: str, keys: Sequence[str]
+) -> tuple[dict[str, str], Counter[str]]:
+    """The files that are there, as they lie there, by their keys; and how many photos beside them are not listed.
+
+    One listing for each folder: asking an object store for every file takes minutes.
+    """
+
+    @cache
+    def place_of(below: str) -> str | None:
+        """A folder as it is spelt there; None where it is not there."""
+        if fs.isdir(posixpath.join(folder, below)):
+            return below
+        above, called = posixpath.split(below)
+        if not called or (parent := place_of(above)) is None:
+            return None
+        entries = fs.ls(posixpath.join(folder, parent), detail=False)
+        beside = (posixpath.basename(entry.rstrip("/")) for entry in entries)
+        alike = [posixpath.join(parent, each) for each in beside if one_spelling(each) == called]
+        return alike[0] if alike and fs.isdir(posixpath.join(folder, alike[0])) else None
+
     listed: dict[str, set[str]] = defaultdict(set)
     for key in keys:
         listed[posixpath.dirname(key)].add(posixpath.basename(key))
-    there, left_out = set(), Counter[str]()
+    found, left_out = dict[str, str](), Counter[str]()
     for below, names in listed.items():
-        place = posixpath.join(folder, below)
-        found = (
-            {posixpath.basename(entry.rstrip("/")) for entry in fs.ls(place, detail=False)}
-            if fs.isdir(place)
-            else set()
-        )
-        there |= {posixpath.join(below, each) for each in found & names}
-        others = [each for each in found - names if each.lower().endswith(IMAGE_SUFFIXES) and not each.startswith(".")]
-        if others:
-            left_out["photos that the list does not name"] += len(others)
-    missing = [row for row, key in zip(rows, keys, strict=True) if key not in there]
-    if missing:
-        more = f", nor do those of {len(missing) - 1} further rows" if len(missing) > 1 else ""
-        raise _wrong(
-            name,
-            missing[0],
-            f"{missing[0].path!r} does not exist{more}. Paths count from the list's folder {folder!r}.",
-        )
-    return left_out
+        if (place := place_of(below)) is None:
+            continue
+        for entry in fs.ls(posixpath.join(folder, place), detail=False):
+            lies = posixpath.basename(entry.rstrip("/"))
+            if (called := one_spelling(lies)) in names:
+                found[posixpath.join(below, called)] = posixpath.join(place, lies)
+            elif lies.lower().endswith(IMAGE_SUFFIXES) and not lies.startswith("."):
+                left_out["photos that the list does not name"] += 1
+    return found, left_out
 
 
 def _wrong(name: str, row: Row, what: str) -> ValueError:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import fsspec
-import yaml
 
 from datadream.config import DataConfig, nearest
 from datadream.data.few_shot import FewShotSet
+from datadream.data.listing import one_spelling
+from datadream.data.mappings import read_mapping
 from datadream.data.photo_list import LIST_SUFFIXES, PATH_COLUMNS, list_entries
 
 CAPTION_COLUMNS = ("caption", "text", "description", "prompt")
@@ -35,14 +35,14 @@ def _captions(path: str, few_shot: FewShotSet) -> dict[str, str]:
     """The caption of every shot, by its key: a file may name photos by their paths or, where one shot alone is called
     so, by the names of their files."""
     keys = [photo.key for photo in few_shot.photos]
-    told = _listed_captions(path) if path.lower().endswith(LIST_SUFFIXES) else _mapping("data.captions", path)
-    known = {posixpath.normpath(name): " ".join(str(text or "").split()) for name, text in told.items()}
-    n_called = Counter(map(posixpath.basename, keys))
+    told = _listed_captions(path) if path.lower().endswith(LIST_SUFFIXES) else read_mapping("data.captions", path)
+    known = {one_spelling(posixpath.normpath(name)): " ".join(str(text or "").split()) for name, text in told.items()}
+    n_called = Counter(one_spelling(posixpath.basename(key)) for key in keys)
     found = {}
     for key in keys:
-        name = posixpath.basename(key)
+        name = one_spelling(posixpath.basename(key))
         # Two shots of one name in unlike folders would share what may be the caption of either.
-        found[key] = known.get(key) or (known.get(name, "") if n_called[name] == 1 else "")
+        found[key] = known.get(one_spelling(key)) or (known.get(name, "") if n_called[name] == 1 else "")
     if missing := [key for key in keys if not found[key]]:
         raise ValueError(
             f"data.captions {path!r} lacks the captions of {len(missing)} of {len(keys)} shots, such as "
@@ -52,7 +52,7 @@ def _captions(path: str, few_shot: FewShotSet) -> dict[str, str]:
 
 
 def _descriptions(path: str, class_names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    told = _mapping("data.descriptions", path)
+    told = read_mapping("data.descriptions", path)
     if unknown := sorted(told.keys() - set(class_names)):
         hint = nearest(unknown[0], list(class_names))
         raise ValueError(f"data.descriptions {path!r} describes {unknown[0]!r}, which is no class. {hint}".strip())
@@ -87,15 +87,3 @@ def _listed_captions(path: str) -> dict[str, Any]:
             )
         told[str(entry[photo])] = entry[caption]
     return told
-
-
-def _mapping(knob: str, path: str) -> Mapping[str, Any]:
-    """A file of YAML or JSON."""
-    try:
-        fs, place = fsspec.core.url_to_fs(path)
-        found: Any = yaml.safe_load(fs.cat_file(place).decode("utf-8-sig"))  # JSON is YAML
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{knob} {path!r} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{knob} {path!r} is no mapping: write lines such as 'name: text' in YAML or JSON.")
-    return {str(name): text for name, text in found.items()}

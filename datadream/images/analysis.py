@@ -234,7 +234,13 @@ def reference_photos(cell: Cell, alike: Sequence[Cell], against: str) -> list[Ph
         left_out = {photo.key for photo in few_shot.test}
         if against == "held-out":
             left_out |= {photo.key for each in alike for photo in each.few_shot.photos}
-        found = tuple(photo for photo in (*cell.dataset.pool, *cell.dataset.val) if photo.key not in left_out)
+        # The run's own labels: folders may have come since it began, and one that extends another has new ones last.
+        label_of = {name: label for label, name in enumerate(few_shot.class_names)}
+        found = tuple(
+            Photo(photo.key, label_of[name])
+            for photo in (*cell.dataset.pool, *cell.dataset.val)
+            if photo.key not in left_out and (name := cell.dataset.class_names[photo.label]) in label_of
+        )
     by_class: dict[int, list[Photo]] = defaultdict(list)
     for photo in found:
         by_class[photo.label].append(photo)

@@ -11,6 +11,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from datadream.classify.gda import WEIGHTS, LinearHead, Moments, blend, fit
 from datadream.classify.ingest.batches import LabelledImages, SyntheticImages, shuffled_batches
 from datadream.classify.setting import SettingTrainer
+from datadream.data.augment import Augment
 from datadream.models.clip.load import load_clip
 from datadream.runtime.collectives import ALONE
 from tests.classify.colors import COLORS, color_image
@@ -100,6 +101,16 @@ def test_it_learns_colours_without_training(config, few_shot):
     assert outcomes["gda-real+synthetic"].metrics["gaussian_weight"] in WEIGHTS
     assert (outcomes["gda-real+synthetic"].metrics["n_real"], outcomes["gda-real"].metrics["n_synthetic"]) == (6, 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.clip.model.state_dict().items())
+
+
+def test_photos_are_changed_in_fp32_whatever_the_precision(config, few_shot, monkeypatch):
+    """Under autocast crops are cut to half a pixel, and a GPU's blur is bf16, which cannot be put among fp32 images."""
+    found, apply = [], Augment.apply
+    monkeypatch.setattr(Augment, "apply", lambda *args: found.append(torch.is_autocast_enabled("cpu")) or apply(*args))
+    changes = {"classify.precision": "bf16", "classify.augment.blur": 1.0, "classify.settings": ["gda-real"]}
+    trainer = SettingTrainer(config.updated(changes), few_shot, torch.device("cpu"), ALONE)
+    assert trainer.run("gda-real", None, lambda step, reading: None).metrics["top1"] > 80
+    assert set(found) == {False}
 
 
 def test_its_head_is_all_that_a_reader_needs(config, few_shot):

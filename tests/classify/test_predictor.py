@@ -137,6 +137,9 @@ def test_folders_and_patterns_are_predicted_for_people_and_programs(run, tmp_pat
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (20, 20), colour).save(tmp_path / name)
     (tmp_path / "notes.txt").touch()
+    for litter in ("._b.jpg", "__MACOSX/c.jpg", "@eaDir/a.jpg/THUMB.jpg"):
+        (tmp_path / litter).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / litter).touch()
     assert main(["predict", run, str(tmp_path), "--csv", "--top", "1"]) == 0
     rows = list(csv.reader(capsys.readouterr().out.splitlines()))
     assert rows[0] == ["photo", "class", "probability"]

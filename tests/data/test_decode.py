@@ -51,6 +51,24 @@ def test_a_camera_that_was_held_sideways(orientation, kind):
     assert difference(data, picture()) < 30
 
 
+@pytest.mark.parametrize("odd", [{0x0100: -1}, {0x0128: "inch"}, {0x011A: "72"}])
+def test_odd_exif_of_a_photo_that_is_whole(odd):
+    """Pillow reads such tags but cannot write them: a width below 0, a unit and a resolution in words."""
+    exif, data = bytearray(b"Exif\0\0II*\0\x08\0\0\0\x02\0"), b""
+    (tag, value), at = next(iter(odd.items())), 8 + 2 + 2 * 12 + 4
+    entries = [(0x0112, 3, 1, (6).to_bytes(4, "little"))]
+    if isinstance(value, int):
+        entries.append((tag, 9, 1, value.to_bytes(4, "little", signed=True)))
+    else:
+        data = value.encode() + b"\0"
+        entries.append((tag, 2, len(data), data.ljust(4, b"\0") if len(data) <= 4 else at.to_bytes(4, "little")))
+    for number, kind, count, field in sorted(entries):
+        exif += number.to_bytes(2, "little") + kind.to_bytes(2, "little") + count.to_bytes(4, "little") + field
+    exif += bytes(4) + (data if len(data) > 4 else b"")
+    photo = encoded(picture().transpose(TURNED[6]), "JPEG", exif=bytes(exif))
+    assert difference(photo, picture()) < 30
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits(kind):
     grey = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)

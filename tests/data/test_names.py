@@ -18,16 +18,25 @@ def test_imagenets_ids_are_known_and_told_apart():
     assert readable_names(ids, None) == ("tench", "missile", "projectile", "sunglass", "sunglasses", "other class")
 
 
-@pytest.mark.parametrize("text", [json.dumps({"001": "caf\u00e9"}), "'001': caf\u00e9\n"])
+@pytest.mark.parametrize("text", [json.dumps({"001": "caf\u00e9"}), "'001': caf\u00e9\n", "\ufeff001: caf\u00e9\n"])
 def test_a_file_names_some_or_all(tmp_path, text):
     (tmp_path / "names").write_text(text, encoding="utf-8")
     assert readable_names(["001", "a_b"], str(tmp_path / "names")) == ("caf\u00e9", "a b")
 
 
+def test_what_a_file_says_is_text_as_it_was_written(tmp_path):
+    """Numbers, yes and no, an accented letter as Macs write it, an emoji as JSON escapes it."""
+    (tmp_path / "names.yaml").write_text("no: healthy\nyes: 007\ncafe\u0301: 1e3\n00000: stop")
+    folders = ["00000", "caf\u00e9", "no", "yes"]
+    assert readable_names(folders, str(tmp_path / "names.yaml")) == ("stop", "1e3", "healthy", "007")
+    (tmp_path / "names.json").write_text(json.dumps({"yes": "\N{FOX FACE}"}))
+    assert readable_names(["no", "yes"], str(tmp_path / "names.json")) == ("no", "\N{FOX FACE}")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a\n- b", "holds no names: write lines such as 'folder: name'"),
+        ("- a\n- b", "is no mapping: write lines such as 'name: text'"),
         ("a: [1]", "holds no names"),
         ("{", "cannot be read"),
         ("c: dog", "names 'c', which no class folder is called"),

@@ -55,6 +55,21 @@ def test_usual_headers_delimiters_and_marks(folder, header, delimiter, encoding)
     assert dataset.val == ()
 
 
+def test_accented_names_are_found_in_either_spelling(folder):
+    """Macs write an accented letter as two characters, and spreadsheets as one."""
+    (folder / "cafe\u0301s").mkdir()
+    (folder / "dogs" / "1.png").rename(folder / "cafe\u0301s" / "e\u0301te\u0301.png")
+    dataset = listed(folder, "path,label\ncaf\u00e9s/\u00e9t\u00e9.png,caf\u00e9\ndogs/0.png,dog\n")
+    assert dataset.class_names == ("caf\u00e9", "dog")
+    assert [photo.key for photo in dataset.pool] == ["cafe\u0301s/e\u0301te\u0301.png", "dogs/0.png"]
+
+
+def test_a_split_that_comes_late_is_not_passed_over(folder):
+    rows = [{"path": path, "label": path[:3]} for path in PHOTOS]
+    rows[3]["split"] = "test"
+    refused(folder, "\n".join(map(json.dumps, rows)), "row 4: it has a 'split', which rows above lack", "l.jsonl")
+
+
 def test_json_lines_and_columns_beside_them(folder):
     entries = [
         {"file": path, "label": number % 2, "class_name": "ab"[number % 2], "w": 8}

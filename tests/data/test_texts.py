@@ -90,7 +90,7 @@ def test_descriptions_of_every_class(tmp_path):
         ("red fox: a\nwolv: b", "describes 'wolv', which is no class. Did you mean 'wolf'?"),
         ("red fox: a", "has no description of class 'wolf'. Give each class a text or a list"),
         ("red fox: a\nwolf: []", "has no description of class 'wolf'"),
-        ("red fox: a\nwolf: [1]", "has no description of class 'wolf'"),
+        ("red fox: a\nwolf: [[b]]", "has no description of class 'wolf'"),
     ],
 )
 def test_descriptions_that_do_not_fit_are_explained(tmp_path, text, message):

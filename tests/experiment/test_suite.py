@@ -202,6 +202,13 @@ def test_a_file_may_say_all_of_a_suite(tmp_path, trained, capsys):
     assert not (tmp_path / "runs" / METRICS).exists()
 
 
+def test_a_knob_beside_a_file_is_no_suites_name(tmp_path, trained):
+    file = tmp_path / "suite.yaml"
+    file.write_text(f"suite: digits/table1\nrun: {tmp_path}/runs\nmethods: [baselines]\nseeds: 0\n")
+    assert main(["suite", "--config", str(file), "adapt.rank=4"]) == 0
+    assert trained == ["digits/table1/baselines/seed0"]
+
+
 @pytest.mark.soak
 def test_a_real_suite_is_done_once_and_shares_images_between_tables(local_ray, pipeline_folder, tmp_path):
     clip = save_tiny_clip(tmp_path / "clip")

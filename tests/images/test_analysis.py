@@ -1,5 +1,7 @@
 """What is compared with what, by a small CLIP."""
 
+import shutil
+
 import numpy as np
 import open_clip
 import pytest
@@ -64,6 +66,19 @@ def test_runs_of_a_seed_share_photos_that_none_was_made_from(tmp_path):
     few, many = (cell for cell in run_of(tmp_path, **{"grid.n_shots": [1, 16]}) if cell.config.method != "none")
     assert reference_photos(few, [few, many], "held-out") == reference_photos(many, [few, many], "held-out")
     assert len(reference_photos(few, [few], "held-out")) == len(reference_photos(many, [many], "held-out")) + 150
+
+
+def test_photos_of_a_folder_that_has_changed_keep_the_runs_labels(tmp_path, photo_folder):
+    """A class that came before all others, and one that a run added behind them."""
+    (before,) = run_of(tmp_path / "run", **{"data.source": str(photo_folder), "data.n_shots": 2})
+    before.store.write_json(FEW_SHOT, before.few_shot.to_json())
+    shutil.copytree(photo_folder / "cat", photo_folder / "ant")
+    (cell,) = run_of(tmp_path / "run", **{"data.source": str(photo_folder), "data.n_shots": 2})
+    assert cell.few_shot.class_names == before.few_shot.class_names
+    photos = reference_photos(cell, [cell], "held-out")
+    assert {(photo.key.split("/")[0], photo.label) for photo in photos} == {
+        (name, label) for label, name in enumerate(before.few_shot.class_names)
+    }
 
 
 @pytest.mark.parametrize("form", SHARDS)

@@ -26,6 +26,8 @@ from datadream.runtime.failures import retried
 DECODE_THREADS = 4
 """Pillow decodes and resizes outside of Python's lock; more threads than this only take memory."""
 
+PINNED_BYTES = 2**28
+"""The most that is copied to a GPU from pinned memory: a batch of 1,024 squares of 224 pixels has 154 MB."""
 PHOTO_BYTES = 2**31
 """Of the shots that a worker keeps: 3,500 squares of 448 pixels, or 14,000 of 224."""
 
@@ -45,7 +47,9 @@ class LabelledImages:
         return LabelledImages(self.images[there], self.labels[there])
 
     def to(self, device: torch.device) -> LabelledImages:
-        return LabelledImages(upload(self.images, device), upload(self.labels, device))
+        # PyTorch keeps the pinned copy that `upload` makes for the next one of its size: of a pool that is 2 GiB.
+        move = upload if self.images.nbytes <= PINNED_BYTES else Tensor.to
+        return LabelledImages(move(self.images, device), upload(self.labels, device))
 
 
 @dataclass(frozen=True, slots=True)

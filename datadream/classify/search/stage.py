@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from datadream.classify.search.successive_halving import Search, Trial
 from datadream.classify.stage import ClassifierJob, HeldRun, Images, check_job, open_images
-from datadream.config import TRAINED_SETTINGS, Setting
+from datadream.config import TRAINED_SETTINGS, ClassifyConfig, Setting
 from datadream.run.layout import FAILED_TRIALS, TrialRecord, search_marker
 from datadream.run.store import RunStore
 from datadream.runtime.failures import Ledger, finish, retried
@@ -61,9 +61,16 @@ def choose_knobs(
             )
             for job in jobs
             for setting in _searched(job)
-            for trial in Search(job.store, setting, job.config.classify, job.schedule(setting).steps).next_trials()
+            for trial in Search(job.store, setting, own_knobs(job), job.schedule(setting).steps).next_trials()
         ]:
             _run_rung(store, units, images, workers, listeners)
+
+
+def own_knobs(job: ClassifierJob) -> ClassifyConfig:
+    """The run's own, mirroring said: unset, it is as the data set allows."""
+    if job.config.classify.augment.flip is not None:
+        return job.config.classify
+    return job.config.updated({"classify.augment.flip": job.few_shot.flippable}).classify
 
 
 def _searched(job: ClassifierJob) -> list[Setting]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import defaultdict
 
 import fsspec
 
 from datadream.data.known.place import Place
-from datadream.data.listing import Listing
+from datadream.data.listing import Listing, one_spelling
 from datadream.data.names import WORDNET_ID, imagenet_wordnet, readable_names
 
 AUTHORS_NAMES = {
@@ -72,4 +71,4 @@ def _labels(listing: Listing) -> dict[frozenset[str], int]:
 
 
 def _words(name: str) -> frozenset[str]:
-    return frozenset(re.split(r"[\s_/]+", unicodedata.normalize("NFC", name).casefold()))
+    return frozenset(re.split(r"[\s_/]+", one_spelling(name).casefold()))

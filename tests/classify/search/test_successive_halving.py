@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
+from datadream import recipes
 from datadream.classify.schedule import schedule_for
-from datadream.classify.search.successive_halving import Search, Trial, candidates, found_knobs, ranked, rung_steps
+from datadream.classify.search.stage import own_knobs
+from datadream.classify.search.successive_halving import (
+    OWN,
+    Search,
+    Trial,
+    candidates,
+    found_knobs,
+    ranked,
+    rung_steps,
+)
+from datadream.classify.stage import ClassifierJob
 from datadream.config import ClassifyConfig
 from datadream.run.layout import TrialRecord
 from datadream.run.store import RunStore
@@ -147,3 +159,10 @@ def test_mirroring_is_chosen_like_other_knobs(tmp_path, own, expected):
         record(store, trial, 60.0 + 10 * trial.knobs["augment.flip"])
     assert Search(store, "real", flips, STEPS).next_trials() == []
     assert found_knobs(store, "real").knobs == {"augment.flip": True}
+
+
+@pytest.mark.parametrize(("asked", "trained"), [(None, True), (False, False)])
+def test_mirroring_that_is_unset_is_what_the_data_set_allows(few_shot, tmp_path, asked, trained):
+    own = recipes.digits(**{"classify.augment.flip": asked, "classify.search": {"flips": [False, True]}})
+    job = ClassifierJob(RunStore(str(tmp_path)), replace(few_shot, flippable=True), own, RunStore(str(tmp_path)))
+    assert candidates(own_knobs(job))[OWN] == {"augment.flip": trained}

@@ -1,0 +1,35 @@
+"""Files in which people say something of each class or photo: mappings in YAML or JSON."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import fsspec
+import yaml
+
+from datadream.data.listing import one_spelling
+
+
+def read_mapping(knob: str, path: str) -> dict[str, Any]:
+    """A file's names, in one spelling, and what it says of each.
+
+    Raises ValueError, which names the knob, where the file cannot be read or is no mapping.
+    """
+    try:
+        fs, place = fsspec.core.url_to_fs(path)
+        found = _parsed(fs.cat_file(place).decode("utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{knob} {path!r} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{knob} {path!r} is no mapping: write lines such as 'name: text' in YAML or JSON.")
+    return {one_spelling(str(name)): text for name, text in found.items()}
+
+
+def _parsed(text: str) -> Any:
+    with suppress(ValueError):
+        return json.loads(text)  # YAML would make two broken letters of an emoji that JSON escapes
+    # BaseLoader leaves every scalar the text that was written: to others the folder 001 is called 1, and no is called
+    # False. It makes nothing but texts, lists and mappings.
+    return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506
