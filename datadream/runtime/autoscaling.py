@@ -20,12 +20,15 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_REQUESTS = 60.0
 """The cluster has one request for all of its users: the last one counts, so ours is repeated."""
+MOST_ASKED = 1_000
+"""Workers; an autoscaler finds a node for each in turn, and does it anew every few seconds."""
 MOST_NODES = 10_000
 """Nodes of a group whose number nobody has bounded."""
 
 
 def possible_nodes() -> list[Resources]:
-    """The nodes that the autoscaler may start, by what each holds; none where there is no autoscaler that says so."""
+    """The nodes that the autoscaler may start, by what each holds; none where there is no autoscaler that says so, and
+    neither KubeRay's nor that of `ray up` does in Ray 2.60."""
     # Private: what Ray offers tells of nodes that are there, not of those that may come.
     config = ray._private.state.state.get_cluster_config()
     if config is None:
@@ -39,7 +42,7 @@ def possible_nodes() -> list[Resources]:
 @contextmanager
 def asked_for(workers: Workers, count: int) -> Iterator[None]:
     """Ask the autoscaler for room for `count` workers, for the length of a block."""
-    bundles: list[dict[str, float]] = [workers.resources] * count
+    bundles: list[dict[str, float]] = [workers.resources] * min(count, MOST_ASKED)
     # Workers on GPUs take no CPU, so that the CPUs of their nodes are left for Ray Data's tasks.
     if not workers.use_gpu:
         bundles.append({"CPU": CPUS_FOR_DATA_TASKS})

@@ -88,8 +88,8 @@ def connected(
     """Ray for the length of a block: the session that is there, a cluster's, or one of our own, then shut down.
 
     `meanwhile` is called while Ray starts, which for 3 s is waiting for other processes; what it raises is raised. An
-    autoscaling cluster is asked for no more workers than `n_units`. The workers of a cluster that is joined get the
-    driver's credentials for `locations` (see `credentials`).
+    autoscaling cluster is asked for `n_units` workers, or as many as the config says if these are fewer. Workers of a
+    cluster that is joined get the driver's credentials for `locations` (see `credentials`).
     Raises ValueError when the cluster cannot be joined, or can never hold the workers asked for.
     """
     import ray
@@ -112,7 +112,8 @@ def connected(
         workers, most, minutes = _cluster_room(config)
         # Asked for until the block ends: an autoscaler takes away what nobody uses or asks for.
         if minutes or config.max_workers:
-            wanted = config.workers or config.max_workers or most
+            # Mostly nobody says what may come: what there is work for is asked for, and comes as far as it may.
+            wanted = config.workers or config.max_workers or n_units or most
             wanted = wanted if n_units is None else min(wanted, n_units)
             stack.enter_context(asked_for(workers, max(wanted, config.min_workers)))
         slots = workers.room_in(await_nodes(workers, minutes))

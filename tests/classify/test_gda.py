@@ -104,7 +104,7 @@ def test_it_learns_colours_without_training(config, few_shot):
 
 
 def test_photos_are_changed_in_fp32_whatever_the_precision(config, few_shot, monkeypatch):
-    """Under autocast crops are cut to half a pixel, and a GPU's blur is bf16, which cannot be put among fp32 images."""
+    """Under autocast crops are cut to half a pixel, and a GPU's blur is bf16, which does not fit into fp32 images."""
     found, apply = [], Augment.apply
     monkeypatch.setattr(Augment, "apply", lambda *args: found.append(torch.is_autocast_enabled("cpu")) or apply(*args))
     changes = {"classify.precision": "bf16", "classify.augment.blur": 1.0, "classify.settings": ["gda-real"]}

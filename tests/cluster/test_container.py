@@ -32,9 +32,10 @@ def test_the_image_has_a_python_of_the_project_and_pinned_packages():
     assert int(least) <= int(python) < int(limit)
     installs = re.findall(r"pip install ([^\n]*)", DOCKERFILE)
     assert all("--constraint constraints.txt" in install or "--no-deps" in install for install in installs)
-    (line,) = re.findall(r"'\.\[(\w+)\]' ([\w ]+)$", DOCKERFILE, re.MULTILINE)
-    assert line[0] in project()["optional-dependencies"]
-    assert all(package in pins() for package in line[1].split())
+    (line,) = re.findall(r"'\.\[([\w,]+)\]' ([\w ]+)$", DOCKERFILE, re.MULTILINE)
+    extras = line[0].split(",")
+    assert all(extra in project()["optional-dependencies"] for extra in extras)
+    assert all(package in pins() for package in ["pillow_heif", *line[1].split()])
 
 
 def test_the_user_of_the_image_is_not_root_by_number():
@@ -50,7 +51,8 @@ def test_compose_knows_every_key():
     for name, service in services.items():
         assert service["build"]["args"] == {"DEVICE": name}
         assert (ROOT / service["build"]["dockerfile"]).samefile(CLUSTER / "Dockerfile")
-        assert int(service["shm_size"]) >= 8 << 30
+        # Ray's store is 30 % of the memory, at most 10 GB, and goes to the disk where /dev/shm is smaller.
+        assert int(service["shm_size"]) > 10**10
 
 
 def test_compose_holds_names_of_secrets_and_no_values():

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import ray.autoscaler
 
-from tests.cluster.documents import documents
+from tests.cluster.documents import CLUSTER, documents
 
 NAMES = ("aws", "gcp", "local")
 SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
@@ -37,6 +37,21 @@ def test_the_head_offers_nothing_and_listens_to_ssh_alone(name):
 def test_nothing_but_the_token_is_copied_to_nodes(name):
     (config,) = documents(f"ray-up/{name}.yaml")
     assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_submits_shows_the_token(name):
+    """Ray's client of jobs looks for it in this mode alone, and the job server answers 401 without."""
+    text = (CLUSTER / f"ray-up/{name}.yaml").read_text()
+    assert 0 < text.index("#   export RAY_AUTH_MODE=token\n") < text.index("ray job submit")
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_containers_of_workers_have_the_gpus_and_the_token_where_the_image_looks_for_it(name):
+    (config,) = documents(f"ray-up/{name}.yaml")
+    assert config["docker"]["worker_run_options"] == ["--gpus all"]
+    # Ray expands ~ of file_mounts by the image's HOME, which `USER` alone does not set.
+    assert "ENV HOME=/home/ray\nUSER 1000" in (CLUSTER / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])

@@ -100,9 +100,9 @@ def main(run: str) -> None:
         try:
             wait_until(lambda: _answers(address), SECONDS_TO_JOIN)
             units = [Unit(run_url=run, name=f"unit {i}", marker=f"{i}.json", payload=None) for i in range(N_UNITS)]
-            with connected(
-                ClusterConfig(address=address, device="cpu", max_workers=MOST_NODES * CPUS - 1, wait_minutes=2)
-            ) as workers:
+            # As many are asked for as there are units, which its autoscaler starts as far as it may.
+            config = ClusterConfig(address=address, device="cpu", wait_minutes=2)
+            with connected(config, n_units=N_UNITS) as workers:
                 how = Leased(load, None, 1, 1, 60.0)
                 failures, _ = run_leased(store, units, [False] * N_UNITS, how, workers, lambda _: None)
                 meanwhile = n_workers()
