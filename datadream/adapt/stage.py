@@ -162,7 +162,8 @@ class _AdapterWorker:
                 whole = PhotosOf(member[1].payload, self._source)
                 photos.append([resize_shorter_side(photo, self._config.diffusion.resolution) for photo in whole])
                 kept.append(member)
-            except (ValueError, OSError) as error:  # of this adapter alone: the group goes on without it
+            # Of this adapter alone: the group goes on without it. Clients of stores have errors of their own kinds.
+            except Exception as error:
                 failures[member[0]] = Failure.of(error)
             heartbeat.alive()
         if not any(missing for *_, missing in kept):

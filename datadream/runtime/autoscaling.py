@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
+from ray._raylet import GcsClient
 from ray.autoscaler.sdk import request_resources
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.exceptions import RayError
 
 from datadream.runtime.nodes import Resources, living_nodes
 from datadream.runtime.progress import polled
@@ -20,6 +23,9 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_REQUESTS = 60.0
 """The cluster has one request for all of its users: the last one counts, so ours is repeated."""
+SECONDS_BETWEEN_ASKS = 5.0
+SECONDS_TO_REFUSE = 15.0
+"""An autoscaler looks at requests every 5 s; what it has not refused by then it grants."""
 MOST_ASKED = 1_000
 """Workers; an autoscaler finds a node for each in turn, and does it anew every few seconds."""
 MOST_NODES = 10_000
@@ -39,20 +45,61 @@ def possible_nodes() -> list[Resources]:
     return found
 
 
+class Request:
+    """What an autoscaler is asked for: room for as many workers as it may start of those that are wanted.
+
+    For a request of which it may not start all, Ray 2.60's autoscaler starts nothing, and says so in its state alone.
+    So the largest that it does not refuse is searched for, by halves.
+    """
+
+    def __init__(self, workers: Workers, wanted: int) -> None:
+        self._workers = workers
+        self._granted, self._refused = 0, min(wanted, MOST_ASKED) + 1
+        """The largest number that was not refused, and the smallest that was."""
+        self._count, self._asked = self._refused - 1, float("-inf")
+        self._gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
+
+    def ask(self) -> None:
+        request_resources(bundles=self._bundles())
+        self._asked = time.monotonic()
+
+    def look(self) -> None:
+        """Ask for fewer or more, by what became of the last request, and repeat it now and then."""
+        since, is_refused = time.monotonic() - self._asked, self._n_refused() == len(self._bundles())
+        if since < SECONDS_TO_REFUSE and not is_refused:
+            return
+        if is_refused:
+            self._refused = min(self._refused, self._count)
+        else:
+            self._granted = max(self._granted, self._count)
+        is_found = self._refused - self._granted <= 1
+        count = max(1, self._granted if is_found else (self._granted + self._refused) // 2)
+        if count != self._count or since > SECONDS_BETWEEN_REQUESTS:
+            self._count = count
+            self.ask()
+
+    def _bundles(self) -> list[dict[str, float]]:
+        bundles: list[dict[str, float]] = [self._workers.resources] * self._count
+        # Workers on GPUs take no CPU, so that the CPUs of their nodes are left for Ray Data's tasks.
+        return bundles if self._workers.use_gpu else [*bundles, {"CPU": CPUS_FOR_DATA_TASKS}]
+
+    def _n_refused(self) -> int:
+        """Bundles of the request that the autoscaler found to be more than it may start; the state may be an older
+        one's, which this number tells. 0 where none says so, as without an autoscaler."""
+        reply = GetClusterStatusReply()
+        with suppress(RayError):  # the next look will tell
+            reply.ParseFromString(self._gcs.get_cluster_status(timeout_s=SECONDS_BETWEEN_ASKS))
+        refused = reply.autoscaling_state.infeasible_cluster_resource_constraints
+        return sum(bundle.count for constraint in refused for bundle in constraint.resource_requests)
+
+
 @contextmanager
 def asked_for(workers: Workers, count: int) -> Iterator[None]:
-    """Ask the autoscaler for room for `count` workers, for the length of a block."""
-    bundles: list[dict[str, float]] = [workers.resources] * min(count, MOST_ASKED)
-    # Workers on GPUs take no CPU, so that the CPUs of their nodes are left for Ray Data's tasks.
-    if not workers.use_gpu:
-        bundles.append({"CPU": CPUS_FOR_DATA_TASKS})
-
-    def ask() -> None:
-        request_resources(bundles=bundles)
-
-    ask()
+    """Ask the autoscaler for room for `count` workers, or as many as it may start, for the length of a block."""
+    request = Request(workers, count)
+    request.ask()
     try:
-        with polled(ask, SECONDS_BETWEEN_REQUESTS):
+        with polled(request.look, SECONDS_BETWEEN_ASKS):
             yield
     finally:
         # The request outlives its driver: not withdrawn, it would keep the nodes up when the run is over.

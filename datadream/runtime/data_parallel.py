@@ -104,14 +104,20 @@ def run_together(
     """
     ledger: Ledger[tuple[str, str]] = Ledger()
     names, starts_lost, told = titles(units), 0, Said()
+    fewer = 0
     while todo := [unit for unit in pending(units) if unit.key not in ledger.given_up]:
         already = before + sum(unit.size for unit in units) - sum(unit.size for unit in todo)
         state = {unit.key: checkpoint_state(unit) for unit in todo}
         attempt = _Attempt(store, todo, how, workers, reporter, already, len(ledger.given_up), told)
-        error = attempt.run(to_avoid(ledger.suspects))
+        error = attempt.run(to_avoid(ledger.suspects, workers), fewer)
         ledger.given_up.update(attempt.failures())
         if isinstance(error, TrainingFailedError) and found_no_room(error):
-            continue  # somebody else was quicker: nothing is lost, and the next attempt waits for room again
+            # Somebody else was quicker, and the next attempt waits for room again; or what is free is no room, such as
+            # two GPUs of which others have half: one worker fewer will find it.
+            fewer += 1
+            log.warning("%s; looking for room again", failure_text(error).splitlines()[0])
+            continue
+        fewer = 0
         if error is None:
             # The workers came to the end of their list, so that starting again would only do the same again.
             if lost := [names[unit.key] for unit in pending(todo) if unit.key not in ledger.given_up]:
@@ -190,13 +196,14 @@ class _Attempt:
         self._heard, self._said = Heard(), told
         self._unreadable: Mapping[tuple[str, str], str] = {}
 
-    def run(self, without: set[str]) -> Exception | None:
-        """Returns what ended the run before all units were done."""
+    def run(self, without: set[str], fewer: int = 0) -> Exception | None:
+        """Returns what ended the run before all units were done; `fewer` are workers to do without, but for one."""
 
         def wait_for(shortage: str) -> None:
             self._reporter.update(self._before, shortage, self._failed)
 
-        workers = self._workers = workers_now(self._workers, wait_for, without).at_most(self._how.most)
+        there = workers_now(self._workers, wait_for, without).at_most(self._how.most)
+        workers = self._workers = there.at_most(there.count - fewer)
         log.info("%s: %d workers share every batch", self._reporter.now.stage, workers.count)
         try:
             datasets, load_from = self._how.datasets(self.units, workers.count)

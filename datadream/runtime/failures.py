@@ -63,13 +63,23 @@ class Failure:
         return cls(kind_of(error), describe(error))
 
 
-_PASSING_ERRNOS = {errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.EINTR, errno.ESTALE, errno.ENETUNREACH}
-"""s3fs maps S3's SlowDown and 503 to EBUSY and RequestTimeout to ETIMEDOUT; ESTALE is NFS's."""
+_PASSING_ERRNOS = {
+    *(errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.EINTR, errno.ESTALE, errno.ENETUNREACH, errno.EHOSTUNREACH),
+    *(errno.EREMOTEIO, errno.EIO, errno.ENOTCONN),
+}
+"""s3fs maps S3's SlowDown and 503 to EBUSY, RequestTimeout to ETIMEDOUT, InternalError to EREMOTEIO, and what it does
+not know, such as 502 and 504, to EIO; ESTALE is NFS's, and ENOTCONN that of a mount whose server is gone."""
+_HOST_ERRNOS = {errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENODEV}
 _CONNECTION_ERRORS = (
     ("botocore.exceptions", "ConnectionError"),  # nobody listens, as while a store starts again
     ("botocore.exceptions", "HTTPClientError"),
     ("aiohttp.client_exceptions", "ClientConnectionError"),
     ("aiohttp.client_exceptions", "ClientPayloadError"),
+    ("requests.exceptions", "ConnectionError"),
+    ("requests.exceptions", "Timeout"),
+    ("google.auth.exceptions", "TransportError"),
+    ("httpx", "TransportError"),
+    ("httpx2", "TransportError"),
 )
 """What clients of object stores raise for a connection; Python's own ConnectionError is no base of theirs."""
 _DEVICE_WORDS = ("CUDA error", "CUDA driver", "CUBLAS_", "CUDNN_", "NCCL", "No CUDA GPUs", "no NVIDIA driver")
@@ -79,15 +89,19 @@ _DEVICE_WORDS = ("CUDA error", "CUDA driver", "CUBLAS_", "CUDNN_", "NCCL", "No C
 def kind_of(error: BaseException) -> Kind:
     """Tell kinds of errors apart; what is not known to be of another kind is the unit's own."""
     status = getattr(getattr(error, "response", None), "status_code", None)
+    if type(error).__module__.startswith("gcsfs"):
+        status = getattr(error, "code", status)
     if isinstance(error, (TimeoutError, ConnectionError)) or getattr(error, "errno", None) in _PASSING_ERRNOS:
         return Kind.PASSING
     # By the modules that are loaded: who raised one of these has imported its library, which others need not have.
     if any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in _CONNECTION_ERRORS):
         return Kind.PASSING
-    if isinstance(status, int) and (status == 429 or status >= 500):  # the Hub's client, whose errors are no OSError
+    if isinstance(status, int) and (status == 429 or status >= 500):  # the Hub's and gcsfs's, which are no OSError
         return Kind.PASSING
     # What one node cannot find or open, another may: photos, weights and run lie on shared storage.
     if isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)):
+        return Kind.HOST
+    if getattr(error, "errno", None) in _HOST_ERRNOS:
         return Kind.HOST
     torch = sys.modules.get("torch")  # importing it takes seconds, and the queue's process has no use for it
     if torch is not None and isinstance(error, torch.AcceleratorError):

@@ -10,18 +10,28 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
 import ray
 import ray.data
+from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext
 
 from datadream.run.store import RunStore
 from datadream.runtime.failures import GIVE_UP_AFTER, Failure, Kind, Ledger
-from datadream.runtime.nodes import address_of, avoiding, check_sees_run, living_nodes, scratch, to_avoid
+from datadream.runtime.nodes import (
+    address_of,
+    avoiding,
+    beside_driver,
+    check_sees_run,
+    living_nodes,
+    scratch,
+    to_avoid,
+)
 from datadream.runtime.notices import Said, listen
 from datadream.runtime.ray_errors import failure_of, plain_errors
 from datadream.runtime.unit import P, Unit
@@ -76,12 +86,12 @@ def run_mapped(
     Raises RuntimeError when Ray itself gives up.
     """
     by_key, said = {unit.key: unit for unit in units}, Said()
-    with scratch(store) as folder, quiet_data(), plain_errors(how.what):
+    with scratch(store) as folder, quiet_data(), plain_errors(how.what), _tries() as tries:
         # Each pass is one execution of Ray Data; rows that met a host's fault are in the next, on other nodes
         # where there are any.
         while todo := [unit for unit in by_key.values() if unit.key not in ledger.given_up]:
-            without = to_avoid(ledger.suspects)
-            for row in _rows(todo, how, workers, (store.url, folder), without).iter_rows():
+            without = to_avoid(ledger.suspects, workers)
+            for row in _rows(todo, how, workers, (store.url, folder), tries, without).iter_rows():
                 said.say(pickle.loads(row["notices"]))
                 failure: Failure | None = pickle.loads(row["failure"])
                 unit = by_key[tuple(pickle.loads(row["key"]))]
@@ -99,8 +109,38 @@ def run_mapped(
                         log.warning("node %s has a fault: %s", address_of(row["node"]), failure.reason)
 
 
+class Tries:
+    """An actor that counts what was begun and has not ended: Ray Data starts a process that died again, and what it
+    did, for as long as it takes."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[Hashable] = Counter()
+
+    def begin(self, key: Hashable) -> int:
+        """The how many-th try this is since one ended."""
+        self._begun[key] += 1
+        return self._begun[key]
+
+    def end(self, key: Hashable) -> None:
+        self._begun.pop(key, None)
+
+
+@contextmanager
+def _tries() -> Iterator[ActorHandle]:
+    actor = ray.remote(Tries).options(**beside_driver()).remote()
+    try:
+        yield actor
+    finally:
+        ray.kill(actor)
+
+
 def _rows(
-    units: Sequence[Unit], how: Mapped, workers: Workers | None, probe: tuple[str, str], without: set[str]
+    units: Sequence[Unit],
+    how: Mapped,
+    workers: Workers | None,
+    probe: tuple[str, str],
+    tries: ActorHandle,
+    without: set[str],
 ) -> ray.data.Dataset:
     # One block for each row: an actor gets whole blocks, and rows as small as these would all be in one.
     items = [{"unit": pickle.dumps(unit), "key": pickle.dumps(unit.key)} for unit in units]
@@ -109,7 +149,8 @@ def _rows(
         # More than a node has would wait for ever.
         most = max(node["Resources"].get("memory", 0) for node in living_nodes())
         memory = {"memory": int(min(how.bytes_each, most))} if how.bytes_each else {}
-        return rows.map(_do, fn_kwargs={"how": how, "probe": probe}, num_cpus=1, **memory, **avoiding(without))
+        handed = {"how": how, "probe": probe, "tries": tries}
+        return rows.map(_do, fn_kwargs=handed, num_cpus=1, **memory, **avoiding(without))
     # As many actors as were asked for; where nobody asked, those that fit now, and more or fewer as nodes join and
     # leave.
     count = workers.at_most(len(units)).count
@@ -118,7 +159,7 @@ def _rows(
         pool = ActorPoolStrategy(min_size=1, initial_size=count, max_size=len(units))
     rows = rows.map(
         _Worker,
-        fn_constructor_args=(how, workers, probe),
+        fn_constructor_args=(how, workers, probe, tries),
         compute=pool,
         **workers.data_resources,
         **avoiding(without),
@@ -132,12 +173,17 @@ def _rows(
 class _Worker:
     """Ray Data actor: holds what `load` returned."""
 
-    def __init__(self, how: Mapped, workers: Workers | None, probe: tuple[str, str]) -> None:
-        self._node, self._notices = ray.get_runtime_context().get_node_id(), listen()
+    def __init__(self, how: Mapped, workers: Workers | None, probe: tuple[str, str], tries: ActorHandle) -> None:
+        self._node, self._notices, self._tries = ray.get_runtime_context().get_node_id(), listen(), tries
         self._faults = 0
         self._ended: float | None = None
         """When the last unit was done."""
         self._broken: Failure | None = None
+        # An actor that is started again keeps its id; a task has none, and loads nothing.
+        actor = ray.get_runtime_context().get_actor_id()
+        if actor is not None and ray.get(tries.begin.remote(actor)) > GIVE_UP_AFTER:
+            self._broken = Failure(Kind.HOST, f"a worker died {GIVE_UP_AFTER} times while it loaded {how.what}.")
+            return
         try:
             check_sees_run(*probe)
             device = None
@@ -151,11 +197,17 @@ class _Worker:
         except Exception as error:
             # Raised here it would end all rows. What no host can load is for each unit to fail by.
             self._broken = Failure.of(error)
+        tries.end.remote(actor)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
         idle_seconds = started - self._ended if self._ended else 0.0
-        value, failure = (None, self._broken) if self._broken else _attempt(self._work, pickle.loads(row["unit"]))
+        value, failure = None, self._broken
+        if failure is None and ray.get(self._tries.begin.remote(row["key"])) > GIVE_UP_AFTER:
+            failure = Failure(Kind.UNIT, f"given up after {GIVE_UP_AFTER} attempts: its workers died.")
+        if failure is None:
+            value, failure = _attempt(self._work, pickle.loads(row["unit"]))
+        self._tries.end.remote(row["key"])
         self._ended = time.monotonic()
         is_hosts = failure is not None and failure.kind is not Kind.UNIT
         self._faults = self._faults + 1 if is_hosts else 0
@@ -166,9 +218,9 @@ class _Worker:
         return {**row, "value": pickle.dumps(value), "failure": pickle.dumps(failure), "notices": notices, **told}
 
 
-def _do(row: dict[str, Any], how: Mapped, probe: tuple[str, str]) -> dict[str, Any]:
+def _do(row: dict[str, Any], how: Mapped, probe: tuple[str, str], tries: ActorHandle) -> dict[str, Any]:
     # A worker for each row: what is done by tasks loads nothing worth keeping.
-    return _Worker(how, None, probe)(row)
+    return _Worker(how, None, probe, tries)(row)
 
 
 def _commit(row: dict[str, Any], how: Mapped) -> dict[str, Any]:

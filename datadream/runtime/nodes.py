@@ -139,12 +139,15 @@ def _totals(nodes: Sequence[Node]) -> list[Resources]:
     return [node["Resources"] for node in nodes]
 
 
-def to_avoid(suspects: Collection[str]) -> set[str]:
-    """Ids of nodes to keep off: all that had a host's fault since they last did a unit, as long as there are others.
+def to_avoid(suspects: Collection[str], workers: Workers | None) -> set[str]:
+    """Ids of nodes to keep off: all that had a host's fault since they last did a unit, as long as others can hold one
+    of the `workers`, or without these a task of one CPU; a head that offers nothing cannot.
 
     For stages that start all their workers anew after a fault, so that one is enough.
     """
-    return set(suspects) if {node["NodeID"] for node in living_nodes()} - set(suspects) else set()
+    others = _totals([node for node in living_nodes() if node["NodeID"] not in suspects])
+    room = workers.room_in(others) if workers else sum(int(node.get("CPU", 0)) for node in others)
+    return set(suspects) if room > 0 else set()
 
 
 def avoiding(node_ids: Collection[str]) -> dict[str, Any]:

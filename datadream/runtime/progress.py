@@ -32,6 +32,8 @@ SECONDS_BETWEEN_LINES = 60.0
 SECONDS_BETWEEN_POLLS = 0.5
 SECONDS_BETWEEN_FILES = 10.0
 """In an object store each file is a request that is paid for."""
+SECONDS_OF_DEAFNESS = 60.0
+"""In which a listener that failed is told nothing."""
 MAX_EVENTS = 1000
 """About 200 kB, and most of a day of one stage."""
 
@@ -90,6 +92,8 @@ class Reporter:
     ) -> None:
         """`done` counts what earlier starts did; `waiting_for` is what the first of this start needs."""
         self._listeners = list(listeners)
+        self._deaf_until: dict[int, float] = {}
+        """When a listener that failed is told again, by its place."""
         self._started, self._before = time.monotonic(), done
         self._counted_from: tuple[int, float] | None = None
         self._failed = 0
@@ -114,12 +118,17 @@ class Reporter:
 
     def _tell(self, progress: Progress) -> None:
         self.now = progress
-        for listener in list(self._listeners):  # a copy: one that fails is removed
+        for place, listener in enumerate(self._listeners):
+            # The end is told to all: who waits for it in a file would wait for ever.
+            if time.monotonic() < self._deaf_until.get(place, 0.0) and not progress.ended:
+                continue
             try:
                 listener.hear(progress)
             except Exception as error:  # files, servers and libraries: each has its own
-                self._listeners.remove(listener)
-                log.warning("%s no longer hears of the progress: %s", type(listener).__name__, error)
+                if place not in self._deaf_until:
+                    log.warning("%s misses some of the progress: %s", type(listener).__name__, error)
+                # A store that is away may take long to say so, and workers wait for who tells.
+                self._deaf_until[place] = time.monotonic() + SECONDS_OF_DEAFNESS
 
     def __enter__(self) -> Reporter:
         self._tell(replace(self.now, state="begun"))

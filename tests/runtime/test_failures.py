@@ -3,7 +3,9 @@
 import errno
 import logging
 
+import httpx2
 import pytest
+import requests
 import torch
 from aiohttp import ServerDisconnectedError
 from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
@@ -20,6 +22,16 @@ class HubError(Exception):
         self.response = type("Response", (), {"status_code": status_code})()
 
 
+class GcsError(Exception):
+    """As gcsfs.retry.HttpError: no OSError, with a code of its own."""
+
+    __module__ = "gcsfs.retry"
+
+    def __init__(self, code: int) -> None:
+        super().__init__("HttpError")
+        self.code = code
+
+
 class BrokenFile(OSError):
     """As Pillow's for what it cannot decode: an OSError without a number."""
 
@@ -29,6 +41,14 @@ class BrokenFile(OSError):
     [
         (OSError(errno.EBUSY, "SlowDown"), Kind.PASSING),  # s3fs
         (OSError(errno.ESTALE, "Stale file handle"), Kind.PASSING),  # NFS
+        (OSError(errno.EREMOTEIO, "We encountered an internal error"), Kind.PASSING),  # s3fs
+        (OSError(errno.EIO, "502"), Kind.PASSING),  # s3fs, for what it does not know
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), Kind.PASSING),  # a mount without its server
+        (OSError(errno.EROFS, "Read-only file system"), Kind.HOST),
+        (GcsError(503), Kind.PASSING),
+        (GcsError(400), Kind.UNIT),
+        (httpx2.ConnectError("no route"), Kind.PASSING),  # huggingface_hub
+        (requests.exceptions.ProxyError("502"), Kind.PASSING),  # gcsfs
         (TimeoutError(), Kind.PASSING),
         (ConnectionResetError(errno.ECONNRESET, "reset by peer"), Kind.PASSING),
         (EndpointConnectionError(endpoint_url="http://s3"), Kind.PASSING),

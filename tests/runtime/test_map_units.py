@@ -6,6 +6,7 @@ What fails is counted by files in the run, because a unit that goes back is done
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -170,6 +171,29 @@ def test_the_folder_that_a_stage_borrows_is_gone_when_its_reader_stops(store):
     next(rows)
     rows.close()
     assert store.files("") == {"attempts/unit 0/work-0"}
+
+
+def load_deadly(_, device):
+    return lambda unit: os._exit(1) if unit.payload == "deadly" else unit.payload
+
+
+def load_and_die(_, device):
+    os._exit(1)
+
+
+@pytest.mark.soak
+def test_a_unit_that_kills_its_worker_is_given_up_and_named(store):
+    """Ray Data begins it again for ever: out of memory in the same place, or a library that crashes."""
+    done, given_up = run(store, units_of(store, "one", "deadly", "three"), Mapped(load_deadly, None, "deadly"))
+    assert sorted(done.values()) == ["one", "three"]
+    assert given_up == {"unit 1": f"given up after {GIVE_UP_AFTER} attempts: its workers died."}
+
+
+@pytest.mark.soak
+def test_a_model_that_kills_whoever_loads_it_ends_in_words(store):
+    done, given_up = run(store, units_of(store, "one"), Mapped(load_and_die, None, "a large model"))
+    assert done == {}
+    assert given_up["unit 0"].endswith(f"a worker died {GIVE_UP_AFTER} times while it loaded a large model.")
 
 
 @pytest.mark.soak

@@ -146,9 +146,20 @@ def test_a_node_that_is_left_gets_workers_and_one_that_has_room_again_gets_more(
 
 def test_suspects_are_avoided_as_long_as_there_are_others(cluster):
     cluster(node("a"), node("b"), node("c", alive=False))
-    assert to_avoid({"a"}) == {"a"}
-    assert to_avoid({"a", "b"}) == set()
-    assert to_avoid(()) == set()
+    for workers in (FIVE, None):
+        assert to_avoid({"a"}, workers) == {"a"}
+        assert to_avoid({"a", "b"}, workers) == set()
+        assert to_avoid((), workers) == set()
+
+
+def test_a_head_that_offers_nothing_is_no_other_node(cluster):
+    """Kept off all nodes with GPUs, a stage waited for ever for room on the head."""
+    on_gpus = Workers(2, 1, True)
+    cluster(node("head", GPU=0), node("a", GPU=1), node("b", GPU=1))
+    assert to_avoid({"a"}, on_gpus) == {"a"}
+    assert to_avoid({"a", "b"}, on_gpus) == set()
+    cluster(node("head", cpus=0), node("a"))
+    assert to_avoid({"a"}, FIVE) == to_avoid({"a"}, None) == set()
 
 
 def test_a_task_keeps_off_the_nodes_that_are_avoided(local_ray):

@@ -134,12 +134,41 @@ class Broken:
         raise OSError("disk full")
 
 
-def test_a_listener_that_fails_is_muted_and_named_once_and_others_go_on(told):
-    recorder = Recorder()
-    with reporter(Broken(), recorder) as stage:
-        stage.update(1)
-    assert told.messages == ["Broken no longer hears of the progress: disk full", "adapt: done, 1 steps in 0 s"]
-    assert len(recorder.heard) == 3
+class Away(Recorder):
+    """A file in a store that is away for a while."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        super().__init__()
+        self._clock, self._until, self.asked = clock, clock.now + seconds, 0
+
+    def hear(self, progress: Progress) -> None:
+        self.asked += 1
+        if self._clock.now < self._until:
+            raise OSError("slow down")
+        super().hear(progress)
+
+
+def test_a_listener_that_fails_is_named_once_is_left_alone_for_a_while_and_hears_the_end(clock, told):
+    broken, away, others = Broken(), Away(clock, seconds=90), Recorder()
+    with reporter(broken, away, others) as stage:
+        for done in range(150):
+            clock.now += 1
+            stage.update(done)
+    assert told.messages == [
+        "Broken misses some of the progress: disk full",
+        "Away misses some of the progress: slow down",
+        "adapt: done, 149 steps in 2 min 30 s",
+    ]
+    assert len(others.heard) == 152
+    assert [progress.done for progress in away.heard] == [*range(119, 150), 149]
+    assert away.heard[-1].state == "done"
+
+
+def test_the_end_is_told_also_to_who_failed_a_moment_ago(clock):
+    away = Away(clock, seconds=1)
+    with reporter(away):
+        clock.now += 2
+    assert [progress.state for progress in away.heard] == ["done"]
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(clock, told, monkeypatch):
