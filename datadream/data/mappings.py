@@ -12,6 +12,16 @@ import yaml
 from datadream.data.listing import one_spelling
 
 
+class _Texts(yaml.SafeLoader):
+    """Leaves scalars the texts that were written, but for null: else the folder 001 is called 1, and no False."""
+
+
+_Texts.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag.endswith((":null", ":merge"))]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_mapping(knob: str, path: str) -> dict[str, Any]:
     """A file's names, in one spelling, and what it says of each.
 
@@ -30,6 +40,4 @@ def read_mapping(knob: str, path: str) -> dict[str, Any]:
 def _parsed(text: str) -> Any:
     with suppress(ValueError):
         return json.loads(text)  # YAML would make two broken letters of an emoji that JSON escapes
-    # BaseLoader leaves every scalar the text that was written: to others the folder 001 is called 1, and no is called
-    # False. It makes nothing but texts, lists and mappings.
-    return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506
+    return yaml.load(text, Loader=_Texts)  # noqa: S506

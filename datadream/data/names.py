@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from datadream.data.listing import one_spelling
 from datadream.data.mappings import read_mapping
 
 WORDNET_ID = re.compile(r"n\d{8}")
@@ -22,14 +23,15 @@ def readable_names(folders: Sequence[str], names: str | None) -> tuple[str, ...]
     told = read_mapping("data.names", names) if names else {}
     if not all(isinstance(name, str) and name for name in told.values()):
         raise ValueError(f"data.names {names!r} holds no names: write lines such as 'folder: name' in YAML or JSON.")
-    if unknown := sorted(told.keys() - set(folders)):
+    spelt = [one_spelling(folder) for folder in folders]
+    if unknown := sorted(told.keys() - set(spelt)):
         raise ValueError(f"data.names {names!r} names {unknown[0]!r}, which no class folder is called.")
     if any(WORDNET_ID.fullmatch(folder) for folder in folders):
         # open_clip has the names that CLIP's authors wrote, in the order of the classes; it takes seconds to import.
         from open_clip import IMAGENET_CLASSNAMES
 
         told = dict(zip(imagenet_wordnet(), IMAGENET_CLASSNAMES, strict=True)) | TOLD_APART | told
-    found = tuple(told.get(folder) or " ".join(folder.replace("_", " ").split()) for folder in folders)
+    found = tuple(told.get(folder) or " ".join(folder.replace("_", " ").split()) for folder in spelt)
     for index, name in enumerate(found):
         if (first := found.index(name)) != index:
             raise ValueError(

@@ -53,12 +53,13 @@ def _captions(path: str, few_shot: FewShotSet) -> dict[str, str]:
 
 def _descriptions(path: str, class_names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     told = read_mapping("data.descriptions", path)
-    if unknown := sorted(told.keys() - set(class_names)):
+    if unknown := sorted(told.keys() - set(map(one_spelling, class_names))):
         hint = nearest(unknown[0], list(class_names))
         raise ValueError(f"data.descriptions {path!r} describes {unknown[0]!r}, which is no class. {hint}".strip())
     found = []
     for name in class_names:
-        texts = [told[name]] if isinstance(told.get(name), str) else told.get(name)
+        texts = told.get(one_spelling(name))
+        texts = [texts] if isinstance(texts, str) else texts
         if (
             not isinstance(texts, list)
             or not texts

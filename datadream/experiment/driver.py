@@ -17,6 +17,7 @@ from datadream.adapt.given import take_given
 from datadream.adapt.stage import AdapterUnit, train_adapters, units_of
 from datadream.config import ExperimentConfig
 from datadream.config.locations import local_inputs, locations
+from datadream.costs.constants import is_embedded
 from datadream.data.intake import intake, intake_lines
 from datadream.experiment.checks import RefusedError, check_models
 from datadream.generate.caption.stage import caption_shots
@@ -210,6 +211,12 @@ def driving(
                 check_plan(cell.store, cell.plan_hash)
         except (ValueError, FileNotFoundError) as error:
             raise RefusedError(str(error)) from error
+        if config.cluster.device == "auto" and not workers.use_gpu and n_units and not is_embedded(config):
+            log.warning(
+                "%s works on CPUs: no GPU is there, or PyTorch cannot use it. "
+                "cluster.device=cuda stops where there is none.",
+                config.diffusion.model,
+            )
         record_config(store, config)
         tracking = stack.enter_context(tracked(config, store))
         listeners: list[Listener] = [Terminal(), ProgressFile(store), EventFile(store), RayMetrics(), tracking]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import ray
 from ray._raylet import GcsClient
@@ -65,11 +65,15 @@ class Request:
 
     def look(self) -> None:
         """Ask for fewer or more, by what became of the last request, and repeat it now and then."""
-        since, is_refused = time.monotonic() - self._asked, self._n_refused() == len(self._bundles())
-        if since < SECONDS_TO_REFUSE and not is_refused:
+        since, n_refused = time.monotonic() - self._asked, self._n_refused()
+        is_refused = n_refused == len(self._bundles())
+        if n_refused is None or (since < SECONDS_TO_REFUSE and not is_refused):
             return
         if is_refused:
             self._refused = min(self._refused, self._count)
+            # What seemed granted was not answered yet: an autoscaler takes its time to start.
+            if self._granted >= self._count:
+                self._granted = 0
         else:
             self._granted = max(self._granted, self._count)
         is_found = self._refused - self._granted <= 1
@@ -83,12 +87,15 @@ class Request:
         # Workers on GPUs take no CPU, so that the CPUs of their nodes are left for Ray Data's tasks.
         return bundles if self._workers.use_gpu else [*bundles, {"CPU": CPUS_FOR_DATA_TASKS}]
 
-    def _n_refused(self) -> int:
+    def _n_refused(self) -> int | None:
         """Bundles of the request that the autoscaler found to be more than it may start; the state may be an older
-        one's, which this number tells. 0 where none says so, as without an autoscaler."""
+        one's, which this number tells. 0 where none says so, as without an autoscaler; None where Ray does not answer.
+        """
         reply = GetClusterStatusReply()
-        with suppress(RayError):  # the next look will tell
+        try:
             reply.ParseFromString(self._gcs.get_cluster_status(timeout_s=SECONDS_BETWEEN_ASKS))
+        except RayError:
+            return None
         refused = reply.autoscaling_state.infeasible_cluster_resource_constraints
         return sum(bundle.count for constraint in refused for bundle in constraint.resource_requests)
 

@@ -104,7 +104,7 @@ def run_together(
     """
     ledger: Ledger[tuple[str, str]] = Ledger()
     names, starts_lost, told = titles(units), 0, Said()
-    fewer = 0
+    found, fewer = None, 0
     while todo := [unit for unit in pending(units) if unit.key not in ledger.given_up]:
         already = before + sum(unit.size for unit in units) - sum(unit.size for unit in todo)
         state = {unit.key: checkpoint_state(unit) for unit in todo}
@@ -112,12 +112,12 @@ def run_together(
         error = attempt.run(to_avoid(ledger.suspects, workers), fewer)
         ledger.given_up.update(attempt.failures())
         if isinstance(error, TrainingFailedError) and found_no_room(error):
-            # Somebody else was quicker, and the next attempt waits for room again; or what is free is no room, such as
-            # two GPUs of which others have half: one worker fewer will find it.
-            fewer += 1
+            # Somebody else was quicker, and the next attempt waits for room again. Where that finds the same again,
+            # what is free is no room, such as two GPUs of which others have half: one worker fewer will find it.
+            found, fewer = attempt.found, fewer + 1 if attempt.found == found else 0
             log.warning("%s; looking for room again", failure_text(error).splitlines()[0])
             continue
-        fewer = 0
+        found, fewer = None, 0
         if error is None:
             # The workers came to the end of their list, so that starting again would only do the same again.
             if lost := [names[unit.key] for unit in pending(todo) if unit.key not in ledger.given_up]:
@@ -190,6 +190,8 @@ class _Attempt:
     ) -> None:
         self.units = units
         """Those that can be read, once the datasets are open; positions are places among them."""
+        self.found: int | None = None
+        """Workers that there was room for."""
         self._store, self._how, self._workers = store, how, workers
         self._reporter, self._before, self._failed = reporter, before, failed
         self._monitor = ray.remote(Monitor).options(**beside_driver()).remote()
@@ -203,6 +205,7 @@ class _Attempt:
             self._reporter.update(self._before, shortage, self._failed)
 
         there = workers_now(self._workers, wait_for, without).at_most(self._how.most)
+        self.found = there.count
         workers = self._workers = there.at_most(there.count - fewer)
         log.info("%s: %d workers share every batch", self._reporter.now.stage, workers.count)
         try:

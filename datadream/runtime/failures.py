@@ -65,7 +65,7 @@ class Failure:
 
 _PASSING_ERRNOS = {
     *(errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.EINTR, errno.ESTALE, errno.ENETUNREACH, errno.EHOSTUNREACH),
-    *(errno.EREMOTEIO, errno.EIO, errno.ENOTCONN),
+    *(getattr(errno, "EREMOTEIO", errno.EIO), errno.EIO, errno.ENOTCONN),  # the first is Linux's alone
 }
 """s3fs maps S3's SlowDown and 503 to EBUSY, RequestTimeout to ETIMEDOUT, InternalError to EREMOTEIO, and what it does
 not know, such as 502 and 504, to EIO; ESTALE is NFS's, and ENOTCONN that of a mount whose server is gone."""

@@ -10,23 +10,21 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
 import ray
 import ray.data
-from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext
 
+from datadream.hashing import sha256
 from datadream.run.store import RunStore
 from datadream.runtime.failures import GIVE_UP_AFTER, Failure, Kind, Ledger
 from datadream.runtime.nodes import (
     address_of,
     avoiding,
-    beside_driver,
     check_sees_run,
     living_nodes,
     scratch,
@@ -86,12 +84,12 @@ def run_mapped(
     Raises RuntimeError when Ray itself gives up.
     """
     by_key, said = {unit.key: unit for unit in units}, Said()
-    with scratch(store) as folder, quiet_data(), plain_errors(how.what), _tries() as tries:
+    with scratch(store) as folder, quiet_data(), plain_errors(how.what):
         # Each pass is one execution of Ray Data; rows that met a host's fault are in the next, on other nodes
         # where there are any.
         while todo := [unit for unit in by_key.values() if unit.key not in ledger.given_up]:
             without = to_avoid(ledger.suspects, workers)
-            for row in _rows(todo, how, workers, (store.url, folder), tries, without).iter_rows():
+            for row in _rows(todo, how, workers, (store.url, folder), without).iter_rows():
                 said.say(pickle.loads(row["notices"]))
                 failure: Failure | None = pickle.loads(row["failure"])
                 unit = by_key[tuple(pickle.loads(row["key"]))]
@@ -109,29 +107,33 @@ def run_mapped(
                         log.warning("node %s has a fault: %s", address_of(row["node"]), failure.reason)
 
 
-class Tries:
-    """An actor that counts what was begun and has not ended: Ray Data starts a process that died again, and what it
-    did, for as long as it takes."""
+class _Tries:
+    """How often something was begun and did not end, from an actor's second start on: Ray Data starts a process that
+    died again, with what it did, for as long as it takes.
 
-    def __init__(self) -> None:
-        self._begun: Counter[Hashable] = Counter()
+    Kept in the run's scratch folder, which outlives processes and nodes; an actor that never died writes nothing.
+    """
 
-    def begin(self, key: Hashable) -> int:
-        """The how many-th try this is since one ended."""
-        self._begun[key] += 1
-        return self._begun[key]
+    def __init__(self, probe: tuple[str, str]) -> None:
+        url, folder = probe
+        self._store, self._folder = RunStore(url), f"{folder}/tries"
 
-    def end(self, key: Hashable) -> None:
-        self._begun.pop(key, None)
+    def begin(self, key: object) -> bool:
+        """False where it cost as many workers as may be."""
+        file = self._file(key)
+        begun = self._store.read_json(file) if self._store.exists(file) else 0
+        if begun >= GIVE_UP_AFTER:
+            return False
+        self._store.write_json(file, begun + 1)
+        return True
 
+    def end(self, key: object) -> None:
+        with suppress(OSError):  # one too many is counted, at worst
+            if self._store.exists(self._file(key)):
+                self._store.remove(self._file(key))
 
-@contextmanager
-def _tries() -> Iterator[ActorHandle]:
-    actor = ray.remote(Tries).options(**beside_driver()).remote()
-    try:
-        yield actor
-    finally:
-        ray.kill(actor)
+    def _file(self, key: object) -> str:
+        return f"{self._folder}/{sha256(repr(key).encode())}.json"
 
 
 def _rows(
@@ -139,7 +141,6 @@ def _rows(
     how: Mapped,
     workers: Workers | None,
     probe: tuple[str, str],
-    tries: ActorHandle,
     without: set[str],
 ) -> ray.data.Dataset:
     # One block for each row: an actor gets whole blocks, and rows as small as these would all be in one.
@@ -149,8 +150,7 @@ def _rows(
         # More than a node has would wait for ever.
         most = max(node["Resources"].get("memory", 0) for node in living_nodes())
         memory = {"memory": int(min(how.bytes_each, most))} if how.bytes_each else {}
-        handed = {"how": how, "probe": probe, "tries": tries}
-        return rows.map(_do, fn_kwargs=handed, num_cpus=1, **memory, **avoiding(without))
+        return rows.map(_do, fn_kwargs={"how": how, "probe": probe}, num_cpus=1, **memory, **avoiding(without))
     # As many actors as were asked for; where nobody asked, those that fit now, and more or fewer as nodes join and
     # leave.
     count = workers.at_most(len(units)).count
@@ -159,7 +159,7 @@ def _rows(
         pool = ActorPoolStrategy(min_size=1, initial_size=count, max_size=len(units))
     rows = rows.map(
         _Worker,
-        fn_constructor_args=(how, workers, probe, tries),
+        fn_constructor_args=(how, workers, probe),
         compute=pool,
         **workers.data_resources,
         **avoiding(without),
@@ -173,18 +173,21 @@ def _rows(
 class _Worker:
     """Ray Data actor: holds what `load` returned."""
 
-    def __init__(self, how: Mapped, workers: Workers | None, probe: tuple[str, str], tries: ActorHandle) -> None:
-        self._node, self._notices, self._tries = ray.get_runtime_context().get_node_id(), listen(), tries
+    def __init__(self, how: Mapped, workers: Workers | None, probe: tuple[str, str]) -> None:
+        context = ray.get_runtime_context()
+        self._node, self._notices = context.get_node_id(), listen()
         self._faults = 0
         self._ended: float | None = None
         """When the last unit was done."""
         self._broken: Failure | None = None
-        # An actor that is started again keeps its id; a task has none, and loads nothing.
-        actor = ray.get_runtime_context().get_actor_id()
-        if actor is not None and ray.get(tries.begin.remote(actor)) > GIVE_UP_AFTER:
-            self._broken = Failure(Kind.HOST, f"a worker died {GIVE_UP_AFTER} times while it loaded {how.what}.")
-            return
+        actor, self._tries = context.get_actor_id(), None
         try:
+            if actor is not None and context.was_current_actor_reconstructed:
+                self._tries = _Tries(probe)
+                if not self._tries.begin(actor):
+                    said = f"a worker died {GIVE_UP_AFTER} times while it loaded {how.what}."
+                    self._broken = Failure(Kind.HOST, said)
+                    return
             check_sees_run(*probe)
             device = None
             if workers is not None:
@@ -194,20 +197,17 @@ class _Worker:
                 use_threads(workers.threads)
                 device = worker_device(workers.use_gpu)
             self._work = how.load(how.load_from, device)
+            if self._tries:
+                self._tries.end(actor)
         except Exception as error:
             # Raised here it would end all rows. What no host can load is for each unit to fail by.
             self._broken = Failure.of(error)
-        tries.end.remote(actor)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
         idle_seconds = started - self._ended if self._ended else 0.0
-        value, failure = None, self._broken
-        if failure is None and ray.get(self._tries.begin.remote(row["key"])) > GIVE_UP_AFTER:
-            failure = Failure(Kind.UNIT, f"given up after {GIVE_UP_AFTER} attempts: its workers died.")
-        if failure is None:
-            value, failure = _attempt(self._work, pickle.loads(row["unit"]))
-        self._tries.end.remote(row["key"])
+        unit: Unit = pickle.loads(row["unit"])
+        value, failure = (None, self._broken) if self._broken else _attempt(self._try, unit)
         self._ended = time.monotonic()
         is_hosts = failure is not None and failure.kind is not Kind.UNIT
         self._faults = self._faults + 1 if is_hosts else 0
@@ -215,12 +215,20 @@ class _Worker:
             time.sleep(SECONDS_TO_STEP_BACK)
         told = {"busy_seconds": self._ended - started, "idle_seconds": idle_seconds, "node": self._node}
         notices = pickle.dumps(self._notices.take())
-        return {**row, "value": pickle.dumps(value), "failure": pickle.dumps(failure), "notices": notices, **told}
+        done = {**row, "value": pickle.dumps(value), "failure": pickle.dumps(failure), "notices": notices, **told}
+        if self._tries:
+            self._tries.end(unit.key)
+        return done
+
+    def _try(self, unit: Unit) -> Any:
+        if self._tries and not self._tries.begin(unit.key):
+            raise ValueError(f"given up after {GIVE_UP_AFTER} attempts: its workers died.")
+        return self._work(unit)
 
 
-def _do(row: dict[str, Any], how: Mapped, probe: tuple[str, str], tries: ActorHandle) -> dict[str, Any]:
+def _do(row: dict[str, Any], how: Mapped, probe: tuple[str, str]) -> dict[str, Any]:
     # A worker for each row: what is done by tasks loads nothing worth keeping.
-    return _Worker(how, None, probe, tries)(row)
+    return _Worker(how, None, probe)(row)
 
 
 def _commit(row: dict[str, Any], how: Mapped) -> dict[str, Any]:

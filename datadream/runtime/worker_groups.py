@@ -68,6 +68,8 @@ SECONDS_TO_END = 2.0
 """Grace period before groups are ended once all work is committed."""
 SECONDS_TO_INTRODUCE = 20.0
 """How long a group that was just launched may be without a controller to end."""
+MOST_NODES_LOST = 10
+"""In a row, and nothing done between: what they load may be what kills them."""
 SECONDS_OF_SILENCE = 600.0
 """No worker was heard of for so long: starting one, with its model, takes less."""
 
@@ -294,13 +296,11 @@ class _Groups:
             return
         reason = failure_text(lost[0].error) if lost[0].error else "it is gone, or about to be"
         log.warning("the workers of a node were lost (%s); the others go on", reason.splitlines()[0])
-        # A node that is taken away says nothing of the work: four of twenty spot machines may go within a minute.
-        if not any(group.node in living for group in lost):
-            return
         done = ray.get(self._queue.progress.remote()).done
         self._fruitless = self._fruitless + 1 if done <= self._done_before else 0
         self._done_before = done
-        if self._fruitless >= GIVE_UP_AFTER:
+        # A node that is taken away says little of the work: four of twenty spot machines may go within a minute.
+        if self._fruitless >= (GIVE_UP_AFTER if any(group.node in living for group in lost) else MOST_NODES_LOST):
             raise RuntimeError(f"the workers are lost again and again: {reason}")
 
     def _leave_out(self) -> None:

@@ -29,6 +29,7 @@ def test_what_a_file_says_is_text_as_it_was_written(tmp_path):
     (tmp_path / "names.yaml").write_text("no: healthy\nyes: 007\ncafe\u0301: 1e3\n00000: stop")
     folders = ["00000", "caf\u00e9", "no", "yes"]
     assert readable_names(folders, str(tmp_path / "names.yaml")) == ("stop", "1e3", "healthy", "007")
+    assert readable_names(["cafe\u0301", "no", "yes", "00000"], str(tmp_path / "names.yaml"))[0] == "1e3"
     (tmp_path / "names.json").write_text(json.dumps({"yes": "\N{FOX FACE}"}))
     assert readable_names(["no", "yes"], str(tmp_path / "names.json")) == ("no", "\N{FOX FACE}")
 
@@ -38,6 +39,8 @@ def test_what_a_file_says_is_text_as_it_was_written(tmp_path):
     [
         ("- a\n- b", "is no mapping: write lines such as 'name: text'"),
         ("a: [1]", "holds no names"),
+        ("a: null", "holds no names"),
+        ("a:", "holds no names"),
         ("{", "cannot be read"),
         ("c: dog", "names 'c', which no class folder is called"),
         ("a: dog\nb: dog", "'a' and 'b' are both called 'dog'. Rename one, or name them in a file"),

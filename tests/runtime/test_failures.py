@@ -41,7 +41,7 @@ class BrokenFile(OSError):
     [
         (OSError(errno.EBUSY, "SlowDown"), Kind.PASSING),  # s3fs
         (OSError(errno.ESTALE, "Stale file handle"), Kind.PASSING),  # NFS
-        (OSError(errno.EREMOTEIO, "We encountered an internal error"), Kind.PASSING),  # s3fs
+        (OSError(getattr(errno, "EREMOTEIO", errno.EIO), "We encountered an internal error"), Kind.PASSING),  # s3fs
         (OSError(errno.EIO, "502"), Kind.PASSING),  # s3fs, for what it does not know
         (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), Kind.PASSING),  # a mount without its server
         (OSError(errno.EROFS, "Read-only file system"), Kind.HOST),

@@ -4,15 +4,21 @@ import logging
 
 import pytest
 
-from datadream.runtime.notices import Said, listen
+from datadream.runtime.notices import SOURCES, Notices, Said, listen
 
 
 @pytest.fixture
 def notices():
-    found = listen()
-    yield found
-    for name in ("datadream", "torch._dynamo"):
-        logging.getLogger(name).removeHandler(found)
+    """Those of this process alone, in which tests of workers may have listened before."""
+    _remove()
+    yield listen()
+    _remove()
+
+
+def _remove() -> None:
+    for name in SOURCES:
+        for handler in [each for each in logging.getLogger(name).handlers if isinstance(each, Notices)]:
+            logging.getLogger(name).removeHandler(handler)
 
 
 def test_warnings_of_ours_and_of_the_compiler_are_taken_once(notices):
