@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -208,12 +209,12 @@ def stage_ends(store: RunStore, cells: Cells) -> tuple[str, list[str]]:
     return ended, list(dict.fromkeys(used))
 
 
-def next_steps(shown: RunStore, is_table: bool) -> list[tuple[str, str]]:
+def next_steps(store: RunStore, shown: RunStore) -> list[tuple[str, str]]:
     """Commands to paste where the run's folder is the current one, for its path is private, each with what it does.
 
     Of a table, the classifier and the images are those of the run that is `shown`.
     """
-    run = f"cells/{shown.name}" if is_table else "."
+    run = posixpath.relpath(shown.root, store.root)
     steps = []
     if found := classifiers(shown):
         choice = choose_setting({name: marker.to_json() for name, marker in found.items()})

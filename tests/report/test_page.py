@@ -186,6 +186,8 @@ def test_what_to_do_next_can_be_pasted_and_names_no_folder(make_run, table):
     store, cells, config = table
     write_report(store, cells, config)
     assert "predict cells/datadream-cls-4-0 photo.jpg" in read_page(store)[1].text
+    write_report(store, cells[-1:], config)  # a grid of one run, whose folder is a cell all the same
+    assert "predict cells/datadream-cls-4-2 photo.jpg" in read_page(store)[1].text
 
 
 def test_when_and_on_what_the_run_was_made_is_said(make_run):
