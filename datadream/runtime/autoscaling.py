@@ -23,7 +23,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_REQUESTS = 60.0
 """The cluster has one request for all of its users: the last one counts, so ours is repeated."""
-SECONDS_BETWEEN_ASKS = 5.0
+SECONDS_BETWEEN_ANSWERS = 5.0
 SECONDS_TO_REFUSE = 15.0
 """An autoscaler looks at requests every 5 s; what it has not refused by then it grants."""
 MOST_ASKED = 1_000
@@ -93,7 +93,7 @@ class Request:
         """
         reply = GetClusterStatusReply()
         try:
-            reply.ParseFromString(self._gcs.get_cluster_status(timeout_s=SECONDS_BETWEEN_ASKS))
+            reply.ParseFromString(self._gcs.get_cluster_status(timeout_s=SECONDS_BETWEEN_ANSWERS))
         except RayError:
             return None
         refused = reply.autoscaling_state.infeasible_cluster_resource_constraints
@@ -106,7 +106,7 @@ def asked_for(workers: Workers, count: int) -> Iterator[None]:
     request = Request(workers, count)
     request.ask()
     try:
-        with polled(request.look, SECONDS_BETWEEN_ASKS):
+        with polled(request.look, SECONDS_BETWEEN_ANSWERS):
             yield
     finally:
         # The request outlives its driver: not withdrawn, it would keep the nodes up when the run is over.

@@ -22,14 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from datadream.hashing import sha256
 from datadream.run.store import RunStore
 from datadream.runtime.failures import GIVE_UP_AFTER, Failure, Kind, Ledger
-from datadream.runtime.nodes import (
-    address_of,
-    avoiding,
-    check_sees_run,
-    living_nodes,
-    scratch,
-    to_avoid,
-)
+from datadream.runtime.nodes import address_of, avoiding, check_sees_run, living_nodes, scratch, to_avoid
 from datadream.runtime.notices import Said, listen
 from datadream.runtime.ray_errors import failure_of, plain_errors
 from datadream.runtime.unit import P, Unit
@@ -137,11 +130,7 @@ class _Tries:
 
 
 def _rows(
-    units: Sequence[Unit],
-    how: Mapped,
-    workers: Workers | None,
-    probe: tuple[str, str],
-    without: set[str],
+    units: Sequence[Unit], how: Mapped, workers: Workers | None, probe: tuple[str, str], without: set[str]
 ) -> ray.data.Dataset:
     # One block for each row: an actor gets whole blocks, and rows as small as these would all be in one.
     items = [{"unit": pickle.dumps(unit), "key": pickle.dumps(unit.key)} for unit in units]

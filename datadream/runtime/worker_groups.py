@@ -294,14 +294,14 @@ class _Groups:
             ray.get(self._queue.disband.remote(group.name))
         if not lost or ray.get(self._queue.is_over.remote()):
             return
-        reason = failure_text(lost[0].error) if lost[0].error else "it is gone, or about to be"
-        log.warning("the workers of a node were lost (%s); the others go on", reason.splitlines()[0])
         done = ray.get(self._queue.progress.remote()).done
         self._fruitless = self._fruitless + 1 if done <= self._done_before else 0
         self._done_before = done
+        reason = failure_text(lost[0].error) if lost[0].error else "it is gone, or about to be"
         # A node that is taken away says little of the work: four of twenty spot machines may go within a minute.
         if self._fruitless >= (GIVE_UP_AFTER if any(group.node in living for group in lost) else MOST_NODES_LOST):
             raise RuntimeError(f"the workers are lost again and again: {reason}")
+        log.warning("the workers of a node were lost (%s); the others go on", reason.splitlines()[0])
 
     def _leave_out(self) -> None:
         """Name what the queue has left out; raises RuntimeError when nothing else is there."""

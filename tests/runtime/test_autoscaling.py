@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datadream.runtime import autoscaling
-from datadream.runtime.autoscaling import MOST_ASKED, SECONDS_BETWEEN_ASKS, Request
+from datadream.runtime.autoscaling import MOST_ASKED, SECONDS_BETWEEN_ANSWERS, Request
 from datadream.runtime.workers import Workers
 
 
@@ -35,7 +35,7 @@ class Autoscaler:
         request = Request(Workers(1, 1, True), wanted)
         request.ask()
         while self.now < seconds:
-            self.now += SECONDS_BETWEEN_ASKS
+            self.now += SECONDS_BETWEEN_ANSWERS
             request.look()
         return self.asked
 

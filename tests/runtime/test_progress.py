@@ -139,10 +139,9 @@ class Away(Recorder):
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         super().__init__()
-        self._clock, self._until, self.asked = clock, clock.now + seconds, 0
+        self._clock, self._until = clock, clock.now + seconds
 
     def hear(self, progress: Progress) -> None:
-        self.asked += 1
         if self._clock.now < self._until:
             raise OSError("slow down")
         super().hear(progress)
