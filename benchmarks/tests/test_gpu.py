@@ -125,6 +125,13 @@ def test_what_the_time_did_not_suffice_for_is_done_by_the_next_call(tmp_path):
 
 
 def test_figures_of_two_kinds_do_not_mix(tmp_path):
-    gpu.run(tmp_path, "cpu", "tiny", own_parts("works"), seconds=600)
-    with pytest.raises(ValueError, match="is of shapes tiny, and this is sd21.*Use another --out"):
-        gpu.run(tmp_path, "cpu", "sd21", own_parts("works"), seconds=600)
+    machine = {"gpu": None, "cpu": "a CPU", "versions": {}}
+    gpu.Record(tmp_path, "cpu", "tiny", machine).add("works", gpu.Measured({"one": 1}, None, 1.0))
+    assert gpu.Record(tmp_path, "cpu", "tiny", machine).complete(["works"])
+    for device, shapes, own in (
+        ("cpu", "sd21", machine),
+        ("cuda", "tiny", machine),
+        ("cpu", "tiny", machine | {"cpu": "another CPU"}),
+    ):
+        with pytest.raises(ValueError, match=" is of .*, and this is .*Use another --out"):
+            gpu.Record(tmp_path, device, shapes, own)

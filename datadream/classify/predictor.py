@@ -23,7 +23,7 @@ from datadream.models.clip.export import save_checkpoint
 from datadream.models.clip.load import load_clip
 from datadream.models.clip.trainable import CONTEXT, load_trainable_state, make_trainable, merge_lora
 from datadream.run.choice import choose_setting
-from datadream.run.layout import classifier_marker
+from datadream.run.layout import ClassifierMarker, classifier_marker
 from datadream.run.store import RunStore
 
 BATCH = 64
@@ -113,7 +113,7 @@ def load_classifier(run: str | PathLike[str], setting: Setting | Sequence[Settin
     """
     store = RunStore(fspath(run))
     found = {
-        name: store.read_json(classifier_marker(name))
+        name: ClassifierMarker.from_json(store.read_json(classifier_marker(name)))
         for name in get_args(Setting)
         if store.exists(classifier_marker(name))
     }

@@ -217,7 +217,7 @@ def next_steps(store: RunStore, shown: RunStore) -> list[tuple[str, str]]:
     run = posixpath.relpath(shown.root, store.root)
     steps = []
     if found := classifiers(shown):
-        choice = choose_setting({name: marker.to_json() for name, marker in found.items()})
+        choice = choose_setting(found)
         what = f"name what is on a photo, or on all in a folder, by {choice.setting} ({choice.reason})"
         steps.append((what, f"datadream predict {run} photo.jpg"))
         steps.append(("one checkpoint that plain open_clip loads", f"datadream export {run} --to clip"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 from datadream.config import Setting
+from datadream.run.layout import ClassifierMarker
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +19,8 @@ class Choice:
     reason: str
 
 
-def choose_setting(found: Mapping[str, Mapping[str, Any]]) -> Choice:
-    """Choose among settings by what their markers say: `val_top1`, `n_val` and `chosen_by` (see ClassifierMarker).
+def choose_setting(found: Mapping[str, ClassifierMarker]) -> Choice:
+    """Choose among settings by what their markers say: `val_top1`, `n_val` and `chosen_by`.
 
     Raises ValueError when there are none.
     """
@@ -31,13 +32,13 @@ def choose_setting(found: Mapping[str, Mapping[str, Any]]) -> Choice:
     if len(known) == 1:
         return Choice(most, "the only one")
     # Older versions did not say what chose.
-    by = {name: found[name].get("chosen_by") for name in known}
-    top1 = {name: found[name].get("val_top1") for name in known}
+    by = {name: found[name].chosen_by for name in known}
+    top1 = {name: found[name].val_top1 for name in known}
     # Where shots or test photos chose some, the figures do not compare.
     if set(by.values()) <= {"val", None} and any(value is not None for value in top1.values()):
         # `max` takes the first of equals: the one that trained on more.
         best = max(reversed(known), key=lambda name: top1[name] or 0.0)
-        n = max(found[name].get("n_val", 0) for name in known)
+        n = max(found[name].n_val for name in known)
         photos = f"{n:,} validation photos" if n else "the validation photos"
         return Choice(best, f"best of {len(known)} on {photos}, {top1[best]:.1f} %")
     # The generator has seen the shots that a fold leaves out, so that folds flatter what trains on its images beside

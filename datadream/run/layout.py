@@ -175,7 +175,10 @@ def _plain(value: Any) -> Any:
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {name: _plain(each) for name, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        # Asked first of numbers: a confusion matrix of ImageNet's classes holds a million.
+        return [each if isinstance(each, (int, float, str)) else _plain(each) for each in value]
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

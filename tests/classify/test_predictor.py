@@ -173,7 +173,7 @@ def test_bad_input_is_one_clear_error(run, tmp_path, capsys):
     older = RunStore(str(tmp_path / "older"))
     head = "classifier/zero-shot/head.safetensors"
     older.write_bytes(head, store.read_bytes(head))
-    older.write_json(classifier_marker("zero-shot"), {"val_top1": 80.0})
+    older.write_json(classifier_marker("zero-shot"), {"setting": "zero-shot", "top1": 70.0, "val_top1": 80.0})
     older.write_json(name, {key: value for key, value in labels.items() if key != "trained"} | {"lora": None})
     assert "labels.json has no 'trained'. Train it again: delete" in error(older.root, "photo.jpg")
     with pytest.raises(ValueError, match=r"photo of float64 \[4, 4\]: expected uint8"):

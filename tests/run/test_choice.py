@@ -3,10 +3,11 @@
 import pytest
 
 from datadream.run.choice import choose_setting
+from datadream.run.layout import ClassifierMarker
 
 
-def marker(val_top1: float | None, chosen_by: str | None, n_val: int = 40) -> dict:
-    return {"val_top1": val_top1, "chosen_by": chosen_by, "n_val": n_val}
+def marker(val_top1: float | None, chosen_by: str | None, n_val: int = 40) -> ClassifierMarker:
+    return ClassifierMarker(setting="", top1=None, val_top1=val_top1, chosen_by=chosen_by, n_val=n_val)
 
 
 def test_validation_photos_choose_whatever_was_trained_on():
@@ -41,7 +42,11 @@ def test_where_nothing_compares_them_the_one_that_trained_on_the_most():
 
 
 def test_markers_of_older_versions_do_not_say_what_chose():
-    assert choose_setting({"real": {"val_top1": 80.0}, "synthetic": {"val_top1": 90.0}}).setting == "synthetic"
+    older = {
+        name: ClassifierMarker.from_json({"setting": name, "top1": 50.0, "val_top1": val_top1})
+        for name, val_top1 in (("real", 80.0), ("synthetic", 90.0))
+    }
+    assert choose_setting(older).setting == "synthetic"
 
 
 def test_a_run_without_classifiers_has_none_to_choose():
