@@ -81,7 +81,7 @@ class AdapterTrainer:
                 module.to(memory_format=torch.channels_last)
         if config.compile:
             compile_blocks(pipeline.unet)
-        self._lora, self._gradient = self._adapted(1)
+        self._adapt(1)
 
     def train(
         self,
@@ -221,7 +221,9 @@ class AdapterTrainer:
             if seconds > 0.95 * best_seconds:
                 break
             best, best_seconds, size = size, seconds, 2 * size
-        self._replace_adapters(best)  # the largest that was tried is often more than will be trained
+        # The largest that was tried is often more than will be trained.
+        self._lora.remove()
+        self._adapt(best)
         torch.cuda.empty_cache()
         return best
 
@@ -237,7 +239,8 @@ class AdapterTrainer:
         """Fresh adapters, with the base generator's samples unless they are given."""
         pipeline, config, resolution = self._pipeline, self._config, self._resolution
         if len(self._lora.weights) != len(specs):
-            self._replace_adapters(len(specs))
+            self._lora.remove()
+            self._adapt(len(specs))
         for row, spec in enumerate(specs):
             self._lora.reset(row, spec.seed)
         # After the reset: an adapter that was trained before would change what the base generator makes.
@@ -250,15 +253,12 @@ class AdapterTrainer:
             streams.append(Batches(spec, latents, n_times, n_crops, prior, collectives))
         return Training(self._lora, self._gradient, pipeline.tokenizer, streams, config, steps, collectives)
 
-    def _adapted(self, n: int) -> tuple[StackedLora, Function]:
-        """`n` adapters on the pipeline, and their losses and gradient."""
+    def _adapt(self, n: int) -> None:
+        """Put `n` adapters on the pipeline, which has none, and make their losses and gradient."""
         lora = StackedLora(self._pipeline, n, self._config.rank, self._config.text_encoder)
         gradient = LossGradient(self._pipeline, lora)
-        return lora, Recorded(gradient) if self._config.compile else gradient
-
-    def _replace_adapters(self, n: int) -> None:
-        self._lora.remove()
-        self._lora, self._gradient = self._adapted(n)
+        self._lora = lora
+        self._gradient: Function = Recorded(gradient) if self._config.compile else gradient
 
     def _sample(
         self,

@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from datadream.config import WHITE
-from datadream.models.clip.trainable import CONTEXT, is_lora
+from datadream.models.clip.trainable import CONTEXT, LORA_ENDINGS
 from datadream.run.layout import CLASSIFIERS
 from datadream.run.store import RunStore
 
@@ -63,10 +63,11 @@ class SavedClassifier:
             LABELS: (json.dumps(labels, indent=1, ensure_ascii=False) + "\n").encode(),
         }
         # A file without tensors is not written; safetensors refuses tensors that are views with gaps.
-        for name in WEIGHTS:
-            weights = {key: tensor.contiguous() for key, tensor in self.state.items() if _file_of(key) == name}
-            files |= {name: save(weights)} if weights else {}
-        return files
+        weights: dict[str, dict[str, Tensor]] = {name: {} for name in WEIGHTS}
+        for key, tensor in self.state.items():
+            name = LORA if key.endswith(LORA_ENDINGS) else WORDS if key == CONTEXT else IMAGE_TOWER
+            weights[name][key] = tensor.contiguous()
+        return files | {name: save(own) for name, own in weights.items() if own}
 
     @classmethod
     def read(cls, store: RunStore, setting: str) -> Self:
@@ -94,7 +95,3 @@ class SavedClassifier:
             background=labels.get("background", WHITE),
             **{name: head[name] for name in HEAD_TENSORS},
         )
-
-
-def _file_of(weight: str) -> str:
-    return LORA if is_lora(weight) else WORDS if weight == CONTEXT else IMAGE_TOWER

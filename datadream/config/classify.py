@@ -165,19 +165,11 @@ class ClassifyConfig(Section):
         return values
 
     @model_validator(mode="after")
-    def _is_bounded_once(self) -> ClassifyConfig:
+    def _knobs_agree(self) -> ClassifyConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("expected either epochs or steps; set the one that you mean, and leave the other null")
-        return self
-
-    @model_validator(mode="after")
-    def _compares_whole_batches(self) -> ClassifyConfig:
         if self.protoaug.on and self.micro_batch_size is not None:
             raise ValueError("protoaug compares all images of a batch; leave micro_batch_size unset")
-        return self
-
-    @model_validator(mode="after")
-    def _learns_one_thing(self) -> ClassifyConfig:
         if self.context is not None and self.image_tower != "auto":
             raise ValueError("context learns words and freezes both towers; leave image_tower=auto, or context unset")
         return self

@@ -103,13 +103,9 @@ class DataConfig(Section):
     """What shows through transparent photos, in training, in tests and in predict: a name of a colour, or #rrggbb."""
 
     @model_validator(mode="after")
-    def _shots_are_of_a_known_set(self) -> DataConfig:
+    def _knobs_agree(self) -> DataConfig:
         if self.shots is not None and self.dataset is None:
             raise ValueError(f"shots is {self.shots!r}, but dataset does not say of which data set. Set data.dataset.")
-        return self
-
-    @model_validator(mode="after")
-    def _has_one_source_of_captions(self) -> DataConfig:
         if self.captions is not None and self.captioner is not None:
             raise ValueError("captions come from a file or from captioner: set one of them")
         return self

@@ -36,11 +36,21 @@ def located(config: ExperimentConfig) -> ExperimentConfig:
     What names no file or folder that is there stays as it is: a data set, a Hub id, an architecture, a URL.
     """
     values = flatten(config.model_dump())
-    found: dict[str, Any] = {knob: _absolute(knob, values[knob]) for knob in LOCATIONS if values[knob] is not None}
-    found |= {
+    found: dict[str, Any] = {
         "method": _absolute_method(config.method),
         "grid.methods": tuple(map(_absolute_method, config.grid.methods)),
     }
+    for knob in LOCATIONS:
+        value = values[knob]
+        # URLs, fsspec's chains of them, and scikit-learn's digits, also where a folder is called so.
+        if value is None or "://" in value or "::" in value or value == "digits":
+            continue
+        scheme = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
+        path = Path(value.removeprefix(scheme)).expanduser()
+        # A folder that is called like an architecture or a tag of weights is not meant by that name alone.
+        is_name = knob.startswith("classify.") and not scheme and not (path.suffix and path.is_file())
+        if not is_name and path.exists():
+            found[knob] = scheme + os.path.abspath(path)
     changed = {knob: value for knob, value in found.items() if value != values[knob]}
     return config.updated(changed) if changed else config
 
@@ -58,17 +68,6 @@ def local_inputs(config: ExperimentConfig) -> dict[str, str]:
         for knob, path in locations(config).items()
         if knob not in READ_ONCE and os.path.isabs(path) and os.path.exists(path)
     }
-
-
-def _absolute(knob: str, value: str) -> str:
-    # URLs, fsspec's chains of them, and scikit-learn's digits, also where a folder is called so.
-    if "://" in value or "::" in value or value == "digits":
-        return value
-    scheme = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
-    path = Path(value.removeprefix(scheme)).expanduser()
-    # A folder that is called like an architecture or a tag of weights is not meant by that name alone.
-    is_name = knob.startswith("classify.") and not scheme and not (path.suffix and path.is_file())
-    return value if is_name or not path.exists() else scheme + os.path.abspath(path)
 
 
 def _absolute_method(method: str) -> str:

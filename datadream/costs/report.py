@@ -18,26 +18,27 @@ def report(cells: Sequence[Cell], cluster: Cluster, price: float | None = None) 
     if not stages:
         return "nothing is left to do"
 
-    def row(name: str, units: str, seconds: float, memory: str, n_bytes: float, useful: str) -> list[str]:
-        cost = [] if price is None else [f"{seconds / 3600 * cluster.workers * price:,.2f}"]
-        hours = f"{seconds / 3600:.3f}" if seconds < 3600 else f"{seconds / 3600:,.2f}"
-        disk = f"{n_bytes / GB:,.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.1f} MB"
-        return [name, units, hours, *cost, memory, disk, useful]
-
-    head = ["stage", "units", "hours", *([] if price is None else ["cost"]), "memory of a worker", "disk", "scales to"]
-    rows = [
-        row(s.name, _number(s.n_units, s.unit), s.seconds, s.memory, s.n_bytes, _number(s.useful, "worker"))
+    seconds = sum(stage.seconds for stage in stages)
+    told = [
+        (s.name, _number(s.n_units, s.unit), s.seconds, s.memory, s.n_bytes, _number(s.useful, "worker"))
         for s in stages
     ]
-    seconds = sum(stage.seconds for stage in stages)
-    rows.append(row("all", "", seconds, "", sum(stage.n_bytes for stage in stages), ""))
+    told.append(("all", "", seconds, "", sum(stage.n_bytes for stage in stages), ""))
+    head = ["stage", "units", "hours", *([] if price is None else ["cost"]), "memory of a worker", "disk", "scales to"]
+    table = [head]
+    for name, units, took, memory, n_bytes, useful in told:
+        cost = [] if price is None else [f"{took / 3600 * cluster.workers * price:,.2f}"]
+        hours = f"{took / 3600:.3f}" if took < 3600 else f"{took / 3600:,.2f}"
+        disk = f"{n_bytes / GB:,.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.1f} MB"
+        table.append([name, units, hours, *cost, memory, disk, useful])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     busy = sum(stage.work for stage in stages) / (seconds * cluster.workers)
     most = 1 + constants.error
     return "\n".join(
         [
             f"{_what(cells)}, on {cluster}:",
             "",
-            *_table([head, *rows]),
+            *("  ".join(map(str.ljust, row, widths)).rstrip() for row in table),
             "",
             *(f"{stage.name} scales to {_number(stage.useful, 'worker')}: {stage.why}" for stage in stages),
             f"of {seconds / 3600 * cluster.workers:,.3g} worker-hours {busy:.0%} are work",
@@ -78,8 +79,3 @@ def _uncounted(config: ExperimentConfig, cluster: Cluster) -> Iterator[str]:
 
 def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

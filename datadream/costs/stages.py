@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from datadream.adapt.group_size import cpu_group_size
 from datadream.classify.model_selection import selection_of
-from datadream.classify.schedule import Schedule, schedule_of
+from datadream.classify.schedule import schedule_of
 from datadream.classify.search.successive_halving import candidates, rung_steps
-from datadream.config import TRAINED_SETTINGS, ClassifyConfig, ExperimentConfig, Setting
+from datadream.config import TRAINED_SETTINGS, ExperimentConfig
 from datadream.costs.constants import SIDE, Cluster, Constants, constants_of, is_embedded
 from datadream.data.datasets import Photo
 from datadream.data.few_shot import FewShotSet
@@ -192,7 +192,8 @@ def _search(cells: Sequence[Cell], cluster: Cluster, constants: Constants) -> St
         for setting in searched:
             if {search_marker(setting), classifier_marker(setting)} & done:
                 continue
-            chosen, whole = selection_of(setting, cell.few_shot, config), _schedule(cell, setting)
+            chosen = selection_of(setting, cell.few_shot, config)
+            whole = schedule_of(setting, len(cell.few_shot.class_names), cell.config)
             count, trainings = len(candidates(config)), max(1, len(chosen.folds))
             every = rung_steps(whole.steps, config.search.grace, config.search.reduction)
             for rung, steps in enumerate(every):
@@ -219,27 +220,28 @@ def _search(cells: Sequence[Cell], cluster: Cluster, constants: Constants) -> St
 
 def _classify(cells: Sequence[Cell], cluster: Cluster, constants: Constants) -> Stage:
     seconds, work, useful, n_units = 0.0, 0.0, 1, 0
+    batch = cells[0].config.classify.batch_size
+    readers = max(1, batch // 2)  # workers that a batch has images for: each needs a part of each half
     for cell in cells:
         config, few_shot, done = cell.config.classify, cell.few_shot, cell.store.files(CLASSIFIERS)
-        share, a_step = min(cluster.workers, _readers(config)), _classifier_step(cell, constants)
+        share, a_step = min(cluster.workers, readers), _classifier_step(cell, constants)
         for setting in config.settings:
             if classifier_marker(setting) in done:
                 continue
             n_units, steps, read = n_units + 1, 0, len(few_shot.test)
             if setting in TRAINED_SETTINGS:
-                chosen, schedule = selection_of(setting, few_shot, config), _schedule(cell, setting)
+                chosen = selection_of(setting, few_shot, config)
+                schedule = schedule_of(setting, len(few_shot.class_names), cell.config)
                 steps = schedule.steps * chosen.n_trainings
                 read += math.ceil(schedule.steps / schedule.eval_every) * chosen.n_photos
-                bound = math.ceil(a_step / constants.together) if constants.together else _readers(config)
-                useful = max(useful, min(_readers(config), bound))
+                bound = math.ceil(a_step / constants.together) if constants.together else readers
+                useful = max(useful, min(readers, bound))
             elif setting.startswith("gda-") and "synthetic" in setting:
                 read += cell.config.generate.images_per_class * len(few_shot.class_names)
             work += steps * a_step + read * constants.read
             seconds += steps * max(a_step / share, constants.together) + read * constants.read / share
-    batch = cells[0].config.classify.batch_size
     fixed = f"launching a step takes {1000 * constants.together:g} ms on any number"
     shared = f"a batch has {batch} images to share out"
-    is_shared_out = useful == _readers(cells[0].config.classify)
     return Stage(
         name="classify",
         n_units=n_units,
@@ -249,23 +251,14 @@ def _classify(cells: Sequence[Cell], cluster: Cluster, constants: Constants) -> 
         memory=_classifier_memory(constants),
         n_bytes=n_units * constants.classifier_bytes,
         useful=useful,
-        why=f"one classifier after the other, each step by all workers: {shared if is_shared_out else fixed}",
+        why=f"one classifier after the other, each step by all workers: {shared if useful == readers else fixed}",
     )
-
-
-def _schedule(cell: Cell, setting: Setting) -> Schedule:
-    return schedule_of(setting, len(cell.few_shot.class_names), cell.config)
 
 
 def _classifier_step(cell: Cell, constants: Constants) -> float:
     """Seconds of one worker."""
     computing = cell.config.classify.batch_size * constants.image + len(cell.few_shot.class_names) * constants.name
     return max(computing, constants.together)
-
-
-def _readers(config: ClassifyConfig) -> int:
-    """Workers that a batch has images for: each needs a part of each half."""
-    return max(1, config.batch_size // 2)
 
 
 def _classifier_memory(constants: Constants) -> str:

@@ -62,7 +62,7 @@ class Augment:
         if self.config.blur > 0:
             pixels = self._blur(pixels, *of_blur[:, :2].unbind(1))
         if self.config.solarize > 0:
-            rows = _rows(of_blur[:, 2] < self.config.solarize, pixels.device)
+            rows = (of_blur[:, 2] < self.config.solarize).nonzero().squeeze(1).to(pixels.device, non_blocking=True)
             # Half of the range, as Pillow's ImageOps.solarize takes unless told otherwise.
             pixels = pixels.index_copy(0, rows, tv.solarize(pixels[rows], threshold=0.5))
         # Kept where they are used: to copy them at every step would be to wait for the device.
@@ -150,7 +150,7 @@ class Augment:
     def _blur(self, pixels: Tensor, chosen: Tensor, sigma: Tensor) -> Tensor:
         """Blur some images, each with its own deviation; torchvision's kernel has one for all."""
         chosen = chosen < self.config.blur
-        rows = _rows(chosen, pixels.device)
+        rows = chosen.nonzero().squeeze(1).to(pixels.device, non_blocking=True)
         if not len(rows):
             return pixels
         scale = self.size / BLUR_SIZE
@@ -166,11 +166,6 @@ class Augment:
         layers = F.conv2d(layers, kernels[..., None, :], groups=len(rows))
         layers = F.conv2d(layers, kernels[..., None], groups=len(rows))
         return pixels.index_copy(0, rows, layers.transpose(0, 1))
-
-
-def _rows(chosen: Tensor, device: torch.device) -> Tensor:
-    """Indices of what is chosen."""
-    return chosen.nonzero().squeeze(1).to(device, non_blocking=True)
 
 
 def _between(numbers: Tensor, low: float, high: float) -> Tensor:

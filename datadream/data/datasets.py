@@ -149,7 +149,9 @@ def class_names(config: DataConfig) -> tuple[str, ...]:
     if config.dataset is not None:  # its classes are known, and none comes
         return ()
     source = open_source(config.source, config.background)
-    return readable_names(source.folders(), config.names) if isinstance(source, ImageFolder) else ()
+    if not isinstance(source, ImageFolder):
+        return ()
+    return readable_names(list_classes(*fsspec.core.url_to_fs(source.location)), config.names)
 
 
 @dataclass(frozen=True)
@@ -215,10 +217,6 @@ class EncodedPhotos(ABC):
 
 class ImageFolder(EncodedPhotos):
     """<root>/<class>/... or <root>/{train,val,test}/<class>/..., at any fsspec URL; see list_photos."""
-
-    def folders(self) -> tuple[str, ...]:
-        """Names of the class folders, in the order of their labels."""
-        return list_classes(*fsspec.core.url_to_fs(self.location))
 
     def _listing(self) -> Listing:
         return list_photos(*fsspec.core.url_to_fs(self.location))

@@ -93,13 +93,22 @@ def as_shown(image: Image.Image, background: str = WHITE) -> Image.Image:
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     # Turned first: the array that 16 bits go through no longer knows the orientation.
     image = _with_eight_bits(image.transpose(TURNS[orientation]) if orientation in TURNS else image)
+    profile = image.info.get("icc_profile")  # before the canvas below, which has none
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         # A palette or a grey level may be transparent as well; what lies under it is what a program left there.
         layer = image.convert("RGBA")
         canvas = Image.new("RGBA", layer.size, background)
         canvas.alpha_composite(layer)
-        return _in_srgb(canvas.convert("RGB"), image.info.get("icc_profile"))
-    return _in_srgb(image, image.info.get("icc_profile"))
+        image = canvas.convert("RGB")
+    if profile:
+        # Photos of phones and of print shops have other colours than screens. A profile that is broken or of other
+        # channels is what a viewer would ignore too.
+        with suppress(ImageCms.PyCMSError, OSError, ValueError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(source):
+                shown = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                return shown if shown is not None else image.convert("RGB")
+    return image.convert("RGB")
 
 
 def _with_eight_bits(image: Image.Image) -> Image.Image:
@@ -113,18 +122,6 @@ def _with_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         white = 65535.0
     return Image.fromarray((np.clip(levels / white, 0, 1) * 255).round().astype(np.uint8))
-
-
-def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB in the colours that screens show; photos of phones and of print shops have others."""
-    if profile:
-        # A profile that is broken or of other channels is what a viewer would ignore too.
-        with suppress(ImageCms.PyCMSError, OSError, ValueError):
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "sRGB" not in ImageCms.getProfileDescription(source):
-                shown = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-                return shown if shown is not None else image.convert("RGB")
-    return image.convert("RGB")
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:

@@ -113,22 +113,19 @@ def _load(location: str) -> Mapping[str, Any]:
     except Exception as error:  # of the Hub, of Arrow and of the library's own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"data.source {location!r} cannot be loaded by the library datasets: {reason}") from None
-    splits = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
-    return {str(split): _two_columns(location, rows) for split, rows in splits.items()}
-
-
-def _two_columns(location: str, rows: Any) -> Any:
-    import datasets
-
-    features = rows.features
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    images += [name for name in PATH_COLUMNS if name in features]
-    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    labels += [name for name in LABEL_COLUMNS if name in features]
-    for what, columns in (("photos", images), ("labels", labels)):
-        if not columns:
-            raise ValueError(f"data.source {location!r} has no column of {what} (it has: {', '.join(features)}).")
-    # Two columns alone: a row that is asked for is read in all of its columns. And encoded, because `decode_photo` is
-    # the one decoder of photos.
-    rows = rows.select_columns([images[0], labels[0]]).rename_columns({images[0]: IMAGE, labels[0]: LABEL})
-    return rows.cast_column(IMAGE, datasets.Image(decode=False))
+    loaded = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+    splits: dict[str, Any] = {}
+    for split, rows in loaded.items():
+        features = rows.features
+        images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+        images += [name for name in PATH_COLUMNS if name in features]
+        labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        labels += [name for name in LABEL_COLUMNS if name in features]
+        for what, columns in (("photos", images), ("labels", labels)):
+            if not columns:
+                raise ValueError(f"data.source {location!r} has no column of {what} (it has: {', '.join(features)}).")
+        # Two columns alone: a row that is asked for is read in all of its columns. And encoded, because `decode_photo`
+        # is the one decoder of photos.
+        two = rows.select_columns([images[0], labels[0]]).rename_columns({images[0]: IMAGE, labels[0]: LABEL})
+        splits[str(split)] = two.cast_column(IMAGE, datasets.Image(decode=False))
+    return splits

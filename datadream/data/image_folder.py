@@ -73,7 +73,8 @@ def _parts_and_classes(
                 continue
             # A class may be called train or test, as beside bus and car: a part holds folders in place of photos.
             entries = [posixpath.basename(entry["name"]) for entry in fs.ls(folder, detail=True)]
-            if not any(map(_is_photo, entries)) and _folders(fs, folder, Listing()):
+            holds_photos = any(name.lower().endswith(IMAGE_SUFFIXES) and not is_litter(name) for name in entries)
+            if not holds_photos and _folders(fs, folder, Listing()):
                 parts[part] = folder
     beside = [name for name in folders if folders[name] not in parts.values()]
     if "pool" not in parts:
@@ -112,7 +113,7 @@ def _photos(fs: fsspec.AbstractFileSystem, folder: str, listing: Listing, depth:
             listing.left_out["system files"] += 1
         elif _is_folder(fs, entry):
             yield from _photos(fs, path, listing, depth + 1)
-        elif not _is_photo(name):
+        elif not name.lower().endswith(IMAGE_SUFFIXES):
             listing.left_out[f"{posixpath.splitext(name)[1].lower() or 'no suffix'} files"] += 1
         elif entry["type"] != "file" and not fs.exists(path):
             listing.left_out["links to nothing"] += 1
@@ -124,10 +125,6 @@ def _photos(fs: fsspec.AbstractFileSystem, folder: str, listing: Listing, depth:
 def _is_folder(fs: fsspec.AbstractFileSystem, entry: dict) -> bool:
     # fsspec lists a linked folder as "other" (2026.9), though isdir says that it is one.
     return entry["type"] == "directory" or (entry["type"] != "file" and fs.isdir(entry["name"]))
-
-
-def _is_photo(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not is_litter(name)
 
 
 def is_litter(name: str) -> bool:

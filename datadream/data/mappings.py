@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any
 
 import fsspec
@@ -29,15 +28,13 @@ def read_mapping(knob: str, path: str) -> dict[str, Any]:
     """
     try:
         fs, place = fsspec.core.url_to_fs(path)
-        found = _parsed(fs.cat_file(place).decode("utf-8-sig"))
+        content = fs.cat_file(place).decode("utf-8-sig")
+        try:
+            found = json.loads(content)  # YAML would make two broken letters of an emoji that JSON escapes
+        except ValueError:
+            found = yaml.load(content, Loader=_Texts)  # noqa: S506
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{knob} {path!r} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{knob} {path!r} is no mapping: write lines such as 'name: text' in YAML or JSON.")
     return {one_spelling(str(name)): text for name, text in found.items()}
-
-
-def _parsed(text: str) -> Any:
-    with suppress(ValueError):
-        return json.loads(text)  # YAML would make two broken letters of an emoji that JSON escapes
-    return yaml.load(text, Loader=_Texts)  # noqa: S506

@@ -127,16 +127,12 @@ def from_webdataset(data: bytes) -> list[ImageRecord]:
 
 def stream_images(file: IO[bytes], dataset_format: str) -> Iterator[tuple[str, int, bytes]]:
     """Key, label and encoded image of each row of a shard, a few at a time; reads no further than it is asked to."""
-    if dataset_format == "webdataset":
-        yield from _webdataset_images(file)
+    if dataset_format != "webdataset":
+        for batch in pq.ParquetFile(file).iter_batches(SMALL_BATCH, columns=["image", "label"]):
+            for row in batch.to_pylist():
+                yield row["image"]["path"].rpartition(".")[0], row["label"], row["image"]["bytes"]
         return
-    for batch in pq.ParquetFile(file).iter_batches(SMALL_BATCH, columns=["image", "label"]):
-        for row in batch.to_pylist():
-            yield row["image"]["path"].rpartition(".")[0], row["label"], row["image"]["bytes"]
-
-
-def _webdataset_images(file: IO[bytes]) -> Iterator[tuple[str, int, bytes]]:
-    """Samples of a tar: files that share a key are neighbours, and come in any order within their sample."""
+    # Samples of a tar: files that share a key are neighbours, and come in any order within their sample.
     key, label, image = "", None, None
     # "r|" reads as a stream: a remote shard is not sought through, and its rest is not read.
     with tarfile.open(fileobj=file, mode="r|*") as tar:

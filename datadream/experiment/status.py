@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from datadream.methods.chunks import Chunk, first_chunks, n_images
+from datadream.methods.chunks import first_chunks, n_images
 from datadream.run.cell import Cell
 from datadream.run.layout import (
     ADAPTERS,
@@ -84,25 +84,26 @@ def stage_status(store: RunStore, cells: Sequence[Cell]) -> list[StageStatus]:
         if not cell.plan.images:
             continue
         published.append(DATASET in files)
-        if cell.config.generate.select.on:
+        asked, settings = cell.chunks, cell.config.generate
+        if settings.select.on:
             selected.append(SELECTION in files)
-        asked = _asked_for(cell)
+            wanted = [settings.accepted_per_class] * len(cell.few_shot.class_names)
+            if cell.store.exists(CANDIDATES):  # what is asked for so far, which grows
+                wanted = cell.store.read_json(CANDIDATES)
+            asked = first_chunks(cell.chunks, wanted)
         committed = cell.store.files(CHUNKS)
         images += n_images(asked)
         images_done += n_images(chunk for chunk in asked if chunk.marker in committed)
     rows = [
-        StageStatus("adapt", *_count(adapters), "adapters", *_said(store, "adapt")),
+        StageStatus("adapt", sum(adapters), len(adapters), "adapters", *_said(store, "adapt")),
         StageStatus("generate", images_done, images, "images", *_said(store, "generate")),
-        StageStatus("select", *_count(selected), "datasets", *_said(store, "select")),
-        StageStatus("publish", *_count(published), "datasets", *_said(store, "publish")),
-        StageStatus("classify", *_count(classifiers), "classifiers", *_said(store, "classify", "search")),
+        StageStatus("select", sum(selected), len(selected), "datasets", *_said(store, "select")),
+        StageStatus("publish", sum(published), len(published), "datasets", *_said(store, "publish")),
+        StageStatus(
+            "classify", sum(classifiers), len(classifiers), "classifiers", *_said(store, "classify", "search")
+        ),
     ]
     return [row for row in rows if row.stage != "select" or row.total]
-
-
-def _count(done: Iterable[bool]) -> tuple[int, int]:
-    done = list(done)
-    return sum(done), len(done)
 
 
 def _said(store: RunStore, *stages: str) -> tuple[str, float]:
@@ -112,14 +113,3 @@ def _said(store: RunStore, *stages: str) -> tuple[str, float]:
             said = ProgressRecord.from_json(store.read_json(progress_file(stage)))
             return said.text, max(0.0, time.time() - said.time)
     return "", 0.0
-
-
-def _asked_for(cell: Cell) -> list[Chunk]:
-    """The chunks that are to be generated; with filters those that are asked for so far, which grow in number."""
-    settings = cell.config.generate
-    if not settings.select.on:
-        return cell.chunks
-    wanted = [settings.accepted_per_class] * len(cell.few_shot.class_names)
-    if cell.store.exists(CANDIDATES):
-        wanted = cell.store.read_json(CANDIDATES)
-    return first_chunks(cell.chunks, wanted)

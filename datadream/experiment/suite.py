@@ -87,7 +87,16 @@ class Suite:
 
     def check(self) -> None:
         """Find what would fail later in any run, before the first one starts; raises as `Experiment.check_inputs`."""
-        self._check_sources()
+        asked = {(run.config.data.dataset, run.config.data.source) for run in self.runs}
+        missing = {
+            source: sorted(n for n, s in asked if n and s == source and not place_of(n, s)) for _, source in asked
+        }
+        for source, names in missing.items():
+            if names:  # whoever lacks several data sets is told of all at once
+                raise FileNotFoundError(
+                    f"{', '.join(KNOWN[name].title for name in names)} not in {source!r}, where data sets lie as they "
+                    "were unpacked. Set data.source=FOLDER, choose others with --datasets, or see --check."
+                )
         looked_at = set()
         # Runs of one data set and seed share their photos, which are read once; those that generate need most.
         for run in sorted(self.runs, key=lambda run: run.config.method == "none"):
@@ -151,19 +160,6 @@ class Suite:
     def needs(self, cluster: Cluster) -> str:
         """What the runs need before they can start, in words, without reading a photo."""
         return needs([Planned(run.config, takes_images=run.images_of is not None) for run in self.runs], cluster)
-
-    def _check_sources(self) -> None:
-        """All data sets are there; whoever lacks several is told of all at once."""
-        asked = {(run.config.data.dataset, run.config.data.source) for run in self.runs}
-        missing = {
-            source: sorted(n for n, s in asked if n and s == source and not place_of(n, s)) for _, source in asked
-        }
-        for source, names in missing.items():
-            if names:
-                raise FileNotFoundError(
-                    f"{', '.join(KNOWN[name].title for name in names)} not in {source!r}, where data sets lie as they "
-                    "were unpacked. Set data.source=FOLDER, choose others with --datasets, or see --check."
-                )
 
     def _run(self, recipe: str, seed: int) -> SuiteRun:
         each = reproductions()[recipe]

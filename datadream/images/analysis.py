@@ -108,7 +108,7 @@ class Encoder:
         missing = [photo.key for photo in photos if photo.key not in self._photos]
         read = [partial(retried, partial(self._source.read, key), f"reading photo {key!r}") for key in missing]
         if missing:
-            self._photos |= zip(missing, self._encode(read), strict=True)
+            self._photos |= zip(missing, image_features(read, self._prepare, self._model, self._device), strict=True)
         labels = np.array([photo.label for photo in photos], np.int64)
         return Labelled(_stacked([self._photos[photo.key] for photo in photos]), labels, [("", p.key) for p in photos])
 
@@ -122,13 +122,11 @@ class Encoder:
                 rows = list(stream_images(file, marker.format))
             # Opened when they are read, and not before: an image that is held keeps its decoded pixels, 0.8 GB in a
             # shard of 1,000 images of 512 pixels.
-            features += list(self._encode([partial(_decoded, data) for _, _, data in rows]))
+            read = [partial(_decoded, data) for _, _, data in rows]
+            features += list(image_features(read, self._prepare, self._model, self._device))
             labels += [label for _, label, _ in rows]
             keys += [(shard, key) for key, _, _ in rows]
         return Labelled(_stacked(features), np.array(labels, np.int64), keys)
-
-    def _encode(self, read: Sequence[Callable[[], Image.Image]]) -> Features:
-        return image_features(read, self._prepare, self._model, self._device)
 
 
 def check_analysis(cells: Sequence[Cell], how: Comparison) -> None:

@@ -30,18 +30,16 @@ def frechet_distance(one: Features, other: Features) -> float:
             raise ValueError(f"a Fréchet distance needs 2 images or more in each set, got {len(features)}.")
     # In float64: a distance is a small difference of large traces.
     one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-    means, first, second = one.mean(axis=0) - other.mean(axis=0), _root(one), _root(other)
+    means = one.mean(axis=0) - other.mean(axis=0)
+    # Of each an R of which the covariance is R^T R. numpy's types know no mode of qr that returns one array.
+    first, second = (
+        np.asarray(np.linalg.qr((features - features.mean(axis=0)) / np.sqrt(len(features) - 1), mode="r"))
+        for features in (one, other)
+    )
     # The trace of (C C')^(1/2) is the sum of the singular values of R R'^T, which is no larger than the number of
     # images, where a class has fewer of them than a model has features.
     root = np.linalg.svdvals(first @ second.T).sum()
     return float(means @ means + (first**2).sum() + (second**2).sum() - 2 * root)
-
-
-def _root(features: Features) -> Features:
-    """An R of which the covariance is R^T R."""
-    scaled = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-    # numpy's types know no mode that returns one array.
-    return np.asarray(np.linalg.qr(scaled, mode="r"))
 
 
 def kernel_distance(one: Features, other: Features) -> float:

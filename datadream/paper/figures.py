@@ -46,11 +46,6 @@ class Row:
     """The table whose row of this name it is, trained once for both."""
     knobs: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def needs_models(self) -> bool:
-        """Whether it takes other models than a generator and a CLIP, so that no laptop runs it."""
-        return "data.captioner" in self.knobs
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:

@@ -56,9 +56,11 @@ def reproductions() -> dict[str, Reproduction]:
         for folder, (dataset, usual) in placed.items():
             for row, content in table.rows.items():
                 recipe = f"{folder}/{row}"
+                # A captioner is another model than a generator and a CLIP: no laptop runs it.
+                is_too_large = dataset == DIGITS and "data.captioner" in content.knobs
                 if content.runs_of:
                     found[recipe] = Reproduction(name, dataset, row, _sibling(content.runs_of, dataset, row))
-                elif content.method in get_args(MethodName) and not (dataset == DIGITS and content.needs_models):
+                elif content.method in get_args(MethodName) and not is_too_large:
                     is_reused = table.images_of is not None and content.method != "none"
                     images_of = _sibling(table.images_of or "", dataset, row) if is_reused else None
                     own = {"method": content.method, "classify.settings": list(content.figures)}

@@ -153,7 +153,11 @@ def class_changes(cells: Cells, shown: ExperimentConfig) -> ClassChanges | None:
     ]
     pairs: list[tuple[RunStore, Judged, Judged]] = []
     for store, config in like:
-        both, real = judged(store, "real+synthetic"), _real_of(cells, config)
+        both = judged(store, "real+synthetic")
+        # Of any run with the same shots: a table trains on real photos alone once for all methods.
+        shots = (config.seed, config.data.n_shots)
+        found = (judged(each, "real") for each, other in cells if (other.seed, other.data.n_shots) == shots)
+        real = next(filter(None, found), None)
         if both and real and both.keys == real.keys:
             pairs.append((store, both, real))
     if not pairs:
@@ -182,15 +186,6 @@ def class_changes(cells: Cells, shown: ExperimentConfig) -> ClassChanges | None:
 def class_names(found: ClassifierMarker) -> list[str]:
     """Names by label."""
     return [entry["name"] for entry in found.per_class or ()]
-
-
-def _real_of(cells: Cells, config: ExperimentConfig) -> Judged | None:
-    """The judgements of real photos alone that belong to a run: a table trains them once for all methods."""
-    for store, other in cells:
-        same_shots = (other.seed, other.data.n_shots) == (config.seed, config.data.n_shots)
-        if same_shots and (found := judged(store, "real")):
-            return found
-    return None
 
 
 def _matrix(found: Judged, names: Sequence[str]) -> Iterator[tuple[str, int, list[MatrixCell]]]:

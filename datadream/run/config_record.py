@@ -8,7 +8,6 @@ from importlib.metadata import version
 from datadream import __version__
 from datadream.config import (
     LOCATIONS,
-    DataConfig,
     ExperimentConfig,
     flatten,
     is_same_place,
@@ -136,8 +135,13 @@ def _differences(
     old, new = (flatten(c.model_dump(mode="json", exclude=free)) for c in (recorded, config))
     different = [key for key in new if old.get(key) != new[key] and key not in other]
     different = [key for key in different if key not in LOCATIONS or not is_same_place(old.get(key), new[key])]
-    if "data.source" in different and _holds_the_photos(store, config.data):
-        different.remove("data.source")
+    if "data.source" in different and store.exists(FEW_SHOT):
+        # A source is as good as the recorded one where it has the classes and all photos that the run has recorded.
+        few_shot, dataset = FewShotSet.from_json(store.read_json(FEW_SHOT)), open_dataset(config.data)
+        there = {photo.key for photo in (*dataset.pool, *dataset.val, *dataset.test)}
+        has_classes = set(few_shot.class_names) <= set(dataset.class_names)  # it may have gained others since
+        if has_classes and there >= {photo.key for photo in few_shot.all_photos}:
+            different.remove("data.source")
     # Where a method of the user's lies may change; what it does may not.
     theirs, ours = (list(map(public_method, (c.method, *c.grid.methods))) for c in (recorded, config))
     if theirs == ours:
@@ -153,16 +157,6 @@ def _own_methods(config: ExperimentConfig) -> dict[str, str]:
         else [method for method in (config.method, *config.grid.methods) if ":" in method]
     )
     return {public_method(method): method_sha256(method) for method in own}
-
-
-def _holds_the_photos(store: RunStore, data: DataConfig) -> bool:
-    """Whether a source has the classes and all photos that the run has recorded."""
-    if not store.exists(FEW_SHOT):
-        return False
-    few_shot, dataset = FewShotSet.from_json(store.read_json(FEW_SHOT)), open_dataset(data)
-    there = {photo.key for photo in (*dataset.pool, *dataset.val, *dataset.test)}
-    has_classes = set(few_shot.class_names) <= set(dataset.class_names)  # it may have gained others since
-    return has_classes and there >= {photo.key for photo in few_shot.all_photos}
 
 
 def record_config(store: RunStore, config: ExperimentConfig) -> None:

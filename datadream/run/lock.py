@@ -168,11 +168,18 @@ class RunLock:
                 return
 
     def _lose(self, loss: str) -> None:
-        """End the block with what was said."""
+        """End the block with what was said, by KeyboardInterrupt in the thread that entered it."""
         self._loss = loss
         logger.error(loss)
-        if not self._stop.is_set():
-            _interrupt(self._owner_thread)
+        if self._stop.is_set():
+            return
+        # A signal also ends a system call that the thread waits in. Only the main thread gets signals, and shells
+        # start background jobs with this one ignored.
+        thread = self._owner_thread
+        if thread == threading.main_thread().ident and callable(signal.getsignal(signal.SIGINT)):
+            signal.pthread_kill(thread, signal.SIGINT)
+        else:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
 
     def _release(self) -> None:
         """Remove the lock if it is ours; a folder where that cannot be done does not spoil the end of the work."""
@@ -215,11 +222,17 @@ def _describe_owner() -> dict[str, Any]:
         user = getpass.getuser()
     except (KeyError, OSError):  # containers run under numbers that have no name
         user = str(os.getuid())
+    # Where process numbers mean what they mean here: the boot and the process namespace, as containers share hosts.
+    # Empty on systems that tell neither, whose host names have to do.
+    machine = []
+    with suppress(OSError):
+        machine.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        machine.append(os.readlink("/proc/self/ns/pid"))
     return {
         "token": uuid.uuid4().hex,
         "user": user,
         "host": socket.gethostname(),
-        "machine": _machine(),
+        "machine": " ".join(machine),
         "pid": os.getpid(),
         "started": _process_start(os.getpid()),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -230,18 +243,6 @@ def _owner_name(found: dict[str, Any]) -> str:
     if not found:
         return "a driver that did not write its name"
     return f"{found['user']} (process {found['pid']} on {found['host']}, since {found['since']})"
-
-
-def _machine() -> str:
-    """Where process numbers mean what they mean here: the boot and the process namespace, as containers share hosts.
-
-    Empty on systems that tell neither, whose host names have to do.
-    """
-    known = []
-    with suppress(OSError):
-        known.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        known.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(known)
 
 
 def _process_start(pid: int) -> str:
@@ -267,18 +268,6 @@ def _is_alive(pid: int, started: str) -> bool:
     except PermissionError:  # another user's
         pass
     return _process_start(pid) in (started, "")
-
-
-def _interrupt(thread: int) -> None:
-    """Raise KeyboardInterrupt in a thread.
-
-    A signal also ends a system call that the thread waits in. Only the main thread gets signals, and shells start
-    background jobs with this one ignored.
-    """
-    if thread == threading.main_thread().ident and callable(signal.getsignal(signal.SIGINT)):
-        signal.pthread_kill(thread, signal.SIGINT)
-    else:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
 
 
 def _sweep_temporary(store: RunStore) -> None:

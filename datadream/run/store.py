@@ -52,7 +52,15 @@ class RunStore:
                 f"run URL {url!r} cannot be opened: {error}. Use a folder or an installed fsspec scheme."
             ) from None
         if "s3" in self.fs.protocol:
-            _be_patient(self.fs)
+            import s3fs.core
+
+            # s3fs asks again by itself where the store answers with errors or falls silent; where nobody listens, as
+            # while a store starts again, it has to be told to.
+            with suppress(AttributeError):  # older versions have none
+                s3fs.core.set_custom_error_handler(_is_to_try_again)
+            # All stores of a process share the file system, and another one may have been given up
+            # (`limit_attempts`).
+            vars(self.fs).setdefault("retries", S3_ATTEMPTS)
         self.url = url if "://" in url else self.root
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
@@ -251,17 +259,6 @@ def read_adapter(store: RunStore, adapter_id: str) -> bytes:
 def adapter_sha256(store: RunStore, adapter_id: str) -> str:
     """Hash of a trained adapter's weights file."""
     return store.read_json(adapter_marker(adapter_id))["weights_sha256"]
-
-
-def _be_patient(fs: Any) -> None:
-    """Have s3fs ask again where nobody listens, as while a store starts again: by itself it does where the store
-    answers with errors or falls silent, and not there."""
-    import s3fs.core
-
-    with suppress(AttributeError):  # older versions have none
-        s3fs.core.set_custom_error_handler(_is_to_try_again)
-    # All stores of a process share the file system, and another one may have been given up (`limit_attempts`).
-    vars(fs).setdefault("retries", S3_ATTEMPTS)
 
 
 def limit_attempts(store: RunStore, attempts: int = S3_ATTEMPTS) -> None:

@@ -57,16 +57,22 @@ class Request:
         self._granted, self._refused = 0, min(wanted, MOST_ASKED) + 1
         """The largest number that was not refused, and the smallest that was."""
         self._count, self._asked = self._refused - 1, float("-inf")
+        self._bundles: list[dict[str, float]] = []
+        """What was asked for last."""
         self._gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
 
     def ask(self) -> None:
-        request_resources(bundles=self._bundles())
+        self._bundles = [self._workers.resources] * self._count
+        # Workers on GPUs take no CPU, so that the CPUs of their nodes are left for Ray Data's tasks.
+        if not self._workers.use_gpu:
+            self._bundles.append({"CPU": CPUS_FOR_DATA_TASKS})
+        request_resources(bundles=self._bundles)
         self._asked = time.monotonic()
 
     def look(self) -> None:
         """Ask for fewer or more, by what became of the last request, and repeat it now and then."""
         since, n_refused = time.monotonic() - self._asked, self._n_refused()
-        is_refused = n_refused == len(self._bundles())
+        is_refused = n_refused == len(self._bundles)
         if n_refused is None or (since < SECONDS_TO_REFUSE and not is_refused):
             return
         if is_refused:
@@ -81,11 +87,6 @@ class Request:
         if count != self._count or since > SECONDS_BETWEEN_REQUESTS:
             self._count = count
             self.ask()
-
-    def _bundles(self) -> list[dict[str, float]]:
-        bundles: list[dict[str, float]] = [self._workers.resources] * self._count
-        # Workers on GPUs take no CPU, so that the CPUs of their nodes are left for Ray Data's tasks.
-        return bundles if self._workers.use_gpu else [*bundles, {"CPU": CPUS_FOR_DATA_TASKS}]
 
     def _n_refused(self) -> int | None:
         """Bundles of the request that the autoscaler found to be more than it may start; the state may be an older

@@ -45,20 +45,19 @@ class Recorded:
         if not first.is_cuda or shapes not in self._records:
             self._records[shapes] = None
             return self._function(*inputs)
-        record = self._records[shapes] = self._records[shapes] or self._record(inputs)
+        record = self._records[shapes]
+        if record is None:
+            copies = [None if tensor is None else tensor.clone() for tensor in inputs]
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: NCCL's watchdog may ask CUDA for something meanwhile. One pool for all shapes: what lives
+            # longer than a replay, inputs and copies of outputs, is not in it.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                outputs = self._function(*copies)
+            self._pool = graph.pool()
+            record = self._records[shapes] = _Record(graph, copies, outputs)
         # Copied in and out: a graph reads and writes the addresses that it was recorded with, at every replay.
         for held, tensor in zip(record.inputs, inputs, strict=True):
             if held is not None:
                 held.copy_(tensor)
         record.graph.replay()
         return [tensor.clone() for tensor in record.outputs]
-
-    def _record(self, inputs: Sequence[Tensor | None]) -> _Record:
-        held = [None if tensor is None else tensor.clone() for tensor in inputs]
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: NCCL's watchdog may ask CUDA for something meanwhile. One pool for all shapes: what lives
-        # longer than a replay, inputs and copies of outputs, is not in it.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = self._function(*held)
-        self._pool = graph.pool()
-        return _Record(graph, held, outputs)

@@ -123,10 +123,11 @@ def run_together(
             if lost := [names[unit.key] for unit in pending(todo) if unit.key not in ledger.given_up]:
                 raise RuntimeError(f"{', '.join(lost[:5])}: trained, but not to be found in the run's folder.")
             continue
-        culprit = attempt.culprit(error)
+        faults = [fault for fault in worker_errors(error).values() if isinstance(fault, UnitFault)]
+        culprit = attempt.culprit(faults)
         if culprit is not None and checkpoint_state(culprit) != state[culprit.key]:
             ledger.advance(culprit.key)
-        _judge(error, culprit, attempt.units, ledger)
+        _judge(error, faults, culprit, attempt.units, ledger)
         starts_lost = 0 if culprit is not None else starts_lost + 1
         if starts_lost >= GIVE_UP_AFTER:
             raise RuntimeError(f"the workers cannot start: {failure_text(error)}") from error
@@ -136,12 +137,19 @@ def run_together(
     return ledger.given_up
 
 
-def _judge(error: Exception, culprit: Unit | None, units: Sequence[Unit], ledger: Ledger[tuple[str, str]]) -> None:
+def _judge(
+    error: Exception,
+    faults: Sequence[UnitFault],
+    culprit: Unit | None,
+    units: Sequence[Unit],
+    ledger: Ledger[tuple[str, str]],
+) -> None:
     """Enter into the ledger what ended a run over `units`, in which `culprit` was in training.
+
+    `faults` are the workers' own accounts in `error`; there are none where nobody could give one.
 
     Raises RuntimeError for what is neither a unit's fault nor a host's, and would end the next run too.
     """
-    faults = _faults(error)
     own = [fault for fault in faults if fault.failure.kind is Kind.UNIT]
     for fault in own:
         if fault.position is None:
@@ -168,10 +176,6 @@ def _judge(error: Exception, culprit: Unit | None, units: Sequence[Unit], ledger
     for key in struck & ledger.given_up.keys():
         # Or its nodes, which are kept off all that follows, would be idle for the rest of the stage.
         ledger.acquit(key)
-
-
-def _faults(error: Exception) -> list[UnitFault]:
-    return [fault for fault in worker_errors(error).values() if isinstance(fault, UnitFault)]
 
 
 class _Attempt:
@@ -241,13 +245,13 @@ class _Attempt:
                 abort(controller, SECONDS_TO_INTERRUPT)
             raise
 
-    def culprit(self, error: Exception) -> Unit | None:
-        """The unit that was in training when the run ended; None when none had begun.
+    def culprit(self, faults: Sequence[UnitFault]) -> Unit | None:
+        """The unit that was in training when the run ended with these faults; None when none had begun.
 
         Who failed knows best: another rank may have begun the next.
         """
         self._look()
-        told = [fault.position for fault in _faults(error) if fault.position is not None]
+        told = [fault.position for fault in faults if fault.position is not None]
         position = max(told) if told else self._heard.position
         return None if position is None else self.units[position]
 

@@ -146,11 +146,13 @@ def _rows(
     pool = ActorPoolStrategy(size=count)
     if workers.grows:
         pool = ActorPoolStrategy(min_size=1, initial_size=count, max_size=len(units))
+    # Ray Data does not take CPUs and GPUs together.
+    resources = {"num_cpus": 0, "num_gpus": 1} if workers.use_gpu else {"num_cpus": workers.threads, "num_gpus": 0}
     rows = rows.map(
         _Worker,
         fn_constructor_args=(how, workers, probe),
         compute=pool,
-        **workers.data_resources,
+        **resources,
         **avoiding(without),
     )
     if how.commit is None:
@@ -196,7 +198,15 @@ class _Worker:
         started = time.monotonic()
         idle_seconds = started - self._ended if self._ended else 0.0
         unit: Unit = pickle.loads(row["unit"])
-        value, failure = (None, self._broken) if self._broken else _attempt(self._try, unit)
+        value, failure = None, self._broken
+        if failure is None:
+            try:
+                if self._tries and not self._tries.begin(unit.key):
+                    raise ValueError(f"given up after {GIVE_UP_AFTER} attempts: its workers died.")
+                value = self._work(unit)
+            except Exception as error:
+                failure = failure_of(error)
+                log.error("%s: %s", unit.name, failure.reason)
         self._ended = time.monotonic()
         is_hosts = failure is not None and failure.kind is not Kind.UNIT
         self._faults = self._faults + 1 if is_hosts else 0
@@ -209,11 +219,6 @@ class _Worker:
             self._tries.end(unit.key)
         return done
 
-    def _try(self, unit: Unit) -> Any:
-        if self._tries and not self._tries.begin(unit.key):
-            raise ValueError(f"given up after {GIVE_UP_AFTER} attempts: its workers died.")
-        return self._work(unit)
-
 
 def _do(row: dict[str, Any], how: Mapped, probe: tuple[str, str]) -> dict[str, Any]:
     # A worker for each row: what is done by tasks loads nothing worth keeping.
@@ -224,8 +229,13 @@ def _commit(row: dict[str, Any], how: Mapped) -> dict[str, Any]:
     """The second step, for rows whose first succeeded."""
     if pickle.loads(row["failure"]) is not None or how.commit is None:
         return row
-    commit, value, notices = how.commit, pickle.loads(row["value"]), listen()
-    value, failure = _attempt(lambda unit: commit(unit, value), pickle.loads(row["unit"]))
+    value, notices, unit = pickle.loads(row["value"]), listen(), pickle.loads(row["unit"])
+    failure: Failure | None = None
+    try:
+        value = how.commit(unit, value)
+    except Exception as error:
+        value, failure = None, failure_of(error)
+        log.error("%s: %s", unit.name, failure.reason)
     told = {"value": pickle.dumps(value), "failure": pickle.dumps(failure)}
     told["notices"] = pickle.dumps([*pickle.loads(row["notices"]), *notices.take()])
     # What fails now is this node's fault. A success of two nodes is no one's: a node that cannot do one of the steps
@@ -233,15 +243,6 @@ def _commit(row: dict[str, Any], how: Mapped) -> dict[str, Any]:
     here = ray.get_runtime_context().get_node_id()
     node = here if failure is not None or row["node"] == here else ""
     return row | told | {"node": node}
-
-
-def _attempt(work: Callable[[Unit], Any], unit: Unit) -> tuple[Any, Failure | None]:
-    try:
-        return work(unit), None
-    except Exception as error:
-        failure = failure_of(error)
-        log.error("%s: %s", unit.name, failure.reason)
-        return None, failure
 
 
 @contextmanager

@@ -163,16 +163,14 @@ class WorkQueue(Generic[P]):
             failure = failures.get(position)
             if failure is None:
                 self._ledger.succeed(place, position)
-                self._close(position)
             elif not missing or position not in self._open:
                 continue  # somebody else has done it
             elif failure.kind is Kind.UNIT:
                 self._ledger.fail(position, failure.reason)
-                self._close(position)
             else:
                 self._ledger.blame(place, failure.reason, position)
                 self._not_before[position, place] = self._heard + SECONDS_BEFORE_SAME_PLACE
-                self._give_back(position)
+            self._close_or_give_back(position, is_done=failure is None)
 
     def cannot_start(self, place: str, failure: Failure) -> None:
         """A worker could not load what it needs. What is no host's fault would be the same at the next try."""
@@ -250,14 +248,12 @@ class WorkQueue(Generic[P]):
             return
         for position in self._open.intersection(lease.group.positions):
             self._ledger.lose(position, "its workers died or fell silent.")
-            self._give_back(position)
+            self._close_or_give_back(position)
 
-    def _give_back(self, position: int) -> None:
-        if position in self._ledger.given_up:
-            self._close(position)
+    def _close_or_give_back(self, position: int, is_done: bool = False) -> None:
+        """A unit that is neither done nor given up waits again."""
+        if is_done or position in self._ledger.given_up:
+            self._open.discard(position)
+            self._waiting.discard(position)
         else:
             self._waiting.add(position)
-
-    def _close(self, position: int) -> None:
-        self._open.discard(position)
-        self._waiting.discard(position)

@@ -204,12 +204,8 @@ class _Group:
             ),
         )
         # daemon: `fit` of a run whose node is gone, with no other in its place, did not return within 100 s.
-        self._thread = threading.Thread(target=self._fit, daemon=True)
-        self._thread.start()
-
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        self.thread = threading.Thread(target=self._fit, daemon=True)
+        self.thread.start()
 
     def end(self, grace: float = 0.0, patience: float = SECONDS_TO_ABORT) -> threading.Thread:
         """End it, unless it ends by itself within `grace` seconds, on a thread that is returned: one that is starting
@@ -219,15 +215,15 @@ class _Group:
         return thread
 
     def _end(self, grace: float, patience: float) -> None:
-        self._thread.join(grace)
+        self.thread.join(grace)
         deadline = time.monotonic() + min(SECONDS_TO_INTRODUCE, patience)
         with suppress(RayError):  # Ray is shut down
-            while self.is_alive and time.monotonic() < deadline:
+            while self.thread.is_alive() and time.monotonic() < deadline:
                 controller = ray.get(self._queue.controller.remote(self.name))
                 if controller is not None:
                     abort(controller, patience)
                     break
-                self._thread.join(SECONDS_BETWEEN_LOOKS)
+                self.thread.join(SECONDS_BETWEEN_LOOKS)
 
     def _fit(self) -> None:
         try:
@@ -287,7 +283,7 @@ class _Groups:
         Raises RuntimeError when groups are lost time after time and nothing gets done between.
         """
         living = {node["NodeID"] for node in living_nodes()}
-        lost = [g for g in self._groups if g.node not in living or not (g.is_alive or g.is_left_out)]
+        lost = [g for g in self._groups if g.node not in living or not (g.thread.is_alive() or g.is_left_out)]
         for group in lost:
             self._groups.remove(group)
             self._ending.append(group.end())

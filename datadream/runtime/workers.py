@@ -55,8 +55,3 @@ class Workers:
         One on a GPU takes no CPU: nodes with more GPUs than CPUs can be used whole, and Ray Data's tasks find a CPU.
         """
         return {"GPU": 1} if self.use_gpu else {"CPU": self.threads}
-
-    @property
-    def data_resources(self) -> dict[str, float]:
-        """Options of one Ray Data actor; Ray Data does not take CPUs and GPUs together."""
-        return {"num_cpus": 0, "num_gpus": 1} if self.use_gpu else {"num_cpus": self.threads, "num_gpus": 0}

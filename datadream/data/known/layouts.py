@@ -57,13 +57,19 @@ def cars(place: Place) -> Listing:
     """The devkit's MATLAB files; a name's year comes first, as in CoOp."""
     names = [str(name) for name in place.mat("devkit/cars_meta.mat")["class_names"]]
     years_first = [" ".join([*name.split()[-1:], *name.split()[:-1]]) for name in names]
-
-    def photos(folder: str, *files: str) -> Labelled:
-        for each in place.mat(*files)["annotations"]:
-            yield f"{folder}/{each['fname']}", years_first[int(each["class"]) - 1]
-
-    test = photos("cars_test", "cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat")
-    return _listing({"pool": photos("cars_train", "devkit/cars_train_annos.mat"), "test": test}, years_first)
+    # By part the folder of its photos, and where the file of their classes may lie.
+    files = {
+        "pool": ("cars_train", "devkit/cars_train_annos.mat"),
+        "test": ("cars_test", "cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat"),
+    }
+    photos = {
+        part: [
+            (f"{folder}/{each['fname']}", years_first[int(each["class"]) - 1])
+            for each in place.mat(*paths)["annotations"]
+        ]
+        for part, (folder, *paths) in files.items()
+    }
+    return _listing(photos, years_first)
 
 
 def flowers(place: Place) -> Listing:
@@ -113,17 +119,18 @@ def aircraft(place: Place) -> Listing:
 def sun(place: Place) -> Listing:
     """The first of ten partitions: "/a/abbey/sun_aaa.jpg"; /a/apse/indoor is called "indoor apse", as in CoOp."""
 
-    def lines(name: str) -> list[str]:
-        return _lines(place.text(name, f"Partitions/{name}", f"{place.photos}/{name}"))
-
     def class_of(folder: str) -> str:
         return " ".join(reversed(folder.strip("/").split("/")[1:]))
 
-    def photos(name: str) -> Labelled:
-        return [(f"{place.photos}{path}", class_of(posixpath.dirname(path))) for path in lines(name)]
-
-    names = [class_of(folder) for folder in lines("ClassName.txt")]
-    return _listing({"pool": photos("Training_01.txt"), "test": photos("Testing_01.txt")}, names)
+    folders, pool, test = (
+        _lines(place.text(file, f"Partitions/{file}", f"{place.photos}/{file}"))
+        for file in ("ClassName.txt", "Training_01.txt", "Testing_01.txt")
+    )
+    photos = {
+        part: [(f"{place.photos}{path}", class_of(posixpath.dirname(path))) for path in paths]
+        for part, paths in (("pool", pool), ("test", test))
+    }
+    return _listing(photos, map(class_of, folders))
 
 
 def textures(place: Place) -> Listing:

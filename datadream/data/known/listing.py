@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections import Counter
 
 import fsspec
 
@@ -32,7 +31,16 @@ def list_known(fs: fsspec.AbstractFileSystem, root: str, known: KnownSet) -> Lis
         )
     listing, counts = _read(place, known)
     _check_listing(known, listing, counts)
-    listing.left_out += _check_files(known, place, listing)
+    listed = {path for photos in listing.keys.values() for path, _ in photos}
+    folders = {posixpath.dirname(path) for path in listed}
+    there = {posixpath.join(folder, name) for folder in folders for name in place.images(folder)}
+    if missing := sorted(listed - there):
+        raise ValueError(
+            f"{known.title}: {len(missing):,} of {len(listed):,} photos are not in {place.root!r}, the first is "
+            f"{missing[0]!r}. Unpack it again ({known.url})."
+        )
+    if beyond := there - listed:
+        listing.left_out["photos that no part has"] += len(beyond)
     inside = posixpath.relpath(place.root, posixpath.normpath(root))
     listing.keys = {
         part: [(posixpath.normpath(posixpath.join(inside, path)), label) for path, label in photos]
@@ -85,17 +93,3 @@ def _check_listing(known: KnownSet, listing: Listing, published: Counts) -> None
             f"{known.title}: found {found} photos, but {published} are published. Unpack it again ({known.url}), or "
             "leave data.dataset out to take a folder as it is."
         )
-
-
-def _check_files(known: KnownSet, place: Place, listing: Listing) -> Counter[str]:
-    """Raises ValueError where photos are missing; returns how many beside them are in no part."""
-    listed = {path for photos in listing.keys.values() for path, _ in photos}
-    folders = {posixpath.dirname(path) for path in listed}
-    there = {posixpath.join(folder, name) for folder in folders for name in place.images(folder)}
-    if missing := sorted(listed - there):
-        raise ValueError(
-            f"{known.title}: {len(missing):,} of {len(listed):,} photos are not in {place.root!r}, the first is "
-            f"{missing[0]!r}. Unpack it again ({known.url})."
-        )
-    beyond = len(there - listed)
-    return Counter({"photos that no part has": beyond}) if beyond else Counter()

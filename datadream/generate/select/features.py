@@ -85,23 +85,23 @@ class FeatureEncoder:
     def commit(self, unit: Unit[FeatureJob]) -> None:
         """Encode and commit."""
         store, job = unit.store, unit.payload
-        features, buffer = self._encode(store, job), io.BytesIO()
+        if job.prompts:
+            with torch.inference_mode():
+                tokens = self._clip.tokenizer(job.prompts).to(self._device)
+                features = torch.cat([self._clip.encode_text(part).cpu() for part in tokens.split(BATCH)]).numpy()
+        else:
+            if job.photos:
+                source = self._source
+                read = [partial(retried, partial(source.read, key), f"reading photo {key!r}") for key in job.photos]
+            else:
+                records = from_parquet(retried(lambda: store.read_bytes(job.chunk_file), f"reading {job.chunk_file}"))
+                # Opened here, decoded by the threads: Pillow reads pixels when it is asked for them.
+                read = [partial(Image.open(io.BytesIO(record.image)).convert, "RGB") for record in records]
+            features = image_features(read, self._clip.preprocess, self._clip.encode_image, self._device)
+        buffer = io.BytesIO()
         np.save(buffer, features)
         data = buffer.getvalue()
         marker = FeaturesMarker(n=len(features), sha256=sha256(data))
         retried(lambda: store.write_bytes(features_file(job.name), data), f"{unit.name}: writing")
         # The marker last: it says that the file is whole.
         retried(lambda: store.write_json(unit.marker, marker.to_json()), f"{unit.name}: writing")
-
-    def _encode(self, store: RunStore, job: FeatureJob) -> np.ndarray:
-        if job.prompts:
-            with torch.inference_mode():
-                tokens = self._clip.tokenizer(job.prompts).to(self._device)
-                return torch.cat([self._clip.encode_text(part).cpu() for part in tokens.split(BATCH)]).numpy()
-        if job.photos:
-            read = [partial(retried, partial(self._source.read, key), f"reading photo {key!r}") for key in job.photos]
-        else:
-            records = from_parquet(retried(lambda: store.read_bytes(job.chunk_file), f"reading {job.chunk_file}"))
-            # Opened here, decoded by the threads: Pillow reads pixels when it is asked for them.
-            read = [partial(Image.open(io.BytesIO(record.image)).convert, "RGB") for record in records]
-        return image_features(read, self._clip.preprocess, self._clip.encode_image, self._device)

@@ -103,23 +103,20 @@ class TextTower:
         """
         shared = collectives.count > 1 and len(tokens) >= MIN_SHARE * collectives.count
         rows = collectives.share(len(tokens)) if shared else slice(0, len(tokens))
-        if self._packs:
-            features = _encode_packed(self._model, self._pack(tokens, rows), dropout)
-        else:
+        if not self._packs:
             features = self._model.encode_text(tokens[rows])
+        else:
+            # Packing waits for the device, so it is done once for each set of prompts and not at every step.
+            if self._tokens is not tokens:
+                self._tokens, self._packed = tokens, {}
+            if (key := (rows.start, rows.stop)) not in self._packed:
+                # An evaluation may ask first, but tensors made in inference mode could not be used in training.
+                with torch.inference_mode(False):
+                    own = tokens.clone()
+                    self._packed[key] = PackedPrompts.of(own, end_columns(self._model, own), rows)
+            features = _encode_packed(self._model, self._packed[key], dropout)
         features = F.normalize(features.float(), dim=-1)
         return collectives.gather(features, len(tokens)) if shared else features
-
-    def _pack(self, tokens: Tensor, rows: slice) -> PackedPrompts:
-        # Packing waits for the device, so it is done once for each set of prompts and not at every step.
-        if self._tokens is not tokens:
-            self._tokens, self._packed = tokens, {}
-        if (rows.start, rows.stop) not in self._packed:
-            # An evaluation may ask first, but tensors made in inference mode could not be used in training.
-            with torch.inference_mode(False):
-                own = tokens.clone()
-                self._packed[rows.start, rows.stop] = PackedPrompts.of(own, end_columns(self._model, own), rows)
-        return self._packed[rows.start, rows.stop]
 
 
 def runs_text_tower(model: nn.Module) -> bool:

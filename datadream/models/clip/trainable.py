@@ -29,6 +29,8 @@ PACKED = ("q", "k", "v")
 IMAGE_TOWER, IN_IMAGE_TOWER = "visual", "visual."
 CONTEXT = "context"
 """The learned words' name among the trained weights."""
+LORA_ENDINGS = (".lora_A", ".lora_B")
+"""Of the names of LoRA's."""
 
 
 def check_trainable(config: ClassifyConfig) -> None:
@@ -51,7 +53,7 @@ def check_dropout(model: nn.Module, name: str, layers: Sequence[str] | None = No
     Dropout needs LoRA beside its weight, so blocks that are run by us and not by open_clip.
     """
     if layers is None:
-        layers = [layer for layer, _, _ in _adapted(model)]
+        layers = [layer for layer, *_ in _parametrized(model) if layer != CONTEXT]
     for in_images, tower, possible in (
         (True, "image", runs_image_tower(model)),
         (False, "text", runs_text_tower(model)),
@@ -129,8 +131,8 @@ def make_trainable(
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """What `make_trainable` left to learn, always in the same order."""
-    owners = [*((owner, weight) for _, owner, weight in _adapted(model)), *_context(model)]
-    parts = [part for owner, weight in owners for part in owner.parametrizations[weight][0].parameters()]
+    owners = _parametrized(model)
+    parts = [part for _, owner, weight in owners for part in owner.parametrizations[weight][0].parameters()]
     return parts + [parameter for _, parameter in _full(model)]
 
 
@@ -154,11 +156,6 @@ def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
         tensor.copy_(state[name])
 
 
-def is_lora(name: str) -> bool:
-    """Whether a name of `trainable_state` is that of a LoRA weight."""
-    return name.endswith((".lora_A", ".lora_B"))
-
-
 def merge_lora(model: nn.Module) -> None:
     """Keep what was learnt, LoRA folded into the weights, in place; the model is a plain open_clip model again."""
     _unparametrize(model, keep=True)
@@ -175,8 +172,8 @@ def restore(model: nn.Module) -> None:
 
 
 def _unparametrize(model: nn.Module, keep: bool) -> None:
-    # Lists first: removing a parametrization changes the modules that _adapted walks over.
-    for owner, weight in [*((owner, weight) for _, owner, weight in _adapted(model)), *_context(model)]:
+    # A list first: removing a parametrization changes the modules that _parametrized walks over.
+    for _, owner, weight in list(_parametrized(model)):
         parametrize.remove_parametrizations(owner, weight, leave_parametrized=keep)
 
 
@@ -187,29 +184,28 @@ def _attention_layers(model: nn.Module) -> Iterator[tuple[str, nn.MultiheadAtten
             yield name, module
 
 
-def _adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Weights that have LoRA: the attention layer's name, the module that owns the weight, and the weight's name."""
+def _parametrized(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Weights that have LoRA: the attention layer's name, the module that owns the weight, and the weight's name; or
+    CONTEXT and the table of tokens that has learned words, if they are what learns."""
     for name, layer in _attention_layers(model):
         for owner, weight in ((layer, "in_proj_weight"), (layer.out_proj, "weight")):
             if parametrize.is_parametrized(owner, weight):
                 yield name, owner, weight
-
-
-def _context(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The module and the name of the weight that has learned words, if they are what learns."""
     table = getattr(model, "token_embedding", None)
-    return [(table, "weight")] if table is not None and parametrize.is_parametrized(table, "weight") else []
+    if table is not None and parametrize.is_parametrized(table, "weight"):
+        yield CONTEXT, table, "weight"
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, owner, weight in _adapted(model):
+    for name, owner, weight in _parametrized(model):
         update = owner.parametrizations[weight][0]
+        if name == CONTEXT:
+            yield CONTEXT, update.vectors
+            continue
         for row, block in enumerate(update.blocks):
             projection = PACKED[block] if update.n_blocks == len(PACKED) else "out"
             yield f"{name}.{projection}.lora_A", update.A[row]
             yield f"{name}.{projection}.lora_B", update.B[row]
-    for owner, weight in _context(model):
-        yield CONTEXT, owner.parametrizations[weight][0].vectors
     yield from _full(model)
 
 

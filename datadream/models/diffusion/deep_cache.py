@@ -6,12 +6,13 @@ step computes the outermost down and up block alone, of Stable Diffusion 2.1 38 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class DeepCache:
@@ -25,11 +26,13 @@ class DeepCache:
         if interval == 1 or len(unet.up_blocks) == 1:
             return
         for block in unet.down_blocks[1:]:
-            self._wrap(block, n_residuals=len(block.resnets) + len(block.downsamplers or ()))
+            n_residuals = len(block.resnets) + len(block.downsamplers or ())
+            block.forward = partial(self._through, block.forward, n_residuals=n_residuals)
         for block in (unet.mid_block, *unet.up_blocks[:-2]):
             if block is not None:
-                self._wrap(block)
-        self._wrap(unet.up_blocks[-2], keeps=True)
+                block.forward = partial(self._through, block.forward)
+        last = unet.up_blocks[-2]
+        last.forward = partial(self._through, last.forward, keeps=True)
 
     def forget(self) -> None:
         """The next image begins."""
@@ -46,18 +49,22 @@ class DeepCache:
         finally:
             self._reuses = False
 
-    def _wrap(self, block: nn.Module, n_residuals: int | None = None, keeps: bool = False) -> None:
-        """Skip a block in reusing steps: its input goes on, or, with `keeps`, what it gave in the last full step."""
-        forward = block.forward
-
-        def through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not self._reuses:
-                out = forward(hidden_states, *args, **kwargs)
-                self._kept = out if keeps else self._kept
-                return out
-            if keeps:
-                return self._kept
-            # Nobody reads the residuals of a reusing step, but the UNet counts them.
-            return hidden_states if n_residuals is None else (hidden_states, (hidden_states,) * n_residuals)
-
-        block.forward = through
+    def _through(
+        self,
+        forward: Callable[..., Any],
+        hidden_states: Tensor,
+        *args: Any,
+        n_residuals: int | None = None,
+        keeps: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """A block that is skipped in reusing steps: its input goes on, or, with `keeps`, what it gave in the last full
+        step."""
+        if not self._reuses:
+            out = forward(hidden_states, *args, **kwargs)
+            self._kept = out if keeps else self._kept
+            return out
+        if keeps:
+            return self._kept
+        # Nobody reads the residuals of a reusing step, but the UNet counts them.
+        return hidden_states if n_residuals is None else (hidden_states, (hidden_states,) * n_residuals)

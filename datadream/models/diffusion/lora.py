@@ -57,9 +57,18 @@ class StackedLora:
         self._models = {"unet": (pipeline.unet, UNET_TARGETS)}
         if text_encoder:
             self._models["text_encoder"] = (pipeline.text_encoder, TEXT_TARGETS)
-        self._layers = {
-            name: _adapt_layers(module, targets, n_adapters, rank) for name, (module, targets) in self._models.items()
-        }
+        self._layers: dict[str, dict[str, LoraLinear]] = {}
+        for name, (module, targets) in self._models.items():
+            endings = tuple(f".{target}" for target in targets)
+            linear = {path: layer for path, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+            # Sorted, so that an adapter's numbers are at the same places whatever order a library lists its layers in.
+            chosen = [path for path in sorted(linear) if path.endswith(endings)]
+            if not chosen:
+                kind = type(module).__name__
+                raise ValueError(f"{kind} has no attention layers named {', '.join(targets)}: LoRA cannot be added.")
+            self._layers[name] = {path: LoraLinear(linear[path], n_adapters, rank) for path in chosen}
+            for path, layer in self._layers[name].items():
+                module.set_submodule(path, layer)
         parts = self.parts
         self.weights = nn.Parameter(torch.cat([part.detach().flatten(1) for part in parts], dim=1))
         # From here on every part is a view of its numbers in `weights`.
@@ -121,20 +130,6 @@ class StackedLora:
         for name, layers in self._layers.items():
             for layer_name, layer in layers.items():
                 self._models[name][0].set_submodule(layer_name, layer.base)
-
-
-def _adapt_layers(module: nn.Module, targets: tuple[str, ...], n_adapters: int, rank: int) -> dict[str, LoraLinear]:
-    endings = tuple(f".{target}" for target in targets)
-    linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-    # Sorted, so that an adapter's numbers are at the same places whatever order a library lists its layers in.
-    layers = {name: LoraLinear(linear[name], n_adapters, rank) for name in sorted(linear) if name.endswith(endings)}
-    if not layers:
-        raise ValueError(
-            f"{type(module).__name__} has no attention layers named {', '.join(targets)}: LoRA cannot be added."
-        )
-    for name, layer in layers.items():
-        module.set_submodule(name, layer)
-    return layers
 
 
 def sorted_header(data: bytes) -> bytes:

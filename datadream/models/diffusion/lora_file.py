@@ -112,7 +112,9 @@ def _from_kohya(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue  # without alpha the factor is 1
         if (up := f"{name}.lora_up.weight") not in plain:
             raise ValueError(f"has no {up!r}")
-        plain[up] = _scaled(plain[up], alpha.item() / len(down))
+        # A factor of 1 leaves the file's numbers, and their type, as they are.
+        if (factor := alpha.item() / len(down)) != 1:
+            plain[up] = plain[up].float() * factor
     try:
         # The second would be alphas, which are multiplied in.
         return StableDiffusionPipeline.lora_state_dict(plain)[0]
@@ -138,12 +140,8 @@ def _pairs(part: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, L
             alpha = patterns.get(get_pattern_key(patterns, layer), config["lora_alpha"])
             # rsLoRA (Kalajdzievski, 2023) divides by the root of the rank.
             scale = alpha / (math.sqrt(len(down)) if config.get("use_rslora") else len(down))
-        found[layer] = LowRank(down, _scaled(up, scale))
+        found[layer] = LowRank(down, up if scale == 1 else up.float() * scale)
     return found
-
-
-def _scaled(up: Tensor, factor: float) -> Tensor:
-    return up if factor == 1 else up.float() * factor
 
 
 def layer_shapes(model: str, revision: str | None) -> dict[str, tuple[int, ...]]:
