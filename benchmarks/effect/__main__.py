@@ -93,6 +93,8 @@ def main() -> None:
     changes = dict(SEARCH) if arguments.search else {}
     changes |= {knob: yaml.safe_load(value) for knob, _, value in (text.partition("=") for text in arguments.changes)}
     names = [name for name in SETS if SETS[name]["part"] == arguments.part and name in (arguments.sets or SETS)]
+    if not names:
+        parser.error(f"--set {', '.join(arguments.sets)} is not of part {arguments.part}: add the other --part.")
     photos = arguments.runs / "photos"
     photos.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ from typing import Any
 from scipy.stats import t
 
 from datadream.run.choice import choose_setting
+from datadream.run.layout import ClassifierMarker
 
 CHOSEN = "chosen"
 """What `predict` would take of real and real+synthetic."""
@@ -47,7 +48,7 @@ def differences(rows: Sequence[dict[str, Any]], name: str, shots: int, ours: str
     made = []
     for seed in sorted({row["seed"] for row in own}):
         found = {row["setting"]: row for row in own if row["seed"] == seed}
-        both = {arm: found[arm] for arm in ("real", "real+synthetic")}
+        both = {arm: ClassifierMarker.from_json(found[arm]) for arm in ("real", "real+synthetic")}
         arm = choose_setting(both).setting if ours == CHOSEN else ours
         made.append(found[arm]["top1"] - found[other]["top1"])
     return made

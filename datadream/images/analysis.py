@@ -152,26 +152,28 @@ def analyse(cells: Sequence[Cell], how: Comparison, judge_of: Callable[[Cell], J
     generating = [cell for cell in cells if cell.store.exists(DATASET)]
     for cell in generating:
         alike = [each for each in generating if each.config.seed == cell.config.seed]
-        photos, judge = reference_photos(cell, alike, how.against), judge_of(cell)
+        photos, judge, recognise = reference_photos(cell, alike, how.against), judge_of(cell), None
+        is_compared = False
         if cell.store.exists(IMAGES):
             found = ImagesRecord.from_json(cell.store.read_json(IMAGES))
             same = Comparison(found.model, found.pretrained, found.against) == how
             # By the plan's hash: a dataset of another plan has other images, whatever their number.
             plan = DatasetMarker.from_json(cell.store.read_json(DATASET)).plan
+            is_compared = same and found.plan == plan and found.all["n_photos"] == len(photos)
             # A cell that is looked at by itself does not have its table's judge, and keeps what it said.
-            same = same and (judge is None or found.judge == judge.sha256)
-            if same and found.plan == plan and found.all["n_photos"] == len(photos):
+            if is_compared and (judge is None or found.judge == judge.sha256):
                 continue
-        if not photos:
-            log.warning("images: %s has no photos but shots and test photos to compare with", cell.store.name)
-        data = cell.config.data
-        encoder = encoder or Encoder(how, data.source, data.background)
-        recognise = None
         if judge:
             try:
                 recognise = judge.load()  # before hours of encoding
             except (ValueError, FileNotFoundError) as error:
                 log.warning("images: %s: what is recognised is not measured: %s", cell.store.name, error)
+        if is_compared and recognise is None:
+            continue
+        if not photos:
+            log.warning("images: %s has no photos but shots and test photos to compare with", cell.store.name)
+        data = cell.config.data
+        encoder = encoder or Encoder(how, data.source, data.background)
         record = replace(
             compared(cell, how, encoder, photos, recognise), judge=judge.sha256 if judge and recognise else None
         )

@@ -55,7 +55,8 @@ def run_charts(store: RunStore) -> list[Chart]:
 
 
 def accuracy_by_shots(summary: Summary) -> Chart | None:
-    """Test accuracy over the number of shots, with spreads; None for fewer than two numbers of shots."""
+    """Test accuracy over the number of shots, with spreads; None for fewer than two numbers of shots, or where
+    nothing but closed forms was fitted."""
     if len(summary.shots) < 2 or not summary.has_test:
         return None
     with_images = "real+synthetic" if any(row.setting == "real+synthetic" for row in summary.rows) else "synthetic"
@@ -71,6 +72,8 @@ def accuracy_by_shots(summary: Summary) -> Chart | None:
         points = [(row.shots, row.mean) for row in rows if row.mean is not None]
         lines.append(Line(points, color, dashed=setting == "zero-shot", errors=errors))
         legend.append((column_name(setting, method), color))
+    if not lines:
+        return None
     svg = line_chart(lines, "photos per class", summary.shots)
     return Chart("Test accuracy by photos per class, %", Markup(svg), legend)
 
@@ -99,7 +102,8 @@ def accuracy_by_images(summary: Summary) -> Chart | None:
 
     Of several methods only the setting with most data is shown.
     """
-    rows = [row for row in summary.by_images if row.shots == summary.shots[-1] and row.mean is not None]
+    rows = [row for row in summary.by_images if row.shots == summary.shots[-1] and row.setting in TRAINED_SETTINGS]
+    rows = [row for row in rows if row.mean is not None]
     if not rows:
         return None
     is_one_method = len({row.method for row in rows}) == 1
@@ -114,7 +118,7 @@ def accuracy_by_images(summary: Summary) -> Chart | None:
             legend.append((setting, SETTING_COLORS[setting]))
     curves: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.setting in TRAINED_SETTINGS and (is_one_method or row.setting == rows[-1].setting):
+        if is_one_method or row.setting == rows[-1].setting:
             curves[row.setting, row.method].append(row)
     colors = _method_colors(method for _, method in curves)
     for (setting, method), members in curves.items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datadream.config import ExperimentConfig
+from datadream.config import ExperimentConfig, public_method
 from datadream.report.judged import VOTERS, Difference, Judged, difference, judged, voted
 from datadream.report.pictures import Picture, photos
 from datadream.report.records import classifiers
@@ -180,7 +180,7 @@ def class_changes(cells: Cells, shown: ExperimentConfig) -> ClassChanges | None:
     rows.sort(key=lambda row: -row.points)
     n_helped, n_hurt = sum(row.points > 0 for row in rows), sum(row.points < 0 for row in rows)
     ends = rows if len(rows) <= 2 * MAX_CHANGED else rows[:MAX_CHANGED] + rows[-MAX_CHANGED:]
-    return ClassChanges(shown.method, shown.data.n_shots, len(pairs), len(rows), n_helped, n_hurt, ends)
+    return ClassChanges(public_method(shown.method), shown.data.n_shots, len(pairs), len(rows), n_helped, n_hurt, ends)
 
 
 def class_names(found: ClassifierMarker) -> list[str]:

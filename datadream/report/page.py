@@ -152,7 +152,7 @@ def _sections(store: RunStore, cells: Cells, config: ExperimentConfig, summary: 
         "mistakes": mistakes(*shown[0]),
         "changes": class_changes(cells, shown[0][1]),
         "sample_strips": [strip for cell in shown for strip in sample_strips(*cell)],
-        "next_steps": next_steps(store, shown[0][0]),
+        "next_steps": next_steps(store, *shown[0]),
         "ended": ended,
         "hardware": hardware,
         "curves": [(name, made) for name, made in curves if made],

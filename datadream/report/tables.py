@@ -7,7 +7,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datadream.config import ExperimentConfig, flatten, knobs, public_config, public_method
+from datadream.config import (
+    GAUSSIAN_SETTINGS,
+    TRAINED_SETTINGS,
+    ExperimentConfig,
+    flatten,
+    knobs,
+    public_config,
+    public_method,
+)
 from datadream.report.records import (
     NO_METHOD,
     SETTINGS,
@@ -209,10 +217,10 @@ def stage_ends(store: RunStore, cells: Cells) -> tuple[str, list[str]]:
     return ended, list(dict.fromkeys(used))
 
 
-def next_steps(store: RunStore, shown: RunStore) -> list[tuple[str, str]]:
+def next_steps(store: RunStore, shown: RunStore, config: ExperimentConfig) -> list[tuple[str, str]]:
     """Commands to paste where the run's folder is the current one, for its path is private, each with what it does.
 
-    Of a table, the classifier and the images are those of the run that is `shown`.
+    Of a table, the classifier and the images are those of the run that is `shown`, of this config.
     """
     run = posixpath.relpath(shown.root, store.root)
     steps = []
@@ -220,7 +228,11 @@ def next_steps(store: RunStore, shown: RunStore) -> list[tuple[str, str]]:
         choice = choose_setting(found)
         what = f"name what is on a photo, or on all in a folder, by {choice.setting} ({choice.reason})"
         steps.append((what, f"datadream predict {run} photo.jpg"))
-        steps.append(("one checkpoint that plain open_clip loads", f"datadream export {run} --to clip"))
+        # A checkpoint holds no head of a closed form, and no learned words.
+        no_checkpoint = {*GAUSSIAN_SETTINGS, *(TRAINED_SETTINGS if config.classify.context else ())}
+        if plain := {name: marker for name, marker in found.items() if name not in no_checkpoint}:
+            setting = "" if choice.setting in plain else f" --setting {choose_setting(plain).setting}"
+            steps.append(("one checkpoint that plain open_clip loads", f"datadream export {run} --to clip{setting}"))
     if shown.exists(DATASET):
         load = f"from datasets import load_dataset; print(load_dataset('{run}/{DATASET_FOLDER}'))"
         steps.append(("the generated images, in Python", f'python -c "{load}"'))

@@ -181,6 +181,9 @@ def _text_title(summary: Summary) -> str:
         return f"top-1 accuracy on {count(n_test, 'test photo')}, %{over}{searching}{chosen}"
     if not n_val:
         return NO_TEST
+    if any(row.chosen_by in ("folds", "shots") for row in summary.rows):
+        read = f"{count(n_val, 'shot')}, left out in turn where real photos are trained on"
+        return f"{NO_TEST}. Accuracy on the {read}; synthetic has seen them, %{over}"
     return f"{NO_TEST}. Accuracy on {count(n_val, 'validation photo')}, which also chose the checkpoint, %{over}"
 
 

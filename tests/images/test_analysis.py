@@ -159,7 +159,7 @@ def test_images_are_shown_to_the_classifier_of_photos_alone(tmp_path, clip, form
     assert asked == [2, 2, 1, 2, 2, 1]
 
 
-def test_a_classifier_that_cannot_be_loaded_costs_what_is_recognised_alone(tmp_path, clip, caplog):
+def test_a_classifier_that_cannot_be_loaded_costs_what_is_recognised_alone(tmp_path, clip, caplog, monkeypatch):
     (cell,) = run_of(tmp_path, **{"classify.model": clip})
     publish(cell, [(0, Image.new("RGB", (32, 32))), (1, Image.new("RGB", (32, 32), "white"))])
 
@@ -171,6 +171,8 @@ def test_a_classifier_that_cannot_be_loaded_costs_what_is_recognised_alone(tmp_p
     assert found.all["fid"] is not None
     assert (found.all.get("recognised"), found.judge) == (None, None)
     assert "what is recognised is not measured: classify.model is gone." in caplog.text
+    monkeypatch.setattr(analysis, "compared", None)
+    analyse([cell], Comparison(clip, None), lambda of: Judge("any", load))  # encodes nothing again
 
 
 def test_without_other_photos_images_are_only_compared_with_the_shots(tmp_path, clip, photo_folder, caplog):

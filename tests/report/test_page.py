@@ -190,6 +190,33 @@ def test_what_to_do_next_can_be_pasted_and_names_no_folder(make_run, table):
     assert "predict cells/datadream-cls-4-2 photo.jpg" in read_page(store)[1].text
 
 
+def test_what_to_do_next_exports_what_can_be_a_checkpoint(make_run):
+    def exports(run: str, *settings: str, **changes: object) -> list[str]:
+        store, config = make_run(run, dict.fromkeys(settings, 50.0), **changes)
+        write_report(store, [(store, config)], config)
+        return re.findall(r"export \. --to clip(?: --setting \S+)?", read_page(store)[1].text)
+
+    assert exports("closed", "zero-shot", "gda-real") == ["export . --to clip --setting zero-shot"]
+    assert exports("words", "zero-shot", "real", classify__context=4) == ["export . --to clip --setting zero-shot"]
+    assert exports("trained", "gda-real", "real") == ["export . --to clip"]
+    assert exports("none", "gda-real") == []
+
+
+def test_a_method_of_the_users_own_is_named_without_its_folder(make_run, tmp_path):
+    own = f"{tmp_path}/private/mine.py:make"
+    cells = []
+    for seed in (0, 1):
+        store, config = make_run(f"table/cells/{seed}", ACCURACIES, seed=seed)
+        for setting in ("real", "real+synthetic"):
+            write_logits(store, setting, [0, 1, 2], [0, 1, seed], 3)
+        cells.append((store, config.model_copy(update={"method": own})))
+    store = RunStore(str(tmp_path / "table"))
+    write_report(store, cells, cells[0][1])
+    html, page = read_page(store)
+    assert "Images by mine.py:make at 4 photos" in page.text
+    assert "private" not in html
+
+
 def test_when_and_on_what_the_run_was_made_is_said(make_run):
     store, config = make_run("run", ACCURACIES)
     on = {"workers": 2, "each": "1 CPU", "nodes": 1}
