@@ -44,7 +44,8 @@ def find_given(cell: Cell) -> dict[str, str]:
     for name, files in by_name.items():
         if name not in adapters:
             known = sorted(adapters)
-            hint = nearest(name, known) or f"Known are {', '.join(known[:3])} and {len(known) - 3} more."
+            more = f" and {len(known) - 3} more" if len(known) > 3 else ""
+            hint = nearest(name, known) or f"Known: {', '.join(known[:3])}{more}."
             raise ValueError(f"adapt.given has {files[0]!r}, but this run has no class or adapter {name!r}. {hint}")
         # diffusers' name stands for a folder that also holds other formats.
         files = [file for file in files if posixpath.basename(file) == ADAPTER_WEIGHTS] or files

@@ -49,7 +49,8 @@ class Training:
             capturable=lora.weights.is_cuda,  # its step count stays on the device
         )
         self._schedule = get_scheduler(
-            config.schedule,
+            # What diffusers calls constant has no warm-up.
+            "constant_with_warmup" if config.schedule == "constant" else config.schedule,
             self._optimizer,
             num_warmup_steps=n_warmup_steps(steps, config),
             num_training_steps=steps,

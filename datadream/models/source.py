@@ -104,12 +104,12 @@ def _on_hub(model: str, revision: str | None) -> tuple[dict[str, Any], set[str]]
     try:
         index = Path(hf_hub_download(model, INDEX, revision=revision))
         content = json.loads(index.read_text())
-    except (OSError, ValueError) as error:
+    except Exception as error:  # those of the Hub's client are no OSError, such as httpx's of a proxy
         raise ValueError(
             f"diffusion.model {model!r} is neither a folder nor a pipeline that the Hub hands out here "
             f"({type(error).__name__}). Check the id and the network, or give a local folder."
         ) from None
     try:
         return content, set(HfApi().list_repo_files(model, revision=revision))
-    except (OSError, ValueError):
+    except Exception:  # likewise; without a network it is httpx's ConnectError
         return content, _files_below(index.parent)

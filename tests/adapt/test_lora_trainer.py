@@ -256,6 +256,14 @@ def test_the_fastest_group_is_measured_and_bounded(pipeline_folder):
     assert train_one(ours).weights == expected.weights
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "linear"])
+def test_every_schedule_begins_with_the_warm_up(pipeline_folder, schedule):
+    """Two steps, of which one warms up, at a rate of zero: the base generator's loss is that of the first two."""
+    config = CONFIG.model_copy(update={"schedule": schedule, "steps_per_class": 2, "learning_rate": 1e30})
+    losses = train_one(trainer(pipeline_folder, config)).losses
+    assert np.isfinite(losses).all()
+
+
 def test_out_of_memory_halves_the_group(pipeline_folder, caplog):
     ours = trainer(pipeline_folder)
     train, sizes = ours._train, []

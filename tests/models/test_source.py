@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import huggingface_hub
 import pytest
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
@@ -35,6 +36,21 @@ def test_missing_weights_are_named_with_what_is_there(pipeline_folder, tmp_path)
     shutil.rmtree(folder / "vae")
     with pytest.raises(ValueError, match="no weights for its vae .there is: no such folder"):
         check_pipeline(str(folder), None)
+
+
+def test_a_pipeline_in_the_cache_needs_no_network(pipeline_folder, monkeypatch):
+    class ConnectError(Exception):
+        """As that of the Hub's client: neither an OSError nor a ValueError."""
+
+    def refuse(*_: object) -> None:
+        raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda _, file, **__: str(pipeline_folder / file))
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
+    check_pipeline("owner/name", None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: refuse())
+    with pytest.raises(ValueError, match=r"'owner/name' is neither .*\(ConnectError\). Check the id and the network"):
+        check_pipeline("owner/name", None)
 
 
 def test_schedulers_are_known_before_work_starts():

@@ -77,7 +77,10 @@ def test_the_terminal_table_says_when_there_is_no_test_part():
 @pytest.mark.parametrize("by", ["shots", "folds"])
 def test_the_terminal_table_calls_no_shots_validation_photos(by):
     title = text_table([record("real", None) | {"chosen_by": by}]).splitlines()[0]
-    assert "Accuracy on the 120 shots, left out in turn where real photos are trained on; synthetic has seen them" in title
+    assert (
+        "Accuracy on the 120 shots, left out in turn where real photos are trained on; synthetic has seen them"
+        in title
+    )
     assert "validation" not in title
 
 

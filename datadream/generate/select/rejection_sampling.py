@@ -17,7 +17,7 @@ import numpy as np
 
 from datadream.generate.select.features import PROMPTS, read_features, shots_name
 from datadream.generate.select.filters import COPY, LABEL, ClassSelection, next_candidates, select
-from datadream.methods.chunks import Chunk, first_chunks
+from datadream.methods.chunks import Chunk, first_chunks, n_images
 from datadream.run.cell import Cell
 from datadream.run.layout import CANDIDATES, SELECTION, ClassSelectionRecord
 from datadream.runtime.failures import retried
@@ -44,6 +44,8 @@ class RejectionSampling:
         """All chunks that there may be, in the order in which they are considered."""
         for chunk in run.chunks:
             self._by_class[chunk.label].append(chunk)
+        # A method of the user's own may plan fewer than the filters would have, and none of some classes.
+        self._planned = [n_images(chunks) for chunks in self._by_class]
 
     def propose(self) -> bool:
         """Ask for more candidates of the classes that need them; False when none does."""
@@ -51,6 +53,7 @@ class RejectionSampling:
         wanted = [settings.accepted_per_class] * len(self._n_candidates)
         for label, selection in self.selections.items():
             wanted[label] = next_candidates(selection, self._n_candidates[label], self._attempt, settings)
+        wanted = [min(count, planned) for count, planned in zip(wanted, self._planned, strict=True)]
         if wanted == self._n_candidates:
             return False
         self._attempt += 1
@@ -84,7 +87,8 @@ class RejectionSampling:
         *candidates, prompts, shots = (
             retried(partial(read_features, self.run.store, name), f"reading features {name}") for name in names
         )
-        return select(np.concatenate(candidates), label, prompts, shots, self.run.config.generate)
+        found = np.concatenate(candidates) if candidates else np.empty_like(prompts[:0])
+        return select(found, label, prompts, shots, self.run.config.generate)
 
     def commit(self) -> None:
         """Write the selection down, and name the classes that have too few images.
@@ -98,7 +102,7 @@ class RejectionSampling:
             entry = ClassSelectionRecord(
                 label=label,
                 name=name,
-                wanted=self.run.config.generate.images_per_class,
+                wanted=min(self.run.config.generate.images_per_class, self._planned[label]),
                 n_images=len(selection.chosen),
                 candidates=selection.considered,
                 rejected=selection.rejected,
@@ -115,8 +119,8 @@ class RejectionSampling:
         short = [entry for entry in classes if entry.n_images < entry.wanted]
         for entry in short[:SHOWN]:
             log.warning(
-                "class %r has %d of %d images: of its %d candidates, all that generate.select.max_candidates allows, "
-                "CLIP sees another class in %d, and %d copy a shot",
+                "class %r has %d of %d images: of its %d candidates, all that there may be (generate.select."
+                "max_candidates), CLIP sees another class in %d, and %d copy a shot",
                 *(entry.name, entry.n_images, entry.wanted, entry.candidates),
                 *(entry.rejected[LABEL], entry.rejected[COPY]),
             )

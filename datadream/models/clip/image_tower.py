@@ -17,7 +17,8 @@ def encode_images(model: nn.Module, images: Tensor, dropout: LoraDropout | None 
     """
     visual = model.visual
     if not runs_image_tower(model):
-        return F.normalize(visual(images).float(), dim=-1)
+        # Not `visual` itself, whose output CoCa takes apart.
+        return F.normalize(model.encode_image(images).float(), dim=-1)
     *blocks, last = visual.transformer.resblocks
     heads = last.attn.num_heads
 

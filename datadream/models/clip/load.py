@@ -15,6 +15,7 @@ from typing import Any
 import open_clip
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from datadream.config import nearest
@@ -81,8 +82,13 @@ def load_clip(model: str, pretrained: str | None, device: torch.device | str) ->
         pretrained, weights = None, ""
     else:
         weights = f" with classify.pretrained {pretrained!r}"
+    own = Path(pretrained) if pretrained and os.path.isfile(pretrained) and _is_openais(Path(pretrained)) else None
     try:
-        clip, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
+        clip, _, preprocess = open_clip.create_model_and_transforms(
+            name, pretrained=None if own else pretrained, device=device
+        )
+        if own:
+            clip.load_state_dict(_openais_state(own))
         tokenizer = load_tokenizer(model)
     except (RuntimeError, OSError) as error:
         raise ValueError(f"classify.model {model!r}{weights} cannot be loaded: {error}") from error
@@ -123,7 +129,7 @@ def check_clip(model: str, pretrained: str | None) -> None:
     elif name.startswith(HF_HUB):
         try:
             hf_hub_download(name.removeprefix(HF_HUB), CONFIG)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # those of the Hub's client are no OSError, such as httpx's of a proxy
             raise ValueError(
                 f"classify.model is {model!r}: no open_clip model that the Hub hands out here "
                 f"({type(error).__name__}). Check the id and the network, or use local-dir:<folder>."
@@ -232,6 +238,24 @@ def _check_architecture(model: str, pretrained: str | None) -> None:
         )
 
 
+def _openais_state(weights: Path) -> dict[str, Tensor]:
+    """Weights that OpenAI saved. open_clip 3.3 reads none of these files: its torch.load refuses TorchScript, and of a
+    state it takes the sizes that lie in it for weights."""
+    if weights.suffix == ".safetensors":
+        state = load_file(weights)
+    elif _is_script(weights):
+        state = torch.jit.load(str(weights), map_location="cpu").state_dict()
+    else:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    sizes = ("input_resolution", "context_length", "vocab_size")
+    return {name: tensor for name, tensor in state.items() if name not in sizes}
+
+
+def _is_script(weights: Path) -> bool:
+    with zipfile.ZipFile(weights) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
 def _is_openais(weights: Path) -> bool:
     """Whether OpenAI saved these weights, all of which need QuickGELU: TorchScript, or a state that knows its size."""
     known = b"input_resolution"
@@ -240,8 +264,7 @@ def _is_openais(weights: Path) -> bool:
             return known in file.read(int.from_bytes(file.read(8), "little"))
     if not zipfile.is_zipfile(weights):
         return False
+    if _is_script(weights):
+        return True
     with zipfile.ZipFile(weights) as archive:
-        names = archive.namelist()
-        if any("/code/" in name for name in names):
-            return True
-        return any(name.endswith("/data.pkl") and known in archive.read(name) for name in names)
+        return any(name.endswith("/data.pkl") and known in archive.read(name) for name in archive.namelist())

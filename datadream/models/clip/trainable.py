@@ -179,6 +179,9 @@ def _unparametrize(model: nn.Module, keep: bool) -> None:
 
 def _attention_layers(model: nn.Module) -> Iterator[tuple[str, nn.MultiheadAttention]]:
     for name, module in model.named_modules():
+        # CoCa's decoder writes captions, and no feature depends on it.
+        if name.startswith("text_decoder."):
+            continue
         # With other widths of keys or values PyTorch keeps three weights, and none of them is stacked.
         if isinstance(module, nn.MultiheadAttention) and module._qkv_same_embed_dim:
             yield name, module

@@ -16,6 +16,7 @@ from datadream.data.datasets import open_source
 from datadream.data.shards import from_parquet
 from datadream.experiment.status import stage_status
 from datadream.generate.select.features import FeatureEncoder, feature_units
+from datadream.generate.select.rejection_sampling import RejectionSampling
 from datadream.generate.select.stage import generate_and_select
 from datadream.generate.stage import publish_dataset
 from datadream.run.cell import Cell
@@ -172,3 +173,40 @@ def test_nothing_is_published_where_nothing_passes(local_ray, config, tmp_path):
     with pytest.raises(RuntimeError, match="none of 80 candidates passed the filters"):
         generate_and_select(run.store, [run], config, Workers(1, 1, False))
     assert not run.store.exists(SELECTION)
+
+
+OWN = """
+from datadream.methods import ImageSeries, Plan
+
+def few(few_shot, config):
+    names = list(enumerate(few_shot.class_names))[:-1]
+    return Plan(images=tuple(ImageSeries(label, (name,), 3, config.seed) for label, name in names))
+"""
+
+
+def test_a_plan_with_fewer_images_than_the_filters_would_have_ends(config, tmp_path):
+    """Hand-made features: a method plans three images of each class but the last, and no image is its class's."""
+    (tmp_path / "own.py").write_text(OWN)
+    own = {"method": f"{tmp_path / 'own.py'}:few", "generate.select.max_shot_similarity": None}
+    run = Cell(config.updated(own), RunStore(str(tmp_path / "run")))
+    prompts = np.eye(10, dtype=np.float32)
+    features = {"prompts": prompts} | {f"shots-{label:05d}": prompts[[label]] for label in range(10)}
+    for chunk in run.chunks:
+        label = chunk.requests[0].label
+        features[chunk.chunk_id] = prompts[[label, *[label + 1] * (len(chunk.requests) - 1)]]
+    for name, rows in features.items():
+        buffer = io.BytesIO()
+        np.save(buffer, rows)
+        run.store.write_bytes(f"features/{name}.npy", buffer.getvalue())
+    sampling = RejectionSampling(run)
+    for _ in range(3):
+        if not sampling.propose():
+            break
+        sampling.decide()
+    else:
+        pytest.fail("it goes on asking for images that are not planned")
+    sampling.commit()
+    entries = run.store.read_json(SELECTION)["classes"]
+    assert [(entry["n_images"], entry["wanted"], entry["candidates"]) for entry in entries] == [(1, 3, 3)] * 9 + [
+        (0,) * 3
+    ]

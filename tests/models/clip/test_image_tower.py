@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datadream.models.clip.image_tower import encode_images
-from datadream.models.clip.trainable import make_trainable, trainable_parameters
+from datadream.models.clip.trainable import make_trainable, trainable_parameters, trainable_state
 
 TEXT = {"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
@@ -39,6 +39,16 @@ def test_features_and_gradients_equal_open_clips(vision):
         gradients = torch.autograd.grad((features * weights).sum(), learning, allow_unused=True)
         outcomes.append((features, [gradient for gradient in gradients if gradient is not None]))
     torch.testing.assert_close(*outcomes, atol=1e-5, rtol=1e-5)
+
+
+def test_cocas_images_are_its_pooled_features_and_its_decoder_learns_nothing():
+    pooled = {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}
+    text = TEXT | {"embed_cls": True, "output_tokens": True}
+    model = open_clip.CoCa(embed_dim=16, multimodal_cfg=TEXT, text_cfg=text, vision_cfg=VIT | pooled).eval()
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(encode_images(model, images), model.encode_image(images, normalize=True))
+    make_trainable(model, rank=4, alpha=8, projections=("q", "k", "v", "out"), seed=0)
+    assert {name.split(".")[0] for name in trainable_state(model)} == {"visual", "text"}
 
 
 def test_the_last_block_runs_for_the_class_token_alone():

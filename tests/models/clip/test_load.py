@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -60,6 +62,43 @@ def test_openais_files_need_its_activation(tmp_path, form):
     with pytest.raises(ValueError, match="trained with QuickGELU.*Use classify.model=ViT-B-16-quickgelu"):
         check_clip("ViT-B-16", str(path))
     check_clip("ViT-B-16-quickgelu", str(path))
+
+
+class Holder(torch.nn.Module):
+    """Weights by name, in a module that TorchScript takes whatever a CLIP's own code is."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        for name, own in itertools.groupby(sorted(state), key=lambda name: name.split(".")[0]):
+            inner = {key.partition(".")[2]: state[key] for key in own}
+            if "" in inner:
+                self.register_buffer(name, inner[""])
+            else:
+                self.add_module(name, Holder(inner))
+
+    def forward(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("form", ["script", "state", "safetensors"])
+def test_openais_files_are_loaded(tmp_path, form, monkeypatch):
+    """As OpenAI and those after it saved them: in half precision, with sizes among the weights."""
+    vision = {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    architecture = {"embed_dim": 16, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "toy-quickgelu", architecture)
+    weights = {name: tensor.half() for name, tensor in open_clip.CLIP(**architecture).state_dict().items()}
+    state = weights | {"input_resolution": torch.tensor(16), "context_length": torch.tensor(77)}
+    path = tmp_path / f"weights.{form}"
+    if form == "script":
+        torch.jit.save(torch.jit.script(Holder(state)), path)
+    elif form == "state":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    loaded = load_clip("toy-quickgelu", str(path), "cpu").model.state_dict()
+    assert all(torch.equal(tensor, weights[name].float()) for name, tensor in loaded.items())
+    assert loaded.keys() == weights.keys()
 
 
 def test_files_that_do_not_tell_their_activation_fit_either(tmp_path):

@@ -157,7 +157,7 @@ def test_lora_that_cannot_be_dropped_is_told_without_weights(folder):
 def test_a_text_tower_of_hugging_faces_is_not_fetched_to_be_told_that_it_has_no_lora(monkeypatch):
     monkeypatch.setattr("open_clip.model.HFTextEncoder", lambda *_, **__: pytest.fail("fetched"))
     check_trainable(ClassifyConfig(model="roberta-ViT-B-32"))
-    # LoRA is in CoCa's text decoder, too.
+    # Its image tower pools by attention.
     with pytest.raises(ValueError, match="lora_dropout cannot be applied"):
         check_trainable(ClassifyConfig(model="coca_roberta-ViT-B-32"))
 
