@@ -80,6 +80,13 @@ def test_bad_photos(photo_folder, tmp_path, capsys):
     assert "void' holds no image" in error_of(arguments, run, capsys)
 
 
+def test_a_run_in_the_folder_of_the_photos_is_refused(photo_folder, capsys):
+    arguments = ["--recipe", "laptop", f"data.source={photo_folder}", "data.n_shots=2"]
+    message = error_of(arguments, photo_folder / "runs" / "one", capsys)
+    assert "lies in data.source" in message
+    assert "where every folder is a class. Give --run a folder beside it." in message
+
+
 def test_held_out_photos_must_be_others_and_be_there(photo_folder, tmp_path, capsys):
     arguments = [*DIGITS, f"data.source={photo_folder}"]
     run = tmp_path / "run"
@@ -132,6 +139,13 @@ def test_yaml_file_then_overrides(tmp_path, capsys):
     assert "data.prompt is the mapping {'name': None}, but takes one value. In YAML, text with" in message
     file.write_text("data:\n  source: 2024\n")
     assert "data.source is 2024: expected text: quote it, as in '2024'." in error_of(arguments, run, capsys)
+    for text in ("2024-05-01", "on"):
+        file.write_text(f"data:\n  source: {text}\n")
+        assert "expected text. YAML takes what was written there for something" in error_of(arguments, run, capsys)
+    file.write_text("data:\n  source: photos\nadapt: {rank: 8}\ndata:\n  n_shots: 4\n")
+    assert "'data' is there twice, first in line 1: join them" in error_of(arguments, run, capsys)
+    file.write_text("adapt: {rank: 8}\nadapt.rank: 4\n")
+    assert "adapt.rank is there twice: 8 and 4. Leave one." in error_of(arguments, run, capsys)
 
 
 def test_status_of_a_run_and_of_nothing(tmp_path, capsys):

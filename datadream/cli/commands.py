@@ -193,6 +193,8 @@ def _watch(experiment: Experiment) -> None:
 def _use_classifier(arguments: argparse.Namespace) -> Callable[[], None]:
     from datadream.classify.predictor import load_classifier
 
+    if arguments.command == "export" and "://" in arguments.to:
+        raise ValueError(f"--to is {arguments.to!r}: a checkpoint needs a local folder. Copy it from there.")
     classifier = load_classifier(arguments.run, arguments.setting and arguments.setting.split(","))
     if arguments.command == "export":
         return partial(print, f"local-dir:{classifier.save_checkpoint(arguments.to)}")
@@ -227,7 +229,8 @@ def _photos_of(asked: str) -> list[str]:
         inside = (path for path in Path(asked).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         found = sorted(str(path) for path in inside if not any(map(is_litter, path.relative_to(asked).parts)))
     elif glob.has_magic(asked):
-        found = sorted(glob.glob(asked, recursive=True))
+        paths = [path for path in map(Path, glob.glob(asked, recursive=True)) if path.suffix.lower() in IMAGE_SUFFIXES]
+        found = sorted(str(path) for path in paths if path.is_file() and not is_litter(path.name))
     else:
         return [asked]
     if not found:

@@ -14,6 +14,7 @@ import yaml
 from datadream import recipes
 from datadream.cli.parser import LISTED_OPTIONS
 from datadream.config import ExperimentConfig, flatten, knobs, nearest, takes_text
+from datadream.data.mappings import UniqueKeys
 from datadream.run.config_record import config_extending, config_reusing, recorded_config
 from datadream.run.store import RunStore
 
@@ -22,7 +23,7 @@ def file_knobs(arguments: argparse.Namespace, options: Sequence[str] = ("run", "
     """The knobs in the --config file. Its lines of `options` count where the command line does not say these."""
     path = arguments.config
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(), Loader=UniqueKeys)  # noqa: S506
     except OSError as error:
         raise FileNotFoundError(f"--config {path!r} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -49,6 +50,9 @@ def config_of(arguments: argparse.Namespace, changes: dict[str, Any]) -> Experim
                 raise ValueError(
                     f"--recipe {arguments.recipe} beside {option}: the knobs are those of run {source!r}."
                 )
+            recorded = recorded_config(RunStore(arguments.run))
+            if recorded and RunStore(source).url in (recorded.images_from, recorded.extends):
+                return recorded.updated(changes)  # begun, so that the other run may be gone
             return config_from(RunStore(source)).updated(changes)
     if arguments.recipe:
         return recipes.by_name(arguments.recipe, changes)

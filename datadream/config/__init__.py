@@ -18,7 +18,7 @@ from datadream.config.cluster import ClusterConfig, TrackerName, TrackingConfig
 from datadream.config.data import WHITE, DataConfig, KnownDataset
 from datadream.config.experiment import ExperimentConfig, GridConfig, MethodName, parse_config
 from datadream.config.generate import PRESETS, GenerateConfig, SelectConfig
-from datadream.config.locations import LOCATIONS, is_same_place, located
+from datadream.config.locations import LOCATIONS, READ_THROUGHOUT, is_left_behind, is_same_place, located
 from datadream.config.public import public_config, public_dataset, public_method, public_model, public_source
 from datadream.config.search import SearchConfig
 from datadream.config.section import flatten, knobs, nearest, takes_text
@@ -27,6 +27,7 @@ __all__ = [
     "GAUSSIAN_SETTINGS",
     "LOCATIONS",
     "PRESETS",
+    "READ_THROUGHOUT",
     "SETTINGS_WITHOUT_IMAGES",
     "TRAINED_SETTINGS",
     "WHITE",
@@ -48,6 +49,7 @@ __all__ = [
     "TrackerName",
     "TrackingConfig",
     "flatten",
+    "is_left_behind",
     "is_same_place",
     "knobs",
     "located",

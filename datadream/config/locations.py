@@ -26,6 +26,8 @@ LOCATIONS = (
 """Knobs whose value may be a path on this machine."""
 READ_ONCE = ("data.names", "data.captions", "data.descriptions")
 """Of these, files that the driver alone reads, when a run begins."""
+READ_THROUGHOUT = ("data.source", "adapt.given")
+"""Of these, places of photos and adapters, which are no ids of the Hub."""
 LOCAL_DIR = "local-dir:"
 """What open_clip has before a folder."""
 
@@ -73,6 +75,12 @@ def local_inputs(config: ExperimentConfig) -> dict[str, str]:
 def _absolute_method(method: str) -> str:
     file, _, function = method.rpartition(":")
     return f"{os.path.abspath(Path(file).expanduser())}:{function}" if file.endswith(".py") else method
+
+
+def is_left_behind(old: str | None, new: str | None) -> bool:
+    """Whether a path that names nothing from the current directory is that of a place which is still where it was."""
+    # `located` has made the others absolute.
+    return bool(old and new) and not os.path.isabs(new) and os.path.exists(old) and is_same_place(old, new)
 
 
 def is_same_place(old: str | None, new: str | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Container, Iterator
+from datetime import date
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -50,19 +51,23 @@ def takes_text(section: type[Section], key: str) -> bool:
 
 
 def flatten(values: dict[str, Any], prefix: str = "", known: Container[str] = ()) -> dict[str, Any]:
-    """Dotted form of a nested dict of knobs; raises ValueError where one of the `known` knobs got a mapping."""
+    """Dotted form of a nested dict of knobs; raises ValueError where one of the `known` knobs got a mapping, or where
+    a knob is there in both forms."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
         if not isinstance(value, dict):
-            flat[key] = value
+            inner = {key: value}
         elif key in known:
             raise ValueError(
                 f"{key} is the mapping {value!r}, but takes one value. In YAML, text with a colon or braces is one "
                 "only in quotes."
             )
         else:
-            flat |= flatten(value, f"{key}.", known)
+            inner = flatten(value, f"{key}.", known)
+        if twice := next(iter(flat.keys() & inner.keys()), None):
+            raise ValueError(f"{twice} is there twice: {flat[twice]!r} and {inner[twice]!r}. Leave one.")
+        flat |= inner
     return flat
 
 
@@ -111,6 +116,8 @@ def _expected(error: ErrorDetails) -> str:
             return f"expected a list, such as [{'' if given is None else given}]"
         case "missing":
             return "the list has too few values"
+        case "string_type" if isinstance(given, bool | date):
+            return "expected text. YAML takes what was written there for something else: put it in quotes"
         case "string_type" if isinstance(given, int | float):
             return f"expected text: quote it, as in '{given}'"
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import fsspec
@@ -11,7 +12,22 @@ import yaml
 from datadream.data.listing import one_spelling
 
 
-class _Texts(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping with a key twice, of which others keep the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[str, yaml.Mark] = {}
+        for key, _ in node.value:
+            if key.value in first and isinstance(key, yaml.ScalarNode):
+                said = f"{key.value!r} is there twice, first in line {first[key.value].line + 1}: join them"
+                raise yaml.composer.ComposerError(None, None, said, key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                first[key.value] = key.start_mark
+        return node
+
+
+class _Texts(UniqueKeys):
     """Leaves scalars the texts that were written, but for null: else the folder 001 is called 1, and no False."""
 
 
@@ -19,6 +35,13 @@ _Texts.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in known if tag.endswith((":null", ":merge"))]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    counts = Counter(name for name, _ in pairs)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise yaml.YAMLError(f"{twice[0]!r} is there twice: leave one")
+    return dict(pairs)
 
 
 def read_mapping(knob: str, path: str) -> dict[str, Any]:
@@ -30,7 +53,8 @@ def read_mapping(knob: str, path: str) -> dict[str, Any]:
         fs, place = fsspec.core.url_to_fs(path)
         content = fs.cat_file(place).decode("utf-8-sig")
         try:
-            found = json.loads(content)  # YAML would make two broken letters of an emoji that JSON escapes
+            # YAML would make two broken letters of an emoji that JSON escapes.
+            found = json.loads(content, object_pairs_hook=_unique)
         except ValueError:
             found = yaml.load(content, Loader=_Texts)  # noqa: S506
     except (OSError, ValueError, yaml.YAMLError) as error:

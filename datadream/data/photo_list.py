@@ -126,6 +126,12 @@ def _csv_entries(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         header = next(reader, [])
         for cells in reader:
+            # Spreadsheets end rows with empty cells; one that is not empty is the rest of a text.
+            if beyond := next((cell for cell in cells[len(header) :] if cell.strip()), None):
+                raise ValueError(
+                    f"list {name!r}, row {reader.line_num}: {beyond.strip()!r} is in no column. Put texts that have a "
+                    f"{delimiter!r} in them in double quotes."
+                )
             if any(cell.strip() for cell in cells):
                 yield reader.line_num, dict(zip(header, cells, strict=False))
     except csv.Error as error:

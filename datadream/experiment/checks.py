@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
+from pathlib import Path
 
 from datadream.adapt.given import check_given, check_given_fit
 from datadream.classify.ingest.reader import check_published
@@ -20,7 +21,7 @@ from datadream.data.few_shot import FewShotSet, check_photos
 from datadream.models.source import check_pipeline, check_scheduler
 from datadream.run.cell import Cell
 from datadream.run.config_record import check_config, check_extended, check_reused, config_extending
-from datadream.run.layout import DATASET, FEW_SHOT, GENERATE_PLAN, GeneratePlan, classifier_marker
+from datadream.run.layout import CONFIG, DATASET, FEW_SHOT, GENERATE_PLAN, GeneratePlan, classifier_marker
 from datadream.run.store import RunStore
 from datadream.runtime.tracking import check_trackers
 
@@ -40,9 +41,7 @@ seed. A photo takes about 5 ms."""
 
 
 def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell]) -> None:
-    """Settings, folder, photos, trackers, workers and the generator's files: what is quick to look at."""
-    from datadream.runtime.session import check_workers
-
+    """Settings, folder, photos, trackers and the generator's files: what is quick to look at."""
     check_folder(config, store)
     if config.images_from is not None:
         _check_source(config, cells)
@@ -55,7 +54,6 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
     for cell in cells:
         check_selection(cell.few_shot, cell.config.classify)
         _check_generate(cell)
-    check_workers(config.cluster)
     _check_given(config, cells)
     if any(cell.plan.images for cell in cells):
         check_pipeline(config.diffusion.model, config.diffusion.revision)
@@ -73,6 +71,13 @@ def check_folder(config: ExperimentConfig, store: RunStore) -> None:
             f"Use classify.settings='[{', '.join(SETTINGS_WITHOUT_IMAGES)}]', or another method."
         )
     check_lasting(store)
+    source = Path(config.data.source)  # absolute, where it is a folder
+    is_inside = store.is_local and source.is_absolute() and Path(store.root).is_relative_to(source)
+    if is_inside and config.data.dataset is None and not store.exists(CONFIG):
+        raise ValueError(
+            f"run {store.url!r} lies in data.source {config.data.source!r}, where every folder is a class. Give "
+            "--run a folder beside it."
+        )
     check_config(store, config)
     store.check_writable()
     check_trackers(config, store)

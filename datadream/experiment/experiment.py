@@ -140,7 +140,10 @@ class Experiment:
 
         Raises ValueError or FileNotFoundError naming the value, what was expected and what to do.
         """
+        from datadream.runtime.session import check_workers
+
         self.check_inputs()
+        check_workers(self.config.cluster)
         check_models(self.config, self.cells)
 
     def check_inputs(self) -> None:
@@ -162,7 +165,13 @@ class Experiment:
 
     def _driving(self) -> AbstractContextManager[Driver]:
         from datadream.experiment.driver import driving
+        from datadream.runtime.session import check_workers
 
+        # Here, where there is work: a report, and a run that is finished, need none.
+        try:
+            check_workers(self.config.cluster)
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
         return driving(self.config, self.store, self.cells, self._adapter_units())
 
     def _adapter_units(self) -> list[AdapterUnit]:

@@ -23,8 +23,9 @@ from datadream.paper.reproductions import Reproduction, below, reproductions
 from datadream.recipes import by_name
 from datadream.report.suite import Place, text_tables, write_suite
 from datadream.run.cell import cells_of
-from datadream.run.layout import CONFIG, PAGE
+from datadream.run.layout import CONFIG, METRICS, PAGE
 from datadream.run.store import RunStore
+from datadream.runtime.session import check_workers
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ class Suite:
                     f"{', '.join(KNOWN[name].title for name in names)} not in {source!r}, where data sets lie as they "
                     "were unpacked. Set data.source=FOLDER, choose others with --datasets, or see --check."
                 )
+        if not all(self.store.child(run.name).exists(METRICS) for run in self.runs):
+            check_workers(self.runs[0].config.cluster)
         looked_at = set()
         # Runs of one data set and seed share their photos, which are read once; those that generate need most.
         for run in sorted(self.runs, key=lambda run: run.config.method == "none"):

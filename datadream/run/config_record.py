@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Set
 from importlib.metadata import version
 
 from datadream import __version__
 from datadream.config import (
     LOCATIONS,
+    READ_THROUGHOUT,
     ExperimentConfig,
     flatten,
+    is_left_behind,
     is_same_place,
     parse_config,
     public_method,
@@ -38,7 +41,12 @@ def recorded_config(store: RunStore) -> ExperimentConfig | None:
         ) from None
     if not there:
         return None
-    config = store.read_json(CONFIG)["config"]
+    try:
+        config = dict(store.read_json(CONFIG)["config"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{store.path(CONFIG)!r} is not that of a run. Give the folder of a run or, to begin one, a new folder."
+        ) from None
     # Runs that do not say were trained without dropout, on squares, and their adapters in full batches; where steps
     # are given there is no other law, and a recipe that gives them need not name it.
     if config.get("adapt", {}).get("steps_per_class") is None:
@@ -117,6 +125,13 @@ def check_config(store: RunStore, config: ExperimentConfig) -> None:
         raise ValueError(
             f"run {store.url!r} was made with another config: {different}. Use another --run, or those values."
         )
+    old, new = flatten(recorded.model_dump()), flatten(config.model_dump())
+    for knob in READ_THROUGHOUT:
+        if is_left_behind(old[knob], new[knob]):
+            raise ValueError(
+                f"{knob} is {new[knob]!r}, which is not in {os.getcwd()!r}; run {store.url!r} was begun with "
+                f"{old[knob]!r}. Give that path, or go on from where {new[knob]!r} is."
+            )
     hashes = store.read_json(CONFIG).get("methods", {})
     for name, found in _own_methods(config).items():
         if hashes.get(name, found) != found:
@@ -171,7 +186,10 @@ def record_config(store: RunStore, config: ExperimentConfig) -> None:
     # Only where things lie is brought up to date. All else has been found equal, and the versions stay those that the
     # run began with.
     record, now = store.read_json(CONFIG), flatten(values)
-    moved = [knob for knob in (*LOCATIONS, *METHOD_KNOBS) if flatten(record["config"]).get(knob) != now[knob]]
+    then = flatten(record["config"])
+    moved = [knob for knob in (*LOCATIONS, *METHOD_KNOBS) if then.get(knob) != now[knob]]
+    # A path that names nothing from here says less than the one that was recorded.
+    moved = [knob for knob in moved if knob not in LOCATIONS or not is_left_behind(then.get(knob), now[knob])]
     for knob in moved:
         *sections, name = knob.split(".")
         place = record["config"]

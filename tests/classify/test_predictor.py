@@ -151,6 +151,23 @@ def test_folders_and_patterns_are_predicted_for_people_and_programs(run, tmp_pat
     assert sum(told["classes"].values()) == pytest.approx(1, abs=1e-4)
 
 
+def test_a_pattern_names_photos_alone(run, tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "sub.png").mkdir()
+    for name in ("Thumbs.db", "._a.png", "notes.txt"):
+        (tmp_path / name).write_text("no photo")
+    assert main(["predict", run, str(tmp_path / "*"), "--csv"]) == 0
+    assert {line.split(",")[0] for line in capsys.readouterr().out.splitlines()[1:]} == {str(tmp_path / "a.png")}
+
+
+def test_a_checkpoint_is_a_local_folder(run, tmp_path, capsys, monkeypatch):
+    assert main(["export", run, "--to", "s3://bucket/clip", "--setting", "zero-shot"]) == 2
+    assert "--to is 's3://bucket/clip': a checkpoint needs a local folder" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["export", run, "--to=~/clip", "--setting", "zero-shot"]) == 0
+    assert (tmp_path / "clip" / "open_clip_config.json").is_file()
+
+
 def test_bad_input_is_one_clear_error(run, tmp_path, capsys):
     def error(*arguments: str) -> str:
         assert main(["predict", *arguments]) == 2

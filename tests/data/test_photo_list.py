@@ -113,6 +113,10 @@ GOOD = "path,label\ncats/0.png,cat\n"
         (GOOD + "nowhere/0.png,dog\n", r"row 3: 'nowhere/0.png' does not exist. Paths count from the list's folder"),
         (GOOD + "./cats/../cats/0.png,dog\n", r"row 3: './cats/../cats/0.png' is listed in row 2 already"),
         (GOOD + "dogs/0.png,  \n", "row 3: the class is '', and every photo needs one"),
+        (
+            GOOD + "dogs/0.png,dog, grey\n",
+            "row 3: 'grey' is in no column. Put texts that have a ',' in them",
+        ),
         (GOOD + "\n,dog\n", "row 4: the path is '', and every photo needs one"),
         (GOOD + "../dogs/0.png,dog\n", "row 3: '../dogs/0.png' is outside of the list's folder"),
         (GOOD + "/etc/0.png,dog\n", "row 3: '/etc/0.png' is outside of the list's folder"),
@@ -141,6 +145,11 @@ GOOD = "path,label\ncats/0.png,cat\n"
 )
 def test_what_is_wrong_with_a_row_is_one_line(folder, text, message):
     refused(folder, text, message)
+
+
+def test_empty_cells_of_a_spreadsheet_are_no_text(folder):
+    (folder / "list.csv").write_text("path,label\ncats/0.png,cat,,\ndogs/0.png,dog, ,\n")
+    assert open_source(str(folder / "list.csv")).dataset().class_names == ("cat", "dog")
 
 
 def test_lines_that_are_no_json_and_files_in_other_encodings_are_named(folder):

@@ -67,6 +67,8 @@ def test_captions_are_found_by_path_or_by_a_name_that_one_shot_has(tmp_path, nam
             "photo,label\na,b",
             "row 2: it has the columns photo, label. Call those of photos and captions path",
         ),
+        ("c.yaml", "a.jpg: a fox\nb.jpg: b\na.jpg: a wolf", "'a.jpg' is there twice, first in line 1: join them"),
+        ("c.json", '{"a.jpg": "a fox", "a.jpg": "a wolf"}', "'a.jpg' is there twice: leave one"),
         ("d.csv", None, "'.*d.csv' cannot be read: .*No such file"),
         ("d.yaml", None, "'.*d.yaml' cannot be read: .*No such file"),
     ],

@@ -13,7 +13,9 @@ from datadream.adapt.artifacts import are_committed, commit_adapter
 from datadream.adapt.extended import take_adapters
 from datadream.adapt.lora_trainer import TrainedAdapter
 from datadream.adapt.stage import adapter_units
-from datadream.cli import main
+from datadream.cli import main, overrides
+from datadream.cli.parser import make_parser
+from datadream.config import ExperimentConfig
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import FewShotSet
 from datadream.experiment.experiment import Experiment
@@ -205,6 +207,21 @@ def test_more_images_of_the_same_classes_take_all_that_is_there(tmp_path, photo_
     assert len(new.chunks) == len(taken) + 3
 
 
+@pytest.mark.parametrize(("option", "knob"), [("--extend", "extends"), ("--from", "images_from")])
+def test_the_same_command_goes_on_when_the_other_run_is_gone(tmp_path, photo_folder, old, option, knob):
+    def config(other: str) -> ExperimentConfig:
+        arguments = make_parser().parse_args(["run", "--run", str(tmp_path / "new"), option, other])
+        return overrides.config_of(arguments, {"seed": 3})
+
+    asked = config(old.url)
+    assert (getattr(asked, knob), asked.seed) == (old.url, 3)
+    record_config(RunStore(str(tmp_path / "new")), asked)
+    shutil.rmtree(old.root)
+    assert config(old.url) == asked
+    with pytest.raises(FileNotFoundError, match="no run at '.*/another'"):
+        config(str(tmp_path / "another"))
+
+
 def hashes(store: RunStore, folder: str) -> dict[str, str]:
     root = Path(store.root, folder)
     return {
@@ -233,3 +250,4 @@ def test_only_new_classes_are_trained_and_generated(tmp_path, photo_folder):
     assert len(new.read_json("classifier/synthetic/metrics.json")["per_class"]) == 4
     shutil.rmtree(old.root)  # once the new run has its own
     assert main(["run", "--run", new.url]) == 0
+    assert main(["run", "--run", new.url, "--extend", old.url]) == 0

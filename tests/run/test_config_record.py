@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 
 from datadream import recipes
-from datadream.config import ExperimentConfig
+from datadream.config import ExperimentConfig, located
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import sample_shots
 from datadream.run.config_record import check_config, record_config, recorded_config
@@ -61,6 +61,30 @@ def test_a_run_that_does_not_say_keeps_the_steps_that_its_adapters_had(store, re
     told = pytest.raises(ValueError, match=r"adapt.step_law \(crops there, batches now\)")
     with told if refused else nullcontext():
         check_config(store, config)
+
+
+def test_a_path_that_names_nothing_from_here_does_not_replace_the_one_that_does(
+    photo_folder, tmp_path, store, monkeypatch
+):
+    """The same command, typed from another directory."""
+    begun = located(recipes.digits(**{"data.source": str(photo_folder), "data.n_shots": 2}))
+    record_config(store, begun)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    typed = located(begun.updated({"data.source": photo_folder.name}))
+    with pytest.raises(ValueError, match=r"which is not in '.*/elsewhere'; run .* was begun with '/.*Give that path"):
+        check_config(store, typed)
+    record_config(store, typed)
+    assert recorded_config(store) == begun
+    monkeypatch.chdir(photo_folder.parent)
+    check_config(store, located(begun.updated({"data.source": photo_folder.name})))
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"architectures": ["CLIPModel"]}', '{"config": null}'])
+def test_a_config_that_is_not_ours_is_named(store, content):
+    store.write_bytes(CONFIG, content.encode())
+    with pytest.raises(ValueError, match=r"config.json' is not that of a run. Give the folder of a run or"):
+        recorded_config(store)
 
 
 def test_photos_that_moved_are_found_again(photo_folder, tmp_path, store):

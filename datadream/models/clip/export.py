@@ -18,7 +18,7 @@ def save_checkpoint(clip: ClipModel, model: str, folder: str | Path) -> Path:
 
     Raises ValueError when the folder is not empty.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{str(folder)!r} exists already. Name a new folder for the checkpoint.")
     folder.mkdir(parents=True, exist_ok=True)
