@@ -79,8 +79,9 @@ def _absolute_method(method: str) -> str:
 
 def is_left_behind(old: str | None, new: str | None) -> bool:
     """Whether a path that names nothing from the current directory is that of a place which is still where it was."""
-    # `located` has made the others absolute.
-    return bool(old and new) and not os.path.isabs(new) and os.path.exists(old) and is_same_place(old, new)
+    if not old or not new or os.path.isabs(new):  # `located` has made those absolute that are there
+        return False
+    return os.path.exists(old) and is_same_place(old, new)
 
 
 def is_same_place(old: str | None, new: str | None) -> bool:
