@@ -84,7 +84,15 @@ def test_a_run_in_the_folder_of_the_photos_is_refused(photo_folder, capsys):
     arguments = ["--recipe", "laptop", f"data.source={photo_folder}", "data.n_shots=2"]
     message = error_of(arguments, photo_folder / "runs" / "one", capsys)
     assert "lies in data.source" in message
-    assert "where every folder is a class. Give --run a folder beside it." in message
+    assert "where it would be taken for a class of photos. Give --run a folder that is not in it." in message
+
+
+def test_a_run_beside_the_photos_may_be_named_from_among_them(photo_folder, capsys, monkeypatch):
+    monkeypatch.chdir(photo_folder)
+    arguments = ["--recipe", "laptop", "--dry-run", "data.source=.", "data.n_shots=2"]
+    assert main(["run", "--run", "../demo", *arguments]) == 0
+    assert main(["run", "--run", "../photos/demo", *arguments]) == 2
+    assert "would be taken for a class" in capsys.readouterr().err
 
 
 def test_held_out_photos_must_be_others_and_be_there(photo_folder, tmp_path, capsys):
@@ -144,6 +152,8 @@ def test_yaml_file_then_overrides(tmp_path, capsys):
         assert "expected text. YAML takes what was written there for something" in error_of(arguments, run, capsys)
     file.write_text("data:\n  source: photos\nadapt: {rank: 8}\ndata:\n  n_shots: 4\n")
     assert "'data' is there twice, first in line 1: join them" in error_of(arguments, run, capsys)
+    file.write_text("data: {{name}: b}\n")
+    assert "found unhashable key" in error_of(arguments, run, capsys)
     file.write_text("adapt: {rank: 8}\nadapt.rank: 4\n")
     assert "adapt.rank is there twice: 8 and 4. Leave one." in error_of(arguments, run, capsys)
 

@@ -44,14 +44,17 @@ def file_knobs(arguments: argparse.Namespace, options: Sequence[str] = ("run", "
 
 def config_of(arguments: argparse.Namespace, changes: dict[str, Any]) -> ExperimentConfig:
     """A recipe's, the run's own, or that of the run whose images it uses or which it extends, with changes."""
-    for option, config_from in (("--from", config_reusing), ("--extend", config_extending)):
+    for option, knob, config_from in (
+        ("--from", "images_from", config_reusing),
+        ("--extend", "extends", config_extending),
+    ):
         if source := getattr(arguments, option.removeprefix("--"), None):
             if arguments.recipe:
                 raise ValueError(
                     f"--recipe {arguments.recipe} beside {option}: the knobs are those of run {source!r}."
                 )
             recorded = recorded_config(RunStore(arguments.run))
-            if recorded and RunStore(source).url in (recorded.images_from, recorded.extends):
+            if recorded and getattr(recorded, knob) == RunStore(source).url:
                 return recorded.updated(changes)  # begun, so that the other run may be gone
             return config_from(RunStore(source)).updated(changes)
     if arguments.recipe:

@@ -79,7 +79,8 @@ def _absolute_method(method: str) -> str:
 
 def is_left_behind(old: str | None, new: str | None) -> bool:
     """Whether a path that names nothing from the current directory is that of a place which is still where it was."""
-    if not old or not new or os.path.isabs(new):  # `located` has made those absolute that are there
+    # `located` has made those absolute that are there.
+    if not old or not new or not os.path.isabs(old) or os.path.isabs(new):
         return False
     return os.path.exists(old) and is_same_place(old, new)
 

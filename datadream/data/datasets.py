@@ -9,6 +9,7 @@ then keeps a part of every class for validation and test, so that people with sp
 from __future__ import annotations
 
 import functools
+import os
 import posixpath
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -24,7 +25,7 @@ from PIL import Image
 from datadream.config import WHITE, DataConfig, KnownDataset
 from datadream.data.decode import decode_photo, look_of
 from datadream.data.hugging_face import HUB, is_saved, list_examples, read_example
-from datadream.data.image_folder import list_classes, list_photos
+from datadream.data.image_folder import is_class_folder, list_classes, list_photos
 from datadream.data.known import GUIDE, KNOWN, given_shots, list_known
 from datadream.data.listing import Listing
 from datadream.data.names import readable_names
@@ -217,6 +218,13 @@ class EncodedPhotos(ABC):
 
 class ImageFolder(EncodedPhotos):
     """<root>/<class>/... or <root>/{train,val,test}/<class>/..., at any fsspec URL; see list_photos."""
+
+    def takes_in(self, folder: str) -> bool:
+        """Whether photos in a folder of this machine, which need not be there yet, would be taken for a class's."""
+        fs, root = fsspec.core.url_to_fs(self.location)
+        return isinstance(fs, LocalFileSystem) and is_class_folder(
+            fs, os.path.realpath(root), os.path.realpath(folder)
+        )
 
     def _listing(self) -> Listing:
         return list_photos(*fsspec.core.url_to_fs(self.location))

@@ -61,6 +61,15 @@ def list_classes(fs: fsspec.AbstractFileSystem, root: str) -> tuple[str, ...]:
     return tuple(sorted(_parts_and_classes(fs, root, Listing())[1]))
 
 
+def is_class_folder(fs: fsspec.AbstractFileSystem, root: str, folder: str) -> bool:
+    """Whether `folder`, which need not be there yet, is or lies in what would be one of the class folders."""
+    first = posixpath.relpath(folder, root).split("/")[0]
+    if first == ".." or (first != "." and is_litter(first)):
+        return False
+    parts = _parts_and_classes(fs, root, Listing())[0]
+    return first == "." or parts["pool"] == root or posixpath.join(root, first) in parts.values()
+
+
 def _parts_and_classes(
     fs: fsspec.AbstractFileSystem, root: str, listing: Listing
 ) -> tuple[dict[str, str], dict[str, str]]:

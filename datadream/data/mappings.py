@@ -19,11 +19,13 @@ class UniqueKeys(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         first: dict[str, yaml.Mark] = {}
         for key, _ in node.value:
-            if key.value in first and isinstance(key, yaml.ScalarNode):
+            # YAML's own refuses keys that are no scalars, and merges as often as it is told to.
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
+            if key.value in first:
                 said = f"{key.value!r} is there twice, first in line {first[key.value].line + 1}: join them"
                 raise yaml.composer.ComposerError(None, None, said, key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                first[key.value] = key.start_mark
+            first[key.value] = key.start_mark
         return node
 
 

@@ -10,13 +10,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
-from pathlib import Path
 
 from datadream.adapt.given import check_given, check_given_fit
 from datadream.classify.ingest.reader import check_published
 from datadream.classify.model_selection import check_selection
 from datadream.config import SETTINGS_WITHOUT_IMAGES, ExperimentConfig
-from datadream.data.datasets import class_names, open_source
+from datadream.data.datasets import ImageFolder, class_names, open_source
 from datadream.data.few_shot import FewShotSet, check_photos
 from datadream.models.source import check_pipeline, check_scheduler
 from datadream.run.cell import Cell
@@ -43,6 +42,7 @@ seed. A photo takes about 5 ms."""
 def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell]) -> None:
     """Settings, folder, photos, trackers and the generator's files: what is quick to look at."""
     check_folder(config, store)
+    _check_is_no_class(config, store)
     if config.images_from is not None:
         _check_source(config, cells)
     elif config.extends is not None and not store.exists(FEW_SHOT):  # begun, so that the other run may be gone
@@ -71,13 +71,6 @@ def check_folder(config: ExperimentConfig, store: RunStore) -> None:
             f"Use classify.settings='[{', '.join(SETTINGS_WITHOUT_IMAGES)}]', or another method."
         )
     check_lasting(store)
-    source = Path(config.data.source)  # absolute, where it is a folder
-    is_inside = store.is_local and source.is_absolute() and Path(store.root).is_relative_to(source)
-    if is_inside and config.data.dataset is None and not store.exists(CONFIG):
-        raise ValueError(
-            f"run {store.url!r} lies in data.source {config.data.source!r}, where every folder is a class. Give "
-            "--run a folder beside it."
-        )
     check_config(store, config)
     store.check_writable()
     check_trackers(config, store)
@@ -126,6 +119,18 @@ def _check_adds(source: RunStore, cell: Cell) -> None:
         raise ValueError(
             f"run {source.url!r} is extended by nothing: data.source has no class that it lacks, and "
             f"generate.images_per_class is {ours}, where it has {there}. Add folders of photos, or ask for more."
+        )
+
+
+def _check_is_no_class(config: ExperimentConfig, store: RunStore) -> None:
+    """A run among the class folders would be a class of the next run."""
+    if not store.is_local or config.data.dataset is not None or store.exists(CONFIG):
+        return
+    source = open_source(config.data.source, config.data.background)
+    if isinstance(source, ImageFolder) and source.takes_in(store.root):
+        raise ValueError(
+            f"run {store.url!r} lies in data.source {config.data.source!r}, where it would be taken for a class of "
+            "photos. Give --run a folder that is not in it."
         )
 
 

@@ -51,6 +51,9 @@ class RunStore:
             raise ValueError(
                 f"run URL {url!r} cannot be opened: {error}. Use a folder or an installed fsspec scheme."
             ) from None
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+        if self.is_local:  # fsspec leaves the dots in `../runs`
+            self.root = posixpath.normpath(self.root)
         if "s3" in self.fs.protocol:
             import s3fs.core
 
@@ -62,7 +65,6 @@ class RunStore:
             # (`limit_attempts`).
             vars(self.fs).setdefault("retries", S3_ATTEMPTS)
         self.url = url if "://" in url else self.root
-        self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
         """Full path of a file, without its scheme; raises ValueError for a name that leads out of the run.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from datadream.data.image_folder import Listing, list_photos
+from datadream.data.image_folder import Listing, is_class_folder, list_photos
 
 
 def fill(root: Path, *files: str) -> Path:
@@ -124,3 +124,20 @@ def test_names_that_are_not_utf8(tmp_path):
 def test_what_is_no_set_of_classes_is_explained(tmp_path, files, message):
     with pytest.raises(ValueError, match=message):
         listed(fill(tmp_path, *files))
+
+
+@pytest.mark.parametrize(
+    ("photos", "folder", "is_class"),
+    [
+        (("a/0.jpg", "b/0.jpg"), "runs/one", True),
+        (("a/0.jpg", "b/0.jpg"), "a/runs", True),
+        (("a/0.jpg", "b/0.jpg"), ".", True),
+        (("a/0.jpg", "b/0.jpg"), "../runs", False),
+        (("a/0.jpg", "b/0.jpg"), ".runs/one", False),
+        (("train/a/0.jpg", "train/b/0.jpg"), "runs/one", False),
+        (("train/a/0.jpg", "train/b/0.jpg"), "train/runs", True),
+    ],
+)
+def test_folders_that_would_be_a_class(tmp_path, photos, folder, is_class):
+    root = fill(tmp_path / "photos", *photos)
+    assert is_class_folder(LocalFileSystem(), str(root), os.path.normpath(root / folder)) is is_class

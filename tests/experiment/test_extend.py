@@ -213,13 +213,17 @@ def test_the_same_command_goes_on_when_the_other_run_is_gone(tmp_path, photo_fol
         arguments = make_parser().parse_args(["run", "--run", str(tmp_path / "new"), option, other])
         return overrides.config_of(arguments, {"seed": 3})
 
-    asked = config(old.url)
+    asked = config(f"{photo_folder}/../{Path(old.root).relative_to(tmp_path)}")
     assert (getattr(asked, knob), asked.seed) == (old.url, 3)
     record_config(RunStore(str(tmp_path / "new")), asked)
     shutil.rmtree(old.root)
     assert config(old.url) == asked
     with pytest.raises(FileNotFoundError, match="no run at '.*/another'"):
         config(str(tmp_path / "another"))
+    other = "--from" if option == "--extend" else "--extend"
+    crossed = make_parser().parse_args(["run", "--run", str(tmp_path / "new"), other, old.url])
+    with pytest.raises(FileNotFoundError, match="no run at"):
+        overrides.config_of(crossed, {})
 
 
 def hashes(store: RunStore, folder: str) -> dict[str, str]:

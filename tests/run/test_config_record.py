@@ -11,6 +11,7 @@ from datadream.data.datasets import open_source
 from datadream.data.few_shot import sample_shots
 from datadream.run.config_record import check_config, record_config, recorded_config
 from datadream.run.layout import CONFIG, FEW_SHOT
+from datadream.run.store import RunStore
 
 
 def test_another_config_is_refused_by_key(store):
@@ -76,6 +77,10 @@ def test_a_path_that_names_nothing_from_here_does_not_replace_the_one_that_does(
         check_config(store, typed)
     record_config(store, typed)
     assert recorded_config(store) == begun
+    begun_on_digits, digits = RunStore(str(tmp_path / "digits run")), located(recipes.digits())
+    (tmp_path / "elsewhere" / "digits").mkdir()  # a folder of this name is not meant by it
+    record_config(begun_on_digits, digits)
+    check_config(begun_on_digits, located(digits))
     monkeypatch.chdir(photo_folder.parent)
     check_config(store, located(begun.updated({"data.source": photo_folder.name})))
 

@@ -7,7 +7,8 @@ import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,10 @@ def load_clip(model: str, pretrained: str | None, device: torch.device | str) ->
         weights = f" with classify.pretrained {pretrained!r}"
     own = Path(pretrained) if pretrained and os.path.isfile(pretrained) and _is_openais(Path(pretrained)) else None
     try:
-        clip, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=None if own else pretrained, device=device
-        )
+        with _no_word_of_random_weights() if own else nullcontext():
+            clip, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=None if own else pretrained, device=device
+            )
         if own:
             clip.load_state_dict(_openais_state(own))
         tokenizer = load_tokenizer(model)
@@ -179,19 +181,25 @@ def without_weights(model: str) -> nn.Module:
     if config["text_cfg"].get("hf_model_name"):
         config |= {"text_cfg": {"layers": 1, "block_type": "custom"}, "custom_text": True}
 
-    def is_error(record: logging.LogRecord) -> bool:
-        return record.levelno > logging.WARNING
-
-    # open_clip warns by the root logger that weights are random. A filter of our own and not logging.disable, which
-    # two threads that restore it would leave on.
-    logging.root.addFilter(is_error)
     try:
         # By its own name open_clip would download a Hub model's weights, whether it loads them or not.
-        with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
+        with tempfile.TemporaryDirectory() as folder, torch.device("meta"), _no_word_of_random_weights():
             Path(folder, CONFIG).write_text(json.dumps({"model_cfg": config}))
             return open_clip.create_model(LOCAL_DIR + folder, load_weights=False, device="meta")
     except (RuntimeError, OSError) as error:
         raise ValueError(f"classify.model {model!r} cannot be built: {error}") from error
+
+
+@contextmanager
+def _no_word_of_random_weights() -> Iterator[None]:
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING
+
+    # open_clip warns by the root logger. A filter of our own and not logging.disable, which two threads that restore
+    # it would leave on.
+    logging.root.addFilter(is_error)
+    try:
+        yield
     finally:
         logging.root.removeFilter(is_error)
 

@@ -81,7 +81,7 @@ class Holder(torch.nn.Module):
 
 
 @pytest.mark.parametrize("form", ["script", "state", "safetensors"])
-def test_openais_files_are_loaded(tmp_path, form, monkeypatch):
+def test_openais_files_are_loaded(tmp_path, form, monkeypatch, caplog):
     """As OpenAI and those after it saved them: in half precision, with sizes among the weights."""
     vision = {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -99,6 +99,7 @@ def test_openais_files_are_loaded(tmp_path, form, monkeypatch):
     loaded = load_clip("toy-quickgelu", str(path), "cpu").model.state_dict()
     assert all(torch.equal(tensor, weights[name].float()) for name, tensor in loaded.items())
     assert loaded.keys() == weights.keys()
+    assert "initialized randomly" not in caplog.text
 
 
 def test_files_that_do_not_tell_their_activation_fit_either(tmp_path):
