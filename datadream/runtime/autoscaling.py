@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_LINES = 30.0
-SECONDS_BETWEEN_REQUESTS = 60.0
-"""The cluster has one request for all of its users: the last one counts, so ours is repeated."""
 SECONDS_BETWEEN_ANSWERS = 5.0
 SECONDS_TO_REFUSE = 15.0
 """An autoscaler looks at requests every 5 s; what it has not refused by then it grants."""
@@ -57,8 +55,8 @@ class Request:
         self._granted, self._refused = 0, min(wanted, MOST_ASKED) + 1
         """The largest number that was not refused, and the smallest that was."""
         self._count, self._asked = self._refused - 1, float("-inf")
+        """What is asked for, and since when."""
         self._bundles: list[dict[str, float]] = []
-        """What was asked for last."""
         self._gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
 
     def ask(self) -> None:
@@ -70,7 +68,10 @@ class Request:
         self._asked = time.monotonic()
 
     def look(self) -> None:
-        """Ask for fewer or more, by what became of the last request, and repeat it now and then."""
+        """Ask for fewer or more, by what became of the last request."""
+        # Repeated at every look: a cluster has one request for all of its users, of which the last counts. From the
+        # first Ray Train or Ray Data on, Ray's AutoscalingCoordinator sends its own every 20 s, mostly an empty one.
+        request_resources(bundles=self._bundles)
         since, n_refused = time.monotonic() - self._asked, self._n_refused()
         is_refused = n_refused == len(self._bundles)
         if n_refused is None or (since < SECONDS_TO_REFUSE and not is_refused):
@@ -84,7 +85,7 @@ class Request:
             self._granted = max(self._granted, self._count)
         is_found = self._refused - self._granted <= 1
         count = max(1, self._granted if is_found else (self._granted + self._refused) // 2)
-        if count != self._count or since > SECONDS_BETWEEN_REQUESTS:
+        if count != self._count:
             self._count = count
             self.ask()
 
@@ -106,12 +107,16 @@ def asked_for(workers: Workers, count: int) -> Iterator[None]:
     """Ask the autoscaler for room for `count` workers, or as many as it may start, for the length of a block."""
     request = Request(workers, count)
     request.ask()
+    # The request outlives its driver: not withdrawn, it would keep the nodes up when the run is over.
     try:
         with polled(request.look, SECONDS_BETWEEN_ANSWERS):
-            yield
+            try:
+                yield
+            finally:
+                # At once: the look that is waited for below may wait for Ray, and a job that is stopped has 3 s.
+                request_resources(bundles=[])
     finally:
-        # The request outlives its driver: not withdrawn, it would keep the nodes up when the run is over.
-        request_resources(bundles=[])
+        request_resources(bundles=[])  # that look may have repeated it
 
 
 def await_nodes(workers: Workers, minutes: float) -> Sequence[Resources]:

@@ -137,7 +137,8 @@ def _rows(
     rows = ray.data.from_items(items, override_num_blocks=len(items))
     if workers is None:
         # More than a node has would wait for ever.
-        most = max(node["Resources"].get("memory", 0) for node in living_nodes())
+        fitting = [node["Resources"] for node in living_nodes() if node["NodeID"] not in without]
+        most = max((node.get("memory", 0) for node in fitting if node.get("CPU", 0) >= 1), default=0)
         memory = {"memory": int(min(how.bytes_each, most))} if how.bytes_each else {}
         return rows.map(_do, fn_kwargs={"how": how, "probe": probe}, num_cpus=1, **memory, **avoiding(without))
     # As many actors as were asked for; where nobody asked, those that fit now, and more or fewer as nodes join and

@@ -157,7 +157,12 @@ def _start(config: ClusterConfig, locations: Iterable[str] = ()) -> None:
 
 def _check_answers(address: str, named_by: str) -> None:
     """Raises ValueError where nothing listens: Ray itself would try for minutes, and then not say who named it."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"{named_by} is {address!r}, an address of Ray Client, which cannot tell what the nodes hold. Start the "
+            "command on the cluster with `ray job submit`, or use the head's own address, such as head:6379."
+        )
+    host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():  # such as auto
         return
     try:
@@ -234,6 +239,8 @@ def _cluster_room(config: ClusterConfig) -> tuple[Workers, int, float]:
     most = max(workers.room_in(there), workers.room_in(possible))
     if minutes == 0 or possible:
         _check_room(config, workers, most, "the cluster")
+    else:  # nobody says how many may come: those that are asked for
+        most = max(most, config.workers or 0)
     return workers, most, minutes
 
 

@@ -113,6 +113,23 @@ def test_what_the_cluster_cannot_hold_is_refused(local_ray):
         check_workers(ClusterConfig(threads_per_worker=4, device="cpu"))
 
 
+def test_a_cluster_that_does_not_say_what_may_come_starts_with_the_least(local_ray):
+    """As KubeRay's: three fit those nodes that are there, and the fourth may be on its way."""
+    with connected(ClusterConfig(workers=4, device="cpu", wait_minutes=1)) as workers:
+        assert (workers.count, workers.slots, workers.least) == (4, 3, 1)
+    few = connected(ClusterConfig(workers=5, min_workers=4, device="cpu", wait_minutes=0.01))
+    with pytest.raises(ValueError, match="cluster.workers is 5 with 1 CPU each, but the cluster can hold 3"), few:
+        pass
+
+
+def test_an_address_of_ray_client_is_refused(monkeypatch):
+    monkeypatch.setattr("datadream.runtime.session._joined", lambda: False)
+    with pytest.raises(
+        ValueError, match=r"^cluster.address is 'ray://head:10001', an address of Ray Client.*job subm"
+    ):
+        check_workers(ClusterConfig(address="ray://head:10001"))
+
+
 def test_gpus_that_may_come_are_waited_for_and_not_replaced_by_cpus(local_ray, monkeypatch):
     """Stable Diffusion used to run on the CPUs of a head whose GPU nodes were still to be started."""
     monkeypatch.setattr(autoscaling, "possible_nodes", lambda: [{"CPU": 8, "GPU": 2}] * 3)
