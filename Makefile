@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # CPU=1: PyTorch without the GPU libraries, 2 GB in place of 6.
 TORCH := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
-ROOMS ?= tests benchmarks/tests
+TESTS ?= tests benchmarks/tests
 
 .PHONY: demo test soak slow lint
 
@@ -14,7 +14,7 @@ test: lint
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: .venv/installed
-	$(BIN)/pytest -m 'soak and not gpu' $(ROOMS)
+	$(BIN)/pytest -m 'soak and not gpu' $(TESTS)
 
 slow: .venv/installed
 	$(BIN)/pytest -m 'slow and not gpu'

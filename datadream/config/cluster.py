@@ -21,7 +21,8 @@ class ClusterConfig(Section):
     min_workers: int = Field(1, ge=1)
     """On a cluster, a stage starts as soon as there is room for so many, and grows from there."""
     max_workers: int | None = Field(None, ge=1)
-    """Room to ask an autoscaling cluster for, in workers; unset: as many as the run has units for."""
+    """Room to ask an autoscaling cluster for, in workers, where workers is unset; unset too: as many as the run has
+    units for."""
     wait_minutes: float | None = Field(None, ge=0)
     """How long to wait for nodes that hold min_workers; unset: 15 where the cluster says what may come, else 0. In Ray
     2.60 neither KubeRay nor `ray up` says so: set it there."""

@@ -11,7 +11,7 @@ from datadream.config.data import PromptTemplate
 from datadream.config.section import Section, Share
 
 Preset = Literal["exact", "fast", "turbo"]
-# What generate.preset sets in the same section; speeds and accuracies are in the README.
+# What generate.preset sets in the same section; speeds and accuracies are in docs/methods.md.
 PRESETS: dict[Preset, dict[str, Any]] = {
     "exact": {"scheduler": None, "steps": 50},
     "fast": {"scheduler": "DPMSolverMultistepScheduler", "steps": 15},
@@ -35,8 +35,8 @@ def _distinct(templates: tuple[str, ...]) -> tuple[str, ...]:
 
 class SelectConfig(Section):
     """Which generated images are published; by default all. With label_top_k, max_shot_similarity or coverage, images
-    are generated until each class has images_per_class that pass; the judge is the untrained CLIP of
-    classify.model."""
+    are generated until each class has images_per_class that pass, or all that max_candidates allows and the method
+    plans; the judge is the untrained CLIP of classify.model."""
 
     label_top_k: int | None = Field(None, ge=1)
     """Keep an image if its class is among so many that CLIP finds most likely (DISEF: 1); unset: keep all. A CLIP that
@@ -64,7 +64,7 @@ class GenerateConfig(Section):
     preset: Preset | None = None
     """How much exactness to give for speed: exact (paper: 50 steps), fast (DPM-Solver++, 15 steps) or turbo (12 steps,
     cache_interval 2). Sets scheduler, steps, guidance_interval and cache_interval, unless these are given beside it;
-    unset: as they are. Measured effect: README."""
+    unset: as they are. Measured effect: docs/methods.md."""
     images_per_class: int = Field(500, ge=1)
     """Synthetic images per class (paper: 500)."""
     prompts: Annotated[tuple[PromptTemplate, ...], AfterValidator(_distinct)] = ()

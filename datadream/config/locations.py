@@ -27,7 +27,7 @@ LOCATIONS = (
 READ_ONCE = ("data.names", "data.captions", "data.descriptions")
 """Of these, files that the driver alone reads, when a run begins."""
 READ_THROUGHOUT = ("data.source", "adapt.given")
-"""Of these, places of photos and adapters, which are no ids of the Hub."""
+"""Of these, places of photos and adapters, where a bare name is a path: ids of the Hub begin with hf-hub: there."""
 LOCAL_DIR = "local-dir:"
 """What open_clip has before a folder."""
 

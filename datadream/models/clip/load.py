@@ -231,7 +231,7 @@ def _check_architecture(model: str, pretrained: str | None) -> None:
         needs_quick_gelu = bool(tag.get("quick_gelu"))
     elif os.path.isfile(pretrained):
         # Other files do not tell.
-        needs_quick_gelu = has_quick_gelu or _is_openais(Path(pretrained))
+        needs_quick_gelu = _is_openais(Path(pretrained)) or has_quick_gelu
     else:
         hint = nearest(pretrained, tags)
         raise ValueError(
@@ -247,32 +247,28 @@ def _check_architecture(model: str, pretrained: str | None) -> None:
 
 
 def _openais_state(weights: Path) -> dict[str, Tensor]:
-    """Weights that OpenAI saved. open_clip 3.3 reads none of these files: its torch.load refuses TorchScript, and of a
-    state it takes the sizes that lie in it for weights."""
-    if weights.suffix == ".safetensors":
-        state = load_file(weights)
-    elif _is_script(weights):
-        state = torch.jit.load(str(weights), map_location="cpu").state_dict()
-    else:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+    """Weights as OpenAI saves them; open_clip 3.3 takes the sizes that lie among them for weights, and refuses all."""
+    is_safe = weights.suffix == ".safetensors"
+    state = load_file(weights) if is_safe else torch.load(weights, map_location="cpu", weights_only=True)
     sizes = ("input_resolution", "context_length", "vocab_size")
     return {name: tensor for name, tensor in state.items() if name not in sizes}
 
 
-def _is_script(weights: Path) -> bool:
-    with zipfile.ZipFile(weights) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
 def _is_openais(weights: Path) -> bool:
-    """Whether OpenAI saved these weights, all of which need QuickGELU: TorchScript, or a state that knows its size."""
+    """Whether OpenAI saved these weights, all of which need QuickGELU: a state that knows its size.
+
+    Raises ValueError for TorchScript, in which OpenAI published CLIP: it is a program, and no strangers' are run.
+    """
     known = b"input_resolution"
     if weights.suffix == ".safetensors":
         with weights.open("rb") as file:
             return known in file.read(int.from_bytes(file.read(8), "little"))
     if not zipfile.is_zipfile(weights):
         return False
-    if _is_script(weights):
-        return True
     with zipfile.ZipFile(weights) as archive:
+        if any("/code/" in name for name in archive.namelist()):
+            raise ValueError(
+                f"classify.pretrained {str(weights)!r} is a TorchScript program. Use classify.pretrained=openai, "
+                "which names the same weights, or save the program's state_dict() as safetensors."
+            )
         return any(name.endswith("/data.pkl") and known in archive.read(name) for name in archive.namelist())

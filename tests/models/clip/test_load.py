@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 
@@ -49,13 +49,18 @@ def test_unknown_ids_are_explained(model, pretrained, error, message):
         load_clip(model, pretrained, "cpu")
 
 
-@pytest.mark.parametrize("form", ["script", "state", "safetensors"])
+def test_a_program_is_not_run_for_its_weights(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "ViT-B-16.pt")
+    for read in (check_clip, partial(load_clip, device="cpu")):
+        with pytest.raises(ValueError, match="is a TorchScript program. Use classify.pretrained=openai, which names"):
+            read("ViT-B-16-quickgelu", str(tmp_path / "ViT-B-16.pt"))
+
+
+@pytest.mark.parametrize("form", ["state", "safetensors"])
 def test_openais_files_need_its_activation(tmp_path, form):
     """Without it they would load, and be some points worse."""
     path, size = tmp_path / f"weights.{form}", torch.tensor(224)
-    if form == "script":
-        torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path)
-    elif form == "state":
+    if form == "state":
         torch.save({"input_resolution": size}, path)
     else:
         save_file({"input_resolution": size}, path)
@@ -64,25 +69,9 @@ def test_openais_files_need_its_activation(tmp_path, form):
     check_clip("ViT-B-16-quickgelu", str(path))
 
 
-class Holder(torch.nn.Module):
-    """Weights by name, in a module that TorchScript takes whatever a CLIP's own code is."""
-
-    def __init__(self, state: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        for name, own in itertools.groupby(sorted(state), key=lambda name: name.split(".")[0]):
-            inner = {key.partition(".")[2]: state[key] for key in own}
-            if "" in inner:
-                self.register_buffer(name, inner[""])
-            else:
-                self.add_module(name, Holder(inner))
-
-    def forward(self) -> int:
-        return 0
-
-
-@pytest.mark.parametrize("form", ["script", "state", "safetensors"])
+@pytest.mark.parametrize("form", ["state", "safetensors"])
 def test_openais_files_are_loaded(tmp_path, form, monkeypatch, caplog):
-    """As OpenAI and those after it saved them: in half precision, with sizes among the weights."""
+    """In half precision, with sizes among the weights."""
     vision = {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     architecture = {"embed_dim": 16, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
@@ -90,9 +79,7 @@ def test_openais_files_are_loaded(tmp_path, form, monkeypatch, caplog):
     weights = {name: tensor.half() for name, tensor in open_clip.CLIP(**architecture).state_dict().items()}
     state = weights | {"input_resolution": torch.tensor(16), "context_length": torch.tensor(77)}
     path = tmp_path / f"weights.{form}"
-    if form == "script":
-        torch.jit.save(torch.jit.script(Holder(state)), path)
-    elif form == "state":
+    if form == "state":
         torch.save(state, path)
     else:
         save_file(state, path)
