@@ -1,14 +1,17 @@
 """One driver at a time writes a run: others are refused, the dead are succeeded, and who lost the lock stops."""
 
+import itertools
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -106,7 +109,9 @@ def test_the_holder_sweeps_and_nobody_else(store):
     leave_temporaries(store)
     before = files(store)
     store.write_bytes(LOCK, b"")
-    with RunLock(store, QUICK):
+    with RunLock(store, QUICK) as lock:
+        lock._stop.set()  # a renewal's own temporary would be among the files
+        lock._heartbeat.join()
         assert files(store) == {"kept.tmp", LOCK}
         leave_temporaries(store)
         with pytest.raises(ValueError, match="is being written"), RunLock(store, NEVER):
@@ -168,7 +173,7 @@ def test_of_several_successors_one_succeeds(tmp_path):
     store = RunStore(str(tmp_path))
     with driver(store):
         pass
-    all_tried, entered = threading.Barrier(4), []
+    all_tried, entered = threading.Barrier(4, timeout=60), []
 
     def succeed(number: int) -> None:
         with suppress(ValueError), RunLock(store):
@@ -314,6 +319,9 @@ def test_a_file_system_out_of_reach_is_no_loss(tmp_path, caplog):
 
 def test_the_owner_is_interrupted_when_the_file_system_stays_out_of_reach(tmp_path, monkeypatch):
     monkeypatch.setattr("datadream.run.lock.LOST_HEARTBEATS", 5)
+    looks = itertools.count(0, 2 * QUICK)  # by the clock a heartbeat passes between two looks at it, however late
+    clock = SimpleNamespace(monotonic=lambda: next(looks), sleep=time.sleep)
+    monkeypatch.setattr("datadream.run.lock.time", clock)
     store = UnreliableStore(str(tmp_path))
     message = "the run's storage could not be reached for 1 s: no route to host"
     with pytest.raises(RuntimeError, match=message), RunLock(store, 2 * QUICK):  # noqa: PT012

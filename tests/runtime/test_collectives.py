@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,12 @@ def test_a_rank_hears_that_another_is_gone(tmp_path):
 
 def _lose_one_on(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    met = Path(folder, "met")
     if rank == 1:
+        while not met.exists():  # else the other might lose it while it starts
+            time.sleep(0.01)
         os._exit(0)
+    met.touch()
     try:
         Collectives(rank, 2).sum(torch.ones(2))
     except LostPeerError:

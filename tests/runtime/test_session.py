@@ -54,13 +54,13 @@ def test_what_this_machine_can_never_hold_is_refused_without_starting_ray(config
 def test_an_address_where_no_ray_answers_is_refused_at_once(named_by, monkeypatch):
     """A stale RAY_ADDRESS in a shell's profile would make Ray try for minutes."""
     monkeypatch.setattr("datadream.runtime.session._joined", lambda: False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    config = ClusterConfig(address=address) if named_by == "cluster.address" else ClusterConfig()
-    with pytest.raises(ValueError, match=rf"^{re.escape(named_by)} is '{address}', but no Ray answers there"):
-        check_workers(config)
+    with socket.socket() as taken:  # bound, and not listening: it refuses, and nobody else gets the port
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        config = ClusterConfig(address=address) if named_by == "cluster.address" else ClusterConfig()
+        with pytest.raises(ValueError, match=rf"^{re.escape(named_by)} is '{address}', but no Ray answers there"):
+            check_workers(config)
 
 
 JOIN = """

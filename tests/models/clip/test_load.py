@@ -140,7 +140,7 @@ def test_an_unknown_hub_id_is_told_before_weights_are_wanted(monkeypatch):
 
 def test_models_that_two_threads_build_say_nothing_and_leave_warnings_on(folder, monkeypatch, caplog):
     """The first to end used to restore what the second had silenced, and the second silenced all for good."""
-    create, both = load.open_clip.create_model, Barrier(2)
+    create, both = load.open_clip.create_model, Barrier(2, timeout=60)
 
     def together(*args, **kwargs):
         both.wait()
