@@ -57,7 +57,7 @@ def _content(path: Path) -> Any:
         return "prose"
     if path.suffix == ".parquet":
         rows = pq.read_table(path).to_pylist()
-        for row in rows:
+        for row in (row for row in rows if "provenance" in row):  # of images, and not of logits
             told = json.loads(row["provenance"])
             row["provenance"] = json.dumps({key: value for key, value in told.items() if key not in NEWER})
         return rows
