@@ -14,7 +14,7 @@ import yaml
 from datadream import recipes
 from datadream.cli.parser import LISTED_OPTIONS
 from datadream.config import ExperimentConfig, flatten, knobs, nearest, takes_text
-from datadream.data.mappings import UniqueKeys
+from datadream.config.unique_keys import UniqueKeys
 from datadream.run.config_record import config_extending, config_reusing, recorded_config
 from datadream.run.store import RunStore
 

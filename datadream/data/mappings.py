@@ -9,24 +9,8 @@ from typing import Any
 import fsspec
 import yaml
 
+from datadream.config.unique_keys import UniqueKeys
 from datadream.data.listing import one_spelling
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """Refuses a mapping with a key twice, of which others keep the last without a word."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        first: dict[str, yaml.Mark] = {}
-        for key, _ in node.value:
-            # YAML's own refuses keys that are no scalars, and merges as often as it is told to.
-            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
-                continue
-            if key.value in first:
-                said = f"{key.value!r} is there twice, first in line {first[key.value].line + 1}: join them"
-                raise yaml.composer.ComposerError(None, None, said, key.start_mark)
-            first[key.value] = key.start_mark
-        return node
 
 
 class _Texts(UniqueKeys):
