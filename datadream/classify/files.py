@@ -79,7 +79,7 @@ class SavedClassifier:
         if missing:
             raise ValueError(
                 f"classifier {setting!r} of run {store.url!r} was written by another version: {', '.join(missing)}. "
-                f"Train it again: delete {store.path(folder)} and run `datadream classify {store.url}`."
+                f"Train it again: delete {store.url_of(folder)} and run `datadream classify {store.url}`."
             )
         state: dict[str, Tensor] = {}
         for name in WEIGHTS:

@@ -5,7 +5,7 @@ datadream.load_classifier("runs/demo").predict(["photo.jpg"])
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import get_args
@@ -73,15 +73,40 @@ class Classifier:
         # A single photo too: a text and an array are sequences themselves.
         photos = [images] if isinstance(images, (Image.Image, np.ndarray, str, PathLike)) else images
         found: list[dict[str, float]] = []
+        for answer in self.answers(photos):
+            if isinstance(answer, Exception):
+                raise answer
+            found.append(answer)
+        return found
+
+    def answers(self, photos: Sequence[Photo]) -> Iterator[dict[str, float] | Exception]:
+        """What `predict` says of each photo in turn, a batch at a time; for one that cannot be read, why."""
         for start in range(0, len(photos), BATCH):
+            batch = photos[start : start + BATCH]
+            unread: dict[int, Exception] = {}
+            pixels: list[list[Tensor]] = []
             # One photo after the other, to its small squares: 64 open photos of 48 megapixels would be 9 GB.
-            opened = (_open(photo, self._background) for photo in photos[start : start + BATCH])
-            pixels = [[member.clip.preprocess(image) for member in self._members] for image in opened]
-            votes = [own.probabilities([row[place] for row in pixels]) for place, own in enumerate(self._members)]
-            for row in torch.stack(votes).mean(dim=0):
-                # Stable: equally probable classes stay in the order of their labels.
-                order, values = row.argsort(descending=True, stable=True).tolist(), row.tolist()
-                found.append({self.classes[label]: values[label] for label in order})
+            for place, photo in enumerate(batch):
+                try:
+                    image = _open(photo, self._background)
+                except Exception as error:  # every file system has its own
+                    unread[place] = error
+                else:
+                    pixels.append([member.clip.preprocess(image) for member in self._members])
+            shares = iter(self._shares(pixels))
+            for place in range(len(batch)):
+                yield unread[place] if place in unread else next(shares)
+
+    def _shares(self, pixels: Sequence[Sequence[Tensor]]) -> list[dict[str, float]]:
+        """Of each class, the most probable first; of each photo, as each member's CLIP takes it."""
+        if not pixels:
+            return []
+        votes = [own.probabilities([row[place] for row in pixels]) for place, own in enumerate(self._members)]
+        found = []
+        for row in torch.stack(votes).mean(dim=0):
+            # Stable: equally probable classes stay in the order of their labels.
+            order, values = row.argsort(descending=True, stable=True).tolist(), row.tolist()
+            found.append({self.classes[label]: values[label] for label in order})
         return found
 
     def save_checkpoint(self, folder: str | Path) -> Path:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import csv
 import glob
-import io
 import itertools
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +25,7 @@ from datadream.run.layout import PAGE
 from datadream.run.store import RunStore
 
 if TYPE_CHECKING:
+    from datadream.classify.predictor import Classifier
     from datadream.costs.constants import Cluster
     from datadream.experiment.experiment import Experiment
 
@@ -88,7 +89,7 @@ def prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> Callable
 
             print(text_table(result))
         if command in ("images", "run", "report") and result:
-            print(f"\n{experiment.store.path(PAGE)}")
+            print(f"\n{experiment.store.url_of(PAGE)}")
 
     return work
 
@@ -201,18 +202,34 @@ def _use_classifier(arguments: argparse.Namespace) -> Callable[[], None]:
     if arguments.top < 1:
         raise ValueError(f"--top is {arguments.top}: expected 1 or more classes to print.")
     photos = [path for asked in arguments.photos for path in _photos_of(asked)]
-    lines = ["photo,class,probability"] if arguments.csv else []
-    for photo, named in zip(photos, classifier.predict(photos), strict=True):
-        best = list(itertools.islice(named.items(), arguments.top))
+    return partial(_predict, classifier, photos, arguments)
+
+
+def _predict(classifier: Classifier, photos: Sequence[str], arguments: argparse.Namespace) -> None:
+    """Print what each photo shows; raises RuntimeError after the last where some could not be read, RefusedError
+    where none could."""
+    from datadream.experiment.checks import RefusedError
+
+    unread = []
+    if arguments.csv:
+        print("photo,class,probability")
+    for photo, answer in zip(photos, classifier.answers(photos), strict=True):
+        if isinstance(answer, Exception):
+            unread.append(str(answer) or f"photo {photo!r}: {type(answer).__name__}")
+            continue
+        best = list(itertools.islice(answer.items(), arguments.top))
         if arguments.json:
-            lines.append(json.dumps({"photo": photo, "classes": named}, ensure_ascii=False))
+            print(json.dumps({"photo": photo, "classes": answer}, ensure_ascii=False))
         elif arguments.csv:
-            rows = io.StringIO()
-            csv.writer(rows, lineterminator="\n").writerows((photo, name, f"{share:.4f}") for name, share in best)
-            lines.append(rows.getvalue().rstrip())
+            rows = csv.writer(sys.stdout, lineterminator="\n")
+            rows.writerows((photo, name, f"{share:.4f}") for name, share in best)
         else:
-            lines.append("\t".join([photo, *(f"{name} {probability:.1%}" for name, probability in best)]))
-    return partial(print, "\n".join(lines))
+            print(photo, *(f"{name} {probability:.1%}" for name, probability in best), sep="\t")
+    if unread:
+        sys.stdout.flush()  # before what is said of the rest
+        if len(unread) == len(photos):
+            raise RefusedError("\n  ".join(unread))
+        raise RuntimeError("\n  ".join([f"{len(unread)} of {len(photos)} photos could not be read:", *unread]))
 
 
 def _photos_of(asked: str) -> list[str]:

@@ -158,7 +158,7 @@ class Suite:
     @property
     def page(self) -> str:
         """Where the tables are shown."""
-        return self.store.child(self.name).path(PAGE)
+        return self.store.child(self.name).url_of(PAGE)
 
     def needs(self, cluster: Cluster) -> str:
         """What the runs need before they can start, in words, without reading a photo."""

@@ -45,7 +45,7 @@ def recorded_config(store: RunStore) -> ExperimentConfig | None:
         config = dict(store.read_json(CONFIG)["config"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(
-            f"{store.path(CONFIG)!r} is not that of a run. Give the folder of a run or, to begin one, a new folder."
+            f"{store.url_of(CONFIG)!r} is not that of a run. Give the folder of a run or, to begin one, a new folder."
         ) from None
     # Runs that do not say were trained without dropout, on squares, and their adapters in full batches; where steps
     # are given there is no other law, and a recipe that gives them need not name it.

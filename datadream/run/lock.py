@@ -62,7 +62,7 @@ class RunLock:
 
     def __init__(self, store: RunStore, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self._store, self._seconds = store, heartbeat_seconds
-        self._where = store.path(LOCK) if store.is_local else posixpath.join(store.url, LOCK)
+        self._where = store.url_of(LOCK)
 
     def __enter__(self) -> RunLock:
         self._record = _describe_owner() | {"heartbeat_seconds": self._seconds, "heartbeats": 0}

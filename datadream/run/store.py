@@ -75,6 +75,10 @@ class RunStore:
             raise ValueError(f"{name!r} leads out of run {self.url!r}. Do not use a run that names such a file.")
         return posixpath.join(self.root, name)
 
+    def url_of(self, name: str) -> str:
+        """Where a file is, as users may give it: its URL, or its path where that is local."""
+        return posixpath.join(self.url, name)
+
     def child(self, name: str) -> RunStore:
         """The store of a sub-folder."""
         return RunStore(posixpath.join(self.url, name))

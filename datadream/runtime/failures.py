@@ -210,5 +210,5 @@ def finish(store: RunStore, file: str, failures: Sequence[str], what: str) -> No
         lines.append(f"{', '.join(names[:NAMED])}{more}: {reason}")
     few = "\n  ".join(lines[:SHOWN])
     is_cut = len(lines) > SHOWN or max(map(len, alike.values())) > NAMED
-    rest = f"\nAll are listed in {store.path(file)}." if is_cut else ""
+    rest = f"\nAll are listed in {store.url_of(file)}." if is_cut else ""
     raise RuntimeError(f"{what} failed:\n  {few}{rest}")

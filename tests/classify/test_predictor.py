@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -149,6 +150,20 @@ def test_folders_and_patterns_are_predicted_for_people_and_programs(run, tmp_pat
     assert told["photo"] == str(tmp_path / "a, 1.png")
     assert set(told["classes"]) == {"red", "green", "blue"}
     assert sum(told["classes"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_photo_that_cannot_be_read_hides_no_other(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("datadream.classify.predictor.BATCH", 2)
+    for name in ("a", "c", "e"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / f"{name}.png")
+    for name in ("b.png", "d.png"):
+        (tmp_path / name).write_text("no photo")
+    assert main(["predict", run, str(tmp_path), "--top=1"]) == 1
+    printed = capsys.readouterr()
+    assert [Path(line.split("\t")[0]).name for line in printed.out.splitlines()] == ["a.png", "c.png", "e.png"]
+    first, *others = printed.err.strip().splitlines()
+    assert first == "datadream: 2 of 5 photos could not be read:"
+    assert ["b.png' cannot be decoded" in others[0], "d.png' cannot be decoded" in others[1]] == [True, True]
 
 
 def test_a_pattern_names_photos_alone(run, tmp_path, capsys):

@@ -34,6 +34,12 @@ def test_names_that_lead_out_of_the_run_are_neither_read_nor_written(name, store
     assert store.path("a/..b/c..d").endswith("a/..b/c..d")
 
 
+def test_files_are_shown_as_they_can_be_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert RunStore("runs/a").url_of("report/index.html") == str(tmp_path / "runs/a/report/index.html")
+    assert RunStore("memory://runs/a").url_of("report/index.html") == "memory://runs/a/report/index.html"
+
+
 def test_of_several_writers_the_first_one_counts(store):
     assert store.write_json_once("a/b.json", {"x": 1}) == {"x": 1}
     assert store.write_json_once("a/b.json", {"x": 2}) == {"x": 1}

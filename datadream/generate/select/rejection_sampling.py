@@ -125,7 +125,7 @@ class RejectionSampling:
                 *(entry.rejected[LABEL], entry.rejected[COPY]),
             )
         if len(short) > SHOWN:
-            log.warning("%d classes have too few images; %s names them", len(short), self.run.store.path(SELECTION))
+            log.warning("%d classes have too few images; %s names them", len(short), self.run.store.url_of(SELECTION))
         self.run.store.write_json(SELECTION, {"classes": [entry.to_json() for entry in classes]})
 
 
