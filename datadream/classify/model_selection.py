@@ -46,7 +46,8 @@ def selection_of(setting: Setting, few_shot: FewShotSet, config: ClassifyConfig)
     trains, uses_shots = setting != "zero-shot", "real" in setting
     if trains and config.select_on == "test":
         return Selection("test", few_shot.test)
-    if few_shot.val:
+    # Photos of some classes would choose what takes everything for these.
+    if len({photo.label for photo in few_shot.val}) == len(few_shot.class_names):
         return Selection("val" if trains else None, few_shot.val)
     # A Gaussian head is fitted in closed form: there is no number of steps for folds to choose.
     if config.folds < 2 or setting in GAUSSIAN_SETTINGS:

@@ -36,8 +36,9 @@ IMAGE_SUFFIXES = (
 BROKEN = (
     *(OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError),
     *(struct.error, ImageCms.PyCMSError),
+    RuntimeError,
 )
-"""What Pillow raises for files that are broken."""
+"""What Pillow raises for files that are broken; the last by its AVIF decoder."""
 
 if find_spec("pillow_heif"):
     import pillow_heif
@@ -104,6 +105,8 @@ def as_shown(image: Image.Image, background: str = WHITE) -> Image.Image:
         # Photos of phones and of print shops have other colours than screens. A profile that is broken or of other
         # channels is what a viewer would ignore too.
         with suppress(ImageCms.PyCMSError, OSError, ValueError):
+            if image.mode == "P":  # its numbers are no colours, of which a profile could tell
+                image = image.convert("RGB")
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if "sRGB" not in ImageCms.getProfileDescription(source):
                 shown = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")

@@ -170,7 +170,7 @@ def check_photos(source: PhotoSource, few_shots: Sequence[FewShotSet], others: I
 
     Raises ValueError naming the first photo that is broken, or a validation or test photo that is a copy of a shot of
     its set, so that its accuracy would flatter. Warns of those that only look like copies, and of test photos that
-    are copies of validation photos or look like them.
+    are copies of validation photos or look like them, and of shots that are copies of one another.
     """
     keys = list(dict.fromkeys(photo.key for photo in chain(*(each.all_photos for each in few_shots), others)))
     # Threads: reading is waiting for storage, and Pillow decodes without the interpreter's lock.
@@ -184,15 +184,23 @@ def check_photos(source: PhotoSource, few_shots: Sequence[FewShotSet], others: I
                 raise ValueError(f"{part} photo {key!r} is a copy of the training photo {other!r}. Remove one.")
         held_out = few_shot.val + few_shot.test
         near = _look_alikes(held_out, few_shot.photos, prints)
-        alike["validation or test photos look like shots", "accuracy"].update(dict.fromkeys(near))
+        alike["validation or test photos look like shots", "accuracy flatters"].update(dict.fromkeys(near))
+        first: dict[str, Photo] = {}
+        for photo in few_shot.photos:
+            other = first.setdefault(prints[photo.key].content, photo)
+            if photo.label != other.label:
+                alike["shots of two classes look alike", "one of their labels is wrong"][photo.key, other.key] = None
+            elif photo != other:
+                what = "shots look like other shots of their class", "the choice of weights flatters"
+                alike[what][photo.key, other.key] = None
         near = [*_copies(few_shot.test, few_shot.val, prints), *_look_alikes(few_shot.test, few_shot.val, prints)]
-        alike["test photos look like validation photos", "the choice of weights"].update(dict.fromkeys(near))
-    for (what, flattered), pairs in alike.items():
+        alike["test photos look like validation photos", "the choice of weights flatters"].update(dict.fromkeys(near))
+    for (what, effect), pairs in alike.items():
         if pairs:
             shown = ", ".join(f"{key!r} like {other!r}" for key, other in islice(pairs, MOST_PAIRS))
             log.warning(
-                "%d %s, such as %s: if these are copies, %s flatters. Remove one of each.",
-                *(len(pairs), what, shown, flattered),
+                "%d %s, such as %s: if these are copies, %s. Remove one of each.",
+                *(len(pairs), what, shown, effect),
             )
 
 

@@ -78,9 +78,11 @@ def list_examples(location: str) -> Listing:
 
 
 def read_example(location: str, key: str) -> bytes:
-    """The encoded photo of a key of `list_examples`."""
+    """The encoded photo of a key of `list_examples`; raises ValueError where its row has none."""
     split, _, place = key.rpartition("/")
     image = _splits(location)[split][int(place)][IMAGE]
+    if image is None:
+        raise ValueError(f"data.source {location!r}: {key} has no photo. Remove that row.")
     if image["bytes"] is not None:
         return image["bytes"]
     # Of photos in folders the library holds paths alone.

@@ -10,6 +10,8 @@ from datadream.data.few_shot import FewShotSet
 
 MOST_LINES = 12
 """Classes that are listed on a terminal; the file has all of them."""
+HELD_OUT = {"val": ("validation", "choose nothing"), "test": ("test", "are all that accuracy is of")}
+"""By their use, what photos are called, and what becomes of them where some classes have none."""
 
 
 def intake(dataset: Dataset, few_shot: FewShotSet) -> dict[str, Any]:
@@ -46,6 +48,11 @@ def intake_lines(told: dict[str, Any]) -> list[str]:
     ]
     if len(classes) > MOST_LINES:
         lines.append(f"  and {len(classes) - MOST_LINES} more classes, listed in intake.json")
+    for use, (part, effect) in HELD_OUT.items():
+        lacking = [each["name"] for each in classes if not each[use]]
+        if 0 < len(lacking) < len(classes):
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            lines.append(f"  no {part} photos of {lacking[0]}{more}: those of the other classes {effect}")
     if told["left_out"]:
         lines.append(f"  left out: {', '.join(told['left_out'])}")
     return lines

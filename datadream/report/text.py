@@ -121,7 +121,8 @@ def result_sentences(summary: Summary) -> list[str]:
 
 def validation_note(summary: Summary) -> str:
     """What the validation figure is worth; empty without one."""
-    n_val = max((row.n_val for row in summary.rows), default=0)
+    # What is not trained chooses nothing, whatever it is read on.
+    n_val = max((row.n_val for row in summary.rows if row.setting != "zero-shot"), default=0)
     if not n_val:
         return ""
     knobs = "the searched knobs and " if summary.searched else ""

@@ -31,11 +31,14 @@ def choose_setting(found: Mapping[str, ClassifierMarker]) -> Choice:
     most = known[-1]
     if len(known) == 1:
         return Choice(most, "the only one")
-    # Older versions did not say what chose.
+    # Older versions did not say what chose: None.
     by = {name: found[name].chosen_by for name in known}
     top1 = {name: found[name].val_top1 for name in known}
-    # Where shots or test photos chose some, the figures do not compare.
-    if set(by.values()) <= {"val", None} and any(value is not None for value in top1.values()):
+    # Figures compare where validation photos gave all of them. Zero-shot's choose nothing; where there are none, its
+    # figure is of the shots, and others have one that is not, or none.
+    by_val = all(by[name] == "val" for name in known if name != "zero-shot")
+    by_unknown = set(by.values()) == {None} and None not in top1.values()
+    if by_val or by_unknown:
         # `max` takes the first of equals: the one that trained on more.
         best = max(reversed(known), key=lambda name: top1[name] or 0.0)
         n = max(found[name].n_val for name in known)

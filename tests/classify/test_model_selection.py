@@ -37,6 +37,14 @@ def test_without_them_shots_choose_when_they_are_not_trained_on(without_val):
             assert (selection.folds, selection.photos) == ((), without_val.photos)
 
 
+def test_validation_photos_of_some_classes_choose_nothing(few_shot):
+    """A classifier that takes everything for these classes would be the best."""
+    some = replace(few_shot, val=tuple(photo for photo in few_shot.val if photo.label > 0))
+    assert selection_of("real", some, ClassifyConfig()).chosen_by == "folds"
+    assert selection_of("synthetic", some, ClassifyConfig()).chosen_by == "shots"
+    assert selection_of("gda-real", some, ClassifyConfig()).chosen_by is None
+
+
 @pytest.mark.parametrize(("folds", "n_shots"), [(0, 2), (1, 2), (2, 1)])
 def test_where_nothing_can_be_left_out_the_last_weights_are_kept(without_val, folds, n_shots):
     few = replace(without_val, shots=tuple(keys[:n_shots] for keys in without_val.shots))

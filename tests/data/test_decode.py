@@ -109,11 +109,33 @@ def test_a_profile_of_other_colours_is_applied_and_a_broken_one_ignored():
     assert difference(encoded(picture(), "PNG", icc_profile=b"broken"), picture()) == 0
 
 
+def swapped_profile() -> bytes:
+    """A profile of screens whose red is green: sRGB's, with these two colours' tags exchanged, and another name."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
+    return profile.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
+
+
+def test_a_profile_is_applied_to_colours_and_to_palettes_of_them():
+    mostly_red = Image.new("RGB", (8, 8), (200, 10, 20))
+    for image in (mostly_red, mostly_red.quantize(4)):
+        red, green, _ = decode_photo(encoded(image, "PNG", icc_profile=swapped_profile()), "x").getpixel((4, 4))
+        assert green > 150 > red
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_of_an_animation_the_first_picture(kind):
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     assert difference(data, frames[0]) < 10
+
+
+def damaged_avif() -> bytes:
+    """Its header is whole and its pixels are not."""
+    data = bytearray(encoded(picture(), "AVIF"))
+    start = data.index(b"mdat") + 4
+    data[start:] = bytes(255 - byte for byte in data[start:])
+    return bytes(data)
 
 
 BOMB = encoded(Image.new("1", (20_000, 10_000)), "PNG")
@@ -125,6 +147,7 @@ BOMB = encoded(Image.new("1", (20_000, 10_000)), "PNG")
         (b"", "'a/x.jpg' is empty"),
         (b"<html>not found</html>", r"'a/x.jpg' cannot be decoded \(no known image format\)"),
         (encoded(picture(), "JPEG")[:-400], "'a/x.jpg' cannot be decoded"),
+        (damaged_avif(), "'a/x.jpg' cannot be decoded"),
         (encoded(Image.new("L", (8000, 20)), "PNG"), "'a/x.jpg' cannot be decoded .it is a strip of 8000 x 20 pixels"),
         (BOMB, "'a/x.jpg' has more than 178 million pixels. Resize or remove it"),
     ],

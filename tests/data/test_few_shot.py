@@ -190,6 +190,19 @@ def test_a_shot_in_another_size_and_container_among_the_test_photos_is_told(tmp_
     assert "1 validation or test photos look like shots, such as 'test/b/1.jpg' like 'train/a/0.png'" in caplog.text
 
 
+def test_a_photo_that_is_two_shots_is_told(photo_folder, caplog):
+    source = open_source(str(photo_folder))
+    (cat, *_), (dog, other_dog, *_), _ = sample_shots(source.dataset(), 2, 0, PROMPT).shots
+    shutil.copy(photo_folder / cat, photo_folder / dog)
+    check_photos(source, [sample_shots(source.dataset(), 2, 0, PROMPT)])
+    assert f"1 shots of two classes look alike, such as '{dog}' like '{cat}'" in caplog.text
+    assert "one of their labels is wrong" in caplog.text
+    shutil.copy(photo_folder / other_dog, photo_folder / dog)
+    caplog.clear()
+    check_photos(source, [sample_shots(source.dataset(), 2, 0, PROMPT)])
+    assert f"1 shots look like other shots of their class, such as '{other_dog}' like '{dog}'" in caplog.text
+
+
 COPIES = [("jpg", 1.0, {"quality": 70}), ("webp", 2.0, {"quality": 60}), ("gif", 0.4, {}), ("bmp", 1.3, {})]
 
 

@@ -80,6 +80,15 @@ def test_other_splits_and_photos_without_labels_are_accounted_for(tmp_path):
     assert dataset.test == ()
 
 
+def test_a_row_without_a_photo_is_named(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    photo = Image.new("RGB", (4, 4))
+    datasets.Dataset.from_dict({"image": [photo, None], "label": ["a", "b"]}, features=features).save_to_disk(tmp_path)
+    source = open_source(str(tmp_path))
+    with pytest.raises(ValueError, match=r"train/000001 has no photo\. Remove that row"):
+        source.read(source.dataset().pool[1].key)
+
+
 def test_transparent_photos_are_shown_over_the_background(tmp_path):
     clear = datasets.Dataset.from_dict(
         {"image": [Image.new("RGBA", (4, 4), (0, 255, 0, 0))] * 2, "label": ["a", "b"]},

@@ -1,5 +1,7 @@
 """What a run takes of its photos is told."""
 
+from dataclasses import replace
+
 from datadream.data.datasets import open_source
 from datadream.data.few_shot import sample_shots
 from datadream.data.intake import MOST_LINES, intake, intake_lines
@@ -24,6 +26,20 @@ def test_photos_are_accounted_for(photo_folder):
         "  plain & <bold>: 6 photos, prompted as 'a photo of a plain & <bold>'",
         "  left out: 1 .mp4 files",
     ]
+
+
+def test_classes_without_held_out_photos_are_told(photo_folder):
+    dataset = open_source(str(photo_folder)).dataset()
+    few_shot = sample_shots(dataset, 2, 0, "{name}")
+    few_shot = replace(
+        few_shot, val=tuple(photo for photo in few_shot.val if photo.label == 0), test=few_shot.test[1:]
+    )
+    assert intake_lines(intake(dataset, few_shot))[-2:] == [
+        "  no validation photos of dog-2 legs and 1 more: those of the other classes choose nothing",
+        "  no test photos of cat: those of the other classes are all that accuracy is of",
+    ]
+    none = intake(dataset, replace(few_shot, val=(), test=()))
+    assert not [line for line in intake_lines(none) if line.startswith("  no ")]
 
 
 def test_of_many_classes_some_are_listed():

@@ -36,6 +36,8 @@ def test_folds_can_only_speak_against_generated_images():
 def test_where_nothing_compares_them_the_one_that_trained_on_the_most():
     nothing = {name: marker(None, None, 0) for name in ("real", "gda-real", "real+synthetic", "zero-shot")}
     assert choose_setting(nothing).setting == "real+synthetic"
+    # Without validation photos zero-shot's figure is of the shots: of one photo a class no fold can be made.
+    assert choose_setting(nothing | {"zero-shot": marker(71.3, None, 10)}).setting == "real+synthetic"
     on_test = {"real": marker(None, "test", 0), "real+synthetic": marker(None, "test", 0)}
     assert choose_setting(on_test).setting == "real+synthetic"
     assert choose_setting({"zero-shot": marker(None, None, 0)}).reason == "the only one"

@@ -120,7 +120,9 @@ def test_a_units_own_fault_is_named_at_once_and_a_hosts_goes_back_to_others(stor
 
 
 @pytest.mark.slow
-def test_faults_of_the_second_step_are_told_apart_as_well(store):
+@pytest.mark.parametrize("beside", [False, True])
+def test_faults_of_the_second_step_are_told_apart_as_well(store, monkeypatch, beside):
+    monkeypatch.setattr(map_units, "commits_beside", lambda workers: beside)
     units = units_of(store, "one", "commit:unit", "commit:twice", "work:unit")
     how = Mapped(load=load, load_from="hello", what="greeting", commit=commit)
     done, given_up = run(store, units, how)
