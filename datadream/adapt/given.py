@@ -12,6 +12,7 @@ from functools import partial
 
 from datadream.adapt.artifacts import are_committed, commit_given
 from datadream.config import ExperimentConfig, nearest
+from datadream.data.listing import one_spelling
 from datadream.hashing import sha256
 from datadream.methods import AdapterSpec
 from datadream.run.cell import Cell
@@ -35,7 +36,7 @@ def find_given(cell: Cell) -> dict[str, str]:
     by_name: dict[str, list[str]] = defaultdict(list)
     for file in sorted(RunStore(folder).files("")):
         if file.endswith(SUFFIX) and file.count("/") <= 1:
-            by_name[file.partition("/")[0].removesuffix(SUFFIX)].append(file)
+            by_name[one_spelling(file.partition("/")[0].removesuffix(SUFFIX))].append(file)
     if not by_name:
         raise ValueError(
             f"adapt.given {folder!r} holds no adapters. Expected <class>{SUFFIX} or <class>/{ADAPTER_WEIGHTS} there."

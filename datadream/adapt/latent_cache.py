@@ -16,11 +16,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from datadream.runtime.device import upload
+from datadream.runtime.device import free_bytes, upload
 
 MOMENTS_BYTES = 4 * 2**30
 """Encoded crops that a device keeps, of all adapters that it trains side by side; those beyond are encoded again when
 they come again."""
+BYTES_LEFT_FREE = 2**30
+"""Crops are kept only where a GPU has more than this free: the steps' own memory comes first, and may grow a little."""
 CUDA_ENCODE_BATCH = 4
 """Crops that a GPU encodes at once. Always so many, filled up with the last one: kernels depend on the batch's size,
 and an adapter may not depend on which crops an interrupted start had left to encode. A CPU gains nothing by it."""
@@ -50,7 +52,7 @@ class LatentCache:
         """`images` are resized so that their shorter side is `resolution` pixels; offsets are multiples of `grid`.
 
         They are asked for one by one when they are needed, so a sequence that reads files on demand will do.
-        Encoded crops are kept while they fit into `moments_bytes`.
+        Encoded crops are kept while they fit into `moments_bytes`, and into the device beside the training.
         """
         self._vae, self._photos, self._resolution, self._grid = vae, images, resolution, grid
         self._sizes: dict[int, tuple[int, int]] = {}
@@ -112,10 +114,11 @@ class LatentCache:
         parts = zip(law.mean.float(), law.std.float(), strict=True)
         moments = [(mean.clone(), deviation.clone()) for mean, deviation in parts]
         encoded = dict(zip(crops, moments, strict=False))  # not strict: the batch was filled up
-        for crop, both in encoded.items():
-            self._moment_room -= sum(moment.nbytes for moment in both)
-            if self._moment_room >= 0:
-                self._moments[crop] = both
+        if free_bytes(self._vae.device) > BYTES_LEFT_FREE:
+            for crop, both in encoded.items():
+                self._moment_room -= sum(moment.nbytes for moment in both)
+                if self._moment_room >= 0:
+                    self._moments[crop] = both
         return encoded
 
 

@@ -238,7 +238,7 @@ class AdapterTrainer:
     ) -> Training:
         """Fresh adapters, with the base generator's samples unless they are given."""
         pipeline, config, resolution = self._pipeline, self._config, self._resolution
-        if len(self._lora.weights) != len(specs):
+        if self._n_adapters != len(specs):
             self._lora.remove()
             self._adapt(len(specs))
         for row, spec in enumerate(specs):
@@ -255,10 +255,13 @@ class AdapterTrainer:
 
     def _adapt(self, n: int) -> None:
         """Put `n` adapters on the pipeline, which has none, and make their losses and gradient."""
+        # None until all is done: memory may end half way, and fewer are tried then.
+        self._n_adapters = 0
         lora = StackedLora(self._pipeline, n, self._config.rank, self._config.text_encoder)
         gradient = LossGradient(self._pipeline, lora)
         self._lora = lora
         self._gradient: Function = Recorded(gradient) if self._config.compile else gradient
+        self._n_adapters = n
 
     def _sample(
         self,

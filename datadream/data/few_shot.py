@@ -187,12 +187,12 @@ def check_photos(source: PhotoSource, few_shots: Sequence[FewShotSet], others: I
         alike["validation or test photos look like shots", "accuracy flatters"].update(dict.fromkeys(near))
         first: dict[str, Photo] = {}
         for photo in few_shot.photos:
-            other = first.setdefault(prints[photo.key].content, photo)
-            if photo.label != other.label:
-                alike["shots of two classes look alike", "one of their labels is wrong"][photo.key, other.key] = None
-            elif photo != other:
-                what = "shots look like other shots of their class", "the choice of weights flatters"
-                alike[what][photo.key, other.key] = None
+            same = first.setdefault(prints[photo.key].content, photo)
+            if photo.label != same.label:
+                alike["shots of two classes look alike", "one of their labels is wrong"][photo.key, same.key] = None
+            elif photo != same:
+                told = "shots look like other shots of their class", "the choice of weights flatters"
+                alike[told][photo.key, same.key] = None
         near = [*_copies(few_shot.test, few_shot.val, prints), *_look_alikes(few_shot.test, few_shot.val, prints)]
         alike["test photos look like validation photos", "the choice of weights flatters"].update(dict.fromkeys(near))
     for (what, effect), pairs in alike.items():

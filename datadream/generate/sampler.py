@@ -156,14 +156,19 @@ class Sampler:
         On a GPU another batch than 50 may be faster, and a large one may fit the UNet and not the VAE after it.
         """
         seconds: dict[int, float] = {}
-        for size in sorted({math.ceil(self._config.chunk_size / parts) for parts in MEASURED_PARTS}):
+        sizes = sorted({math.ceil(self._config.chunk_size / parts) for parts in MEASURED_PARTS})
+        while sizes:
+            size = sizes.pop(0)
             torch.cuda.empty_cache()  # blocks of the last size would not fit this one
             try:
                 seconds[size] = self._seconds_per_image(size)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                break
+                # Where not even the smallest part fits, the largest that does.
+                sizes = [(size + 1) // 2] if size > 1 and not seconds else []
+                if sizes:
+                    log.warning("out of memory with %d images at once: trying %d", size, sizes[0])
         torch.cuda.empty_cache()
         return min(seconds, key=seconds.__getitem__, default=1)
 

@@ -78,6 +78,13 @@ def check_pipeline(model: str, revision: str | None) -> str | None:
     return HALF if HALF in variants else None
 
 
+UNFIT = {
+    "DPMSolverSDEScheduler": "its noise does not follow from an image's seed",
+    "EDMEulerScheduler": "it is made for models that take other noise levels",
+}
+"""Schedulers that diffusers counts among those for Stable Diffusion, and why they are none for us."""
+
+
 def check_scheduler(name: str | None) -> None:
     """Raises ValueError when diffusers has no such scheduler for Stable Diffusion, without importing it.
 
@@ -88,6 +95,9 @@ def check_scheduler(name: str | None) -> None:
         return
     source = Path(diffusers.origin).parent / "schedulers" / "scheduling_utils.py"
     known = re.findall(r"^    (\w+Scheduler) = \d+$", source.read_text() if source.is_file() else "", re.MULTILINE)
+    if name in UNFIT:
+        raise ValueError(f"generate.scheduler is {name!r}: {UNFIT[name]}. Use another, such as DDIMScheduler.")
+    known = [fitting for fitting in known if fitting not in UNFIT]
     if known and name not in known:
         hint = nearest(name, known) or f"Known: {', '.join(known)}."
         raise ValueError(f"generate.scheduler is {name!r}: no scheduler of diffusers for Stable Diffusion. {hint}")

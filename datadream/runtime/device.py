@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import torch
@@ -11,6 +12,11 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 _ALLOCATION_WORDS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 """What full memory is called by the libraries that allocate beside torch: a bare RuntimeError."""
+
+
+def free_bytes(device: torch.device) -> float:
+    """What nobody has of a GPU's memory, this process's own reserves not counted; a CPU's is not limited here."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 def use_threads(threads: int) -> None:

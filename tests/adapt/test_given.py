@@ -1,5 +1,6 @@
 """Adapters that others made stand for classes as they are, or are refused before any work."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,17 @@ def test_files_are_found_by_class_and_by_adapter(cell, loras):
         "class-00004": f"digit four/{ADAPTER_WEIGHTS}",
         "class-00007": "class-00007.safetensors",
     }
+
+
+def test_an_accent_may_be_written_in_either_way(config, photo_folder, tmp_path, weights):
+    composed, decomposed = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    (photo_folder / "cat").rename(photo_folder / composed)
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / f"{decomposed}.safetensors").write_bytes(weights)
+    config = config.updated({"data.source": str(photo_folder)})
+    label = sorted(path.name for path in photo_folder.iterdir()).index(composed)
+    found = find_given(Cell(config, RunStore(str(tmp_path / "run"))))
+    assert found == {f"class-0000{label}": f"{decomposed}.safetensors"}
 
 
 def test_taken_as_they_are_and_merged_as_plain_diffusers_fuses_them(cell, loras, pipeline_folder, kohya, tmp_path):

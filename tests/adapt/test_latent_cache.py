@@ -63,6 +63,15 @@ def test_what_does_not_fit_is_read_and_encoded_again(vae, monkeypatch):
         assert (tight.encodes, roomy.encodes) == encodes
 
 
+def test_crops_give_way_to_the_training(vae, monkeypatch):
+    cache = LatentCache(vae, [photo(32, 32)], 32, 8)
+    crops, noise = cache.sample_crops([0], torch.Generator().manual_seed(0))
+    for free, encodes in ((2**29, 1), (2**31, 2), (2**29, 2)):
+        monkeypatch.setattr("datadream.adapt.latent_cache.free_bytes", lambda device, free=free: free)
+        cache.latents(crops, noise)
+        assert cache.encodes == encodes
+
+
 def test_a_crop_does_not_depend_on_those_encoded_with_it(vae, monkeypatch):
     """Batches of one size, as on a GPU, hold what an interrupted start left."""
     photos = [photo(56, 32), photo(32, 48)]

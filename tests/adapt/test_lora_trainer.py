@@ -282,6 +282,25 @@ def test_out_of_memory_halves_the_group(pipeline_folder, caplog):
     assert len({one.weights for one in trained}) == 5
 
 
+def test_memory_may_end_while_adapters_are_put_on(pipeline_folder, monkeypatch):
+    """Two were on the model before, three do not fit any more, and two do."""
+    ours = trainer(pipeline_folder)
+    specs = [spec(str(seed), seed) for seed in range(3)]
+    expected = [one.weights for one in trainer(pipeline_folder).train(specs[:2], [images()] * 2)]
+    ours.train(specs[:2], [images()] * 2)
+    cat = torch.cat
+
+    def with_little_memory(tensors, dim=0):
+        if dim == 1 and len(tensors) > 4 and len(tensors[0]) > 2:  # all of three adapters' parts
+            raise torch.OutOfMemoryError
+        return cat(tensors, dim=dim)
+
+    monkeypatch.setattr("datadream.models.diffusion.lora.torch.cat", with_little_memory)
+    first, second, third = ours.train(specs, [images()] * 3)
+    assert [first.weights, second.weights] == expected
+    assert not isinstance(third, Exception)
+
+
 def test_out_of_memory_with_one_adapter_is_its_failure(pipeline_folder):
     ours = trainer(pipeline_folder)
 

@@ -200,13 +200,16 @@ def test_the_fastest_batch_is_a_part_of_a_chunk_that_fits(sampler, adapters):
     assert np.array_equal(sampler.generate(requests(2, "class-1"), adapters.__getitem__, read_photo), expected)
     seconds_per_image = sampler._seconds_per_image
 
-    def with_little_memory(batch: int) -> float:
-        if batch > 13:
-            raise torch.OutOfMemoryError
-        return seconds_per_image(batch)
+    def within(most: int) -> int:
+        def measured(batch: int) -> float:
+            if batch > most:
+                raise torch.OutOfMemoryError
+            return seconds_per_image(batch)
 
-    sampler._seconds_per_image = with_little_memory
-    assert sampler.fastest_batch() == 13
+        sampler._seconds_per_image = measured
+        return sampler.fastest_batch()
+
+    assert [within(most) for most in (13, 12, 5, 0)] == [13, 7, 4, 1]
 
 
 def test_compiled_blocks_outlive_every_merge(sampler, adapters):

@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
-from datadream.models.source import check_pipeline, check_scheduler, resolve
+from datadream.models.source import UNFIT, check_pipeline, check_scheduler, resolve
 
 
 def test_package_ids_resolve_inside_the_package():
@@ -54,8 +54,11 @@ def test_a_pipeline_in_the_cache_needs_no_network(pipeline_folder, monkeypatch):
 
 
 def test_schedulers_are_known_before_work_starts():
-    for name in (None, *(kind.name for kind in KarrasDiffusionSchedulers)):
+    for name in {None, *(kind.name for kind in KarrasDiffusionSchedulers)} - UNFIT.keys():
         check_scheduler(name)
+    for name, reason in UNFIT.items():
+        with pytest.raises(ValueError, match=f"generate.scheduler is '{name}': {reason}"):
+            check_scheduler(name)
     with pytest.raises(ValueError, match="generate.scheduler is 'DDIM': .* Known: DDIMScheduler, "):
         check_scheduler("DDIM")
     with pytest.raises(ValueError, match="Did you mean 'DDIMScheduler'"):

@@ -66,6 +66,11 @@ def caption_shots(
     with ThreadPoolExecutor() as threads:
         records = threads.map(lambda unit: CaptionRecord.from_json(store.read_json(unit.marker)), units)
         captions = {record.photo: record.caption for record in records}
+    if captions:
+        # Those of a file are looked at before any work; these came just now.
+        from datadream.models.diffusion.prompts import check_texts
+
+        check_texts(config.diffusion.model, config.diffusion.revision, set(captions.values()))
     for cell in waiting:
         cell.caption({photo.key: captions[photo.key] for photo in cell.few_shot.photos})
 
