@@ -22,7 +22,7 @@ MOMENTS_BYTES = 4 * 2**30
 """Encoded crops that a device keeps, of all adapters that it trains side by side; those beyond are encoded again when
 they come again."""
 BYTES_LEFT_FREE = 2**30
-"""Crops are kept only where a GPU has more than this free: the steps' own memory comes first, and may grow a little."""
+"""Crops are kept only where a GPU has more than this free: the steps' own memory comes first."""
 CUDA_ENCODE_BATCH = 4
 """Crops that a GPU encodes at once. Always so many, filled up with the last one: kernels depend on the batch's size,
 and an adapter may not depend on which crops an interrupted start had left to encode. A CPU gains nothing by it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import glob
+import io
 import itertools
 import json
 import logging
@@ -211,6 +212,8 @@ def _predict(classifier: Classifier, photos: Sequence[str], arguments: argparse.
     from datadream.experiment.checks import RefusedError
 
     unread = []
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need be no UTF-8
     if arguments.csv:
         print("photo,class,probability")
     for photo, answer in zip(photos, classifier.answers(photos), strict=True):

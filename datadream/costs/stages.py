@@ -7,7 +7,7 @@ import math
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from datadream.adapt.group_size import cpu_group_size
@@ -297,5 +297,10 @@ def imagined(config: ExperimentConfig, n_classes: int) -> list[Cell]:
         held_out = tuple(Photo(key, label) for label, own in enumerate(keys) for key in own)
         shots = tuple(map(tuple, keys))
         few_shot = FewShotSet(names, prompts, shots, val=held_out, test=held_out, flippable=False)
+        # Whatever they say, as many.
+        if cell.config.data.captions is not None:
+            few_shot = replace(few_shot, captions={photo.key: prompts[photo.label] for photo in held_out})
+        if cell.config.data.descriptions is not None:
+            few_shot = replace(few_shot, descriptions=tuple((prompt,) for prompt in prompts))
         cell.store.write_json(FEW_SHOT, few_shot.to_json())
     return cells

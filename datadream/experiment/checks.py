@@ -55,9 +55,14 @@ def check_inputs(config: ExperimentConfig, store: RunStore, cells: Sequence[Cell
         check_selection(cell.few_shot, cell.config.classify)
         _check_generate(cell)
     _check_given(config, cells)
-    if any(cell.plan.images for cell in cells):
+    if _generating(cells):
         check_pipeline(config.diffusion.model, config.diffusion.revision)
         check_scheduler(config.generate.scheduler)
+
+
+def _generating(cells: Sequence[Cell]) -> list[Cell]:
+    """Runs whose images are not published yet: who trains on others' or looks at them may lack the generator."""
+    return [cell for cell in cells if cell.plan.images and not cell.store.exists(DATASET)]
 
 
 def check_folder(config: ExperimentConfig, store: RunStore) -> None:
@@ -82,7 +87,8 @@ def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
     from datadream.models.clip.load import check_clip, check_prompts
     from datadream.models.clip.trainable import check_trainable
 
-    check_given_fit([cell for cell in cells if not cell.store.exists(DATASET)])
+    generating = _generating(cells)
+    check_given_fit(generating)
     check_clip(config.classify.model, config.classify.pretrained)
     check_trainable(config.classify)
     if config.data.captioner is not None and any(cell.awaits_captions for cell in cells):
@@ -100,9 +106,9 @@ def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
         from datadream.models.diffusion.prompts import check_templates
 
         model = config.diffusion
-        for names in {cell.few_shot.class_names for cell in cells if cell.plan.images}:
+        for names in {cell.few_shot.class_names for cell in generating}:
             check_templates(model.model, model.revision, config.generate.prompts, names)
-    described = [cell.few_shot for cell in cells if cell.plan.images]
+    described = [cell.few_shot for cell in generating]
     if texts := {
         text for each in described for text in chain(each.captions.values(), chain.from_iterable(each.descriptions))
     }:

@@ -88,7 +88,9 @@ class Suite:
 
     def check(self) -> None:
         """Find what would fail later in any run, before the first one starts; raises as `Experiment.check_inputs`."""
-        asked = {(run.config.data.dataset, run.config.data.source) for run in self.runs}
+        # Those that are done read no photos: their tables can be drawn where none are.
+        to_do = [run for run in self.runs if not self.store.child(run.name).exists(METRICS)]
+        asked = {(run.config.data.dataset, run.config.data.source) for run in to_do}
         missing = {
             source: sorted(n for n, s in asked if n and s == source and not place_of(n, s)) for _, source in asked
         }
@@ -98,7 +100,7 @@ class Suite:
                     f"{', '.join(KNOWN[name].title for name in names)} not in {source!r}, where data sets lie as they "
                     "were unpacked. Set data.source=FOLDER, choose others with --datasets, or see --check."
                 )
-        if not all(self.store.child(run.name).exists(METRICS) for run in self.runs):
+        if to_do:
             check_workers(self.runs[0].config.cluster)
         looked_at = set()
         # Runs of one data set and seed share their photos, which are read once; those that generate need most.

@@ -8,18 +8,27 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from datadream.run.cell import images_store
+from datadream.run.config_record import recorded_config
 from datadream.run.layout import CARD, DATASET, DatasetMarker, shard_file
 from datadream.run.store import RunStore
 
 
-def check_push(store: RunStore, repository: str) -> None:
-    """Raises ValueError when nothing is published, or `repository` cannot be a name on the Hub; asks no server."""
+def check_push(store: RunStore, repository: str) -> RunStore:
+    """The run whose dataset it is: another one where this takes its images from there.
+
+    Raises ValueError when nothing is published, or `repository` cannot be a name on the Hub; asks no server.
+    """
+    config = recorded_config(store)
+    store = images_store(store, config) if config else store
     if not store.exists(DATASET):
-        raise ValueError(f"run {store.url!r} has no dataset to push: {DATASET} is missing. Run generate first.")
+        table = " A table of runs has them in the folders of its cells/." if config and config.grid.on else ""
+        raise ValueError(f"run {store.url!r} has no dataset to push: {DATASET} is missing. Run generate first.{table}")
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
         raise ValueError(f"{repository!r} is no name on the Hub: {_reason(error)} Give OWNER/NAME.") from None
+    return store
 
 
 def push_dataset(store: RunStore, repository: str, private: bool = True) -> str:
@@ -29,7 +38,7 @@ def push_dataset(store: RunStore, repository: str, private: bool = True) -> str:
     that was cut short is made again: what the Hub has is not sent twice. Raises ValueError as `check_push` does, or
     when the Hub refuses; RuntimeError when it cannot be reached.
     """
-    check_push(store, repository)
+    store = check_push(store, repository)
     card, shards = posixpath.basename(CARD), DatasetMarker.from_json(store.read_json(DATASET)).shards
     api, additions = HfApi(), []
     try:

@@ -87,10 +87,11 @@ PROTOCOL = (
 )
 
 
-def published(configs: Iterable[ExperimentConfig]) -> dict[tuple[str, str, int], dict[str, Published]]:
-    """What the papers report of runs like these: by method, setting and shots, the figure of each table."""
+def published(configs: Iterable[ExperimentConfig]) -> dict[tuple[str, str, int, int], dict[str, Published]]:
+    """What the papers report of runs like these: by method, setting, shots and images per class (0 where none are
+    trained on), the figure of each table."""
     usual = flatten(ExperimentConfig().model_dump())
-    found: dict[tuple[str, str, int], dict[str, Published]] = {}
+    found: dict[tuple[str, str, int, int], dict[str, Published]] = {}
     for config in configs:
         dataset, mine = config.data.dataset or "", flatten(config.model_dump())
         for table in load_tables().values():
@@ -101,7 +102,10 @@ def published(configs: Iterable[ExperimentConfig]) -> dict[tuple[str, str, int],
                 for setting in set(row.figures) & set(config.classify.settings):
                     is_baseline = setting in SETTINGS_WITHOUT_IMAGES
                     if dataset in row.figures[setting] and (is_baseline or row.method == config.method):
-                        key = ("none" if is_baseline else config.method, setting, config.data.n_shots)
+                        method, n_images = (
+                            ("none", 0) if is_baseline else (config.method, config.generate.images_per_class)
+                        )
+                        key = (method, setting, config.data.n_shots, n_images)
                         found.setdefault(key, {})[table.source] = row.figures[setting][dataset]
     return found
 

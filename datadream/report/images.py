@@ -159,7 +159,9 @@ def _pairs(store: RunStore, config: ExperimentConfig, record: ImagesRecord) -> l
 
 
 def _read_images(store: RunStore, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], Picture]:
-    """Images of a run's dataset by shard and key; none where they were published anew since."""
+    """Images of a run's dataset by shard and key; none where they were published anew since, or are gone."""
+    if not store.exists(DATASET):
+        return {}
     marker = DatasetMarker.from_json(store.read_json(DATASET))
     found = {}
     for shard in sorted({shard for shard, _ in wanted} & set(marker.shards)):

@@ -10,8 +10,8 @@ from datadream.paper import Published, load_sets, load_tables
 from datadream.report.records import Record, Summary
 from datadream.report.text import count, listing, number, shown_sd, signed
 
-Key = tuple[str, str, int]
-"""Method, setting and shots."""
+Key = tuple[str, str, int, int]
+"""Method, setting, shots and generated images per class."""
 CHOSEN_BY = {
     "val": "validation photos",
     "folds": "shots that were left out in turn",
@@ -35,8 +35,12 @@ class Beside:
 def beside_paper(summary: Summary, published: Mapping[Key, Mapping[str, Published]]) -> list[Beside]:
     """A line for each figure that was measured and that a table of the papers has."""
     lines = []
-    for row in summary.rows:
-        for source, theirs in published.get((row.method, row.setting, row.shots), {}).items():
+    # Where several numbers of images were trained on, `rows` has the largest alone.
+    rows = {
+        (row.method, row.setting, row.shots, row.images_per_class): row for row in (*summary.rows, *summary.by_images)
+    }
+    for key, row in rows.items():
+        for source, theirs in published.get(key, {}).items():
             if row.mean is not None:
                 ours = figure_text(row.mean, shown_sd(row.setting, row.sd))
                 difference = signed(row.mean - theirs.mean)

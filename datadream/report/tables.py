@@ -191,7 +191,7 @@ def class_table(cells: Cells, shots: int) -> ClassTable | None:
 def stage_rows(store: RunStore, cells: Cells) -> list[tuple[str, list[float | None], float]]:
     """Each run that committed any stage, with the seconds of every stage and their sum."""
     # A table carries out each stage once for all of its runs, and notes the time in its own folder.
-    table = [("all runs", store)] if len(cells) > 1 else []
+    table = [("all runs", store)] if store.root != cells[0][0].root else []
     rows = []
     for name, store in [*table, *((run_name(config), store) for store, config in cells)]:
         files = list(map(stage_seconds, STAGES))

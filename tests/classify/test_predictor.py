@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,15 @@ def test_a_photo_that_cannot_be_read_hides_no_other(run, tmp_path, capsys, monke
     first, *others = printed.err.strip().splitlines()
     assert first == "datadream: 2 of 5 photos could not be read:"
     assert ["b.png' cannot be decoded" in others[0], "d.png' cannot be decoded" in others[1]] == [True, True]
+
+
+def test_names_of_files_need_be_no_text(run, tmp_path, capfdbinary):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", name)
+    for form in ([], ["--csv"], ["--json"]):
+        assert main(["predict", run, str(tmp_path), *form]) == 0
+        assert b"caf\xe9.png" in capfdbinary.readouterr().out
 
 
 def test_a_pattern_names_photos_alone(run, tmp_path, capsys):

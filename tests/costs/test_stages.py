@@ -28,6 +28,9 @@ def test_units_are_those_of_the_plan():
         "classify": 4,
     }
     assert counted(imagined(recipes.paper(method="datadream-dset"), 10))["adapt"] == 1
+    texts = {"data.captions": "captions.yaml", "data.descriptions": "descriptions.yaml"}
+    for method in ("disef", "language"):
+        assert counted(imagined(recipes.paper(method=method, **texts), 10))["generate"] >= 100
     of_code = imagined(recipes.paper_code(method="zero-shot"), 3)
     assert counted(of_code) == {"generate": 30, "publish": 1, "classify": 4}
 

@@ -14,6 +14,7 @@ from datadream.data.few_shot import FewShotSet
 from datadream.data.known import KNOWN
 from datadream.experiment.experiment import Experiment
 from datadream.experiment.suite import Suite
+from datadream.models.source import resolve
 from datadream.report.suite import CSV, MARKDOWN
 from datadream.run.layout import DATASET, FEW_SHOT, METRICS, PAGE
 from tests.data.known.unpacked import few_classes
@@ -81,6 +82,25 @@ def test_a_suite_is_every_row_and_seed_in_a_folder_of_its_name(tmp_path, trained
     assert "71.5" in page.words
     rows = list(csv.DictReader(io.StringIO((folder / CSV).read_text())))
     assert {row["seeds"] for row in rows} == {"2"}
+
+
+def test_tables_of_runs_that_are_done_are_drawn_where_no_photos_are(tmp_path, photos, trained):
+    def suite(source: str) -> Suite:
+        changes = no_models(**{"data.source": source, "diffusion.model": str(tmp_path / "sd21")})
+        return Suite(
+            "paper/table1/eurosat", str(tmp_path / "runs"), methods=["datadream-cls"], seeds=[0], changes=changes
+        )
+
+    (tmp_path / "sd21").symlink_to(resolve("package://datadream.models.tiny/diffusion"))
+    here = suite(str(photos))
+    text = here.run()
+    with pytest.raises(FileNotFoundError, match="EuroSAT .* not in"):
+        suite(str(tmp_path / "elsewhere")).check()
+    for run in here.runs:
+        here.store.child(run.name).write_json(METRICS, [])
+    (tmp_path / "sd21").unlink()
+    photos.rename(tmp_path / "gone")
+    assert suite(str(photos)).run() == text
 
 
 def test_ours_stand_beside_the_papers_with_the_difference_and_both_protocols(tmp_path, photos, trained):

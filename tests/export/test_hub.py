@@ -9,7 +9,8 @@ import huggingface_hub
 import pytest
 
 from datadream.cli import main
-from datadream.run.layout import DATASET, DatasetMarker
+from datadream.config import ExperimentConfig
+from datadream.run.layout import CONFIG, DATASET, DatasetMarker
 from datadream.run.store import RunStore
 
 FILES = {
@@ -104,6 +105,16 @@ def test_shards_and_card_arrive_in_one_commit(hub, run, capsys):
     assert capsys.readouterr().out.strip().endswith("/datasets/me/digits")
     assert main(["push", run, "me/digits", "--public"]) == 0
     assert hub.made[1]["visibility"] == "public"
+
+
+def test_images_of_another_run_are_its_dataset(hub, run, tmp_path, capsys):
+    for name, changes in (("taker", {"images_from": run}), ("table", {"grid": {"seeds": [0, 1]}})):
+        config = ExperimentConfig().updated(changes).model_dump(mode="json")
+        RunStore(str(tmp_path / name)).write_json(CONFIG, {"config": config, "versions": {}})
+    assert main(["push", str(tmp_path / "taker"), "me/digits"]) == 0
+    assert hub.commits == [FILES]
+    assert main(["push", str(tmp_path / "table"), "me/digits"]) == 2
+    assert "A table of runs has them in the folders of its cells/." in capsys.readouterr().err
 
 
 def test_what_the_hub_refuses_is_told_in_one_line(hub, run, tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 
 from datadream.report import images_text, write_report
 from datadream.report.images import images_section
+from datadream.run.layout import DATASET
 from datadream.run.store import RunStore
 from tests.report.fabricate import write_images
 from tests.report.test_page import read_page
@@ -54,6 +55,9 @@ def test_images_that_are_gone_and_photos_out_of_reach_leave_the_figures(make_run
     section = images_section([(store, config.updated({"data.source": "/nowhere"}))], [])
     assert section.pairs == []
     assert section.rows[0].figures[0].mean == "10.0"
+    store.remove(DATASET)
+    section = images_section([(store, config)], [])
+    assert (section.pairs, section.rows[0].figures[0].mean) == ([], "10.0")
 
 
 def test_runs_that_another_model_measured_are_left_out(table):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from datadream.report import write_report
+from datadream.report.tables import stage_rows
 from datadream.run.layout import StageSeconds, stage_seconds
 from datadream.run.store import RunStore
 from tests.report.fabricate import (
@@ -310,6 +311,13 @@ def test_class_names_are_escaped(make_run):
     html, page = read_page(store)
     assert "<b>" not in html
     assert "<b>&x" in page.text
+
+
+def test_a_table_of_one_run_has_its_times_as_well(make_run, tmp_path):
+    cell, config = make_run("cells/only", ACCURACIES)
+    table = RunStore(str(tmp_path / "table"))
+    write_stage_seconds(table, {"adapt": 4000.0})
+    assert stage_rows(table, [(cell, config)])[0] == ("all runs", [4000.0, None, None], 4000.0)
 
 
 def test_a_table_has_means_spreads_and_gains(table):

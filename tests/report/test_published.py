@@ -17,13 +17,20 @@ TABLE = "DataDream, table 1"
 
 def test_the_difference_is_ours_minus_theirs():
     found = [record("synthetic", top1, seed, "datadream-cls", 16, 500) for seed, top1 in enumerate((60.0, 62.0))]
-    theirs = {("datadream-cls", "synthetic", 16): {TABLE: Published(68.6, 2.0, "68.6±2.0")}}
+    theirs = {("datadream-cls", "synthetic", 16, 500): {TABLE: Published(68.6, 2.0, "68.6±2.0")}}
     (line,) = beside_paper(summarise(found), theirs)
     assert (line.ours, line.paper, line.difference, line.source) == ("61.0 ± 1.4", "68.6 ± 2.0", "−7.6", TABLE)
 
 
+def test_as_many_images_stand_beside_as_many():
+    found = [record("synthetic", 60.0 + n / 100, 0, "datadream-cls", 16, n) for n in (100, 500, 1000)]
+    theirs = {("datadream-cls", "synthetic", 16, 500): {TABLE: Published(68.6)}}
+    (line,) = beside_paper(summarise(found), theirs)
+    assert line.ours == "65.0"
+
+
 def test_what_was_not_measured_stands_beside_nothing():
-    theirs = {("none", "real", 4): {TABLE: Published(78.3)}}
+    theirs = {("none", "real", 4, 0): {TABLE: Published(78.3)}}
     assert not beside_paper(summarise([record("real", None)]), theirs)
     assert not beside_paper(summarise([record("zero-shot", 50.0)]), theirs)
 
@@ -53,7 +60,7 @@ def test_what_is_particular_to_a_data_set_is_said():
 
 def test_a_runs_page_has_the_papers_figure_where_there_is_one(make_run):
     store, config = make_run("run", {"real": 80.0})
-    theirs = {("none", "real", 4): {TABLE: Published(78.3, 2.8, "78.3±2.8")}}
+    theirs = {("none", "real", 4, 0): {TABLE: Published(78.3, 2.8, "78.3±2.8")}}
     write_report(store, [(store, config)], config, published=theirs)
     words = " ".join(Page(store.read_bytes(PAGE).decode()).words)
     assert "Beside the paper" in words
