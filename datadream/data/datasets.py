@@ -30,6 +30,7 @@ from datadream.data.known import GUIDE, KNOWN, given_shots, list_known
 from datadream.data.listing import Listing
 from datadream.data.names import readable_names
 from datadream.data.photo_list import LIST_SUFFIXES, list_rows
+from datadream.data.whole_file import read_whole
 from datadream.hashing import sha256
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -233,7 +234,7 @@ class ImageFolder(EncodedPhotos):
         # Not kept: fsspec hands out the same file system again, and without one a source is cheap to pickle.
         fs, root = fsspec.core.url_to_fs(self.location)
         path = posixpath.join(root, key)
-        return path, fs.cat_file(path)
+        return path, read_whole(fs, path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +273,7 @@ class PhotoList(EncodedPhotos):
     def _file(self, key: str) -> tuple[str, bytes]:
         fs, path = fsspec.core.url_to_fs(self.location)
         path = posixpath.join(posixpath.dirname(path), key)
-        return path, fs.cat_file(path)
+        return path, read_whole(fs, path)
 
 
 class HuggingFace(EncodedPhotos):

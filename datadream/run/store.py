@@ -20,6 +20,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from datadream.data.whole_file import read_whole
 from datadream.hashing import sha256
 from datadream.run.layout import adapter_marker, adapter_weights
 
@@ -92,7 +93,7 @@ class RunStore:
         return self.fs.exists(self.path(name))
 
     def read_bytes(self, name: str) -> bytes:
-        return self.fs.cat_file(self.path(name))
+        return read_whole(self.fs, self.path(name))
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
