@@ -280,6 +280,18 @@ def test_nothing_is_said_after_an_interrupt_that_ends_the_process(ends_process):
     assert ("ZeroDivisionError: division by zero" in said) is not ends_process
 
 
+@pytest.mark.parametrize("ends_process", [True, False])
+def test_a_process_that_ends_looks_for_no_garbage(ends_process):
+    """`ray job stop` kills after 3 s, and Python alone would take half of them."""
+    code = f"""if True:
+        import gc
+        from datadream import cli
+        assert cli.main(["recipes"], ends_process={ends_process}) == 0
+        assert (gc.get_freeze_count() > 0) is {ends_process}
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_a_config_of_another_version(tmp_path, capsys):
     config = {"data": DataConfig().model_dump(), "adapt": {"dropout": 0.1}}
     RunStore(str(tmp_path)).write_json(CONFIG, {"config": config})

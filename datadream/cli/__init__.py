@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -33,8 +34,14 @@ def main(argv: Sequence[str] | None = None, *, ends_process: bool = False) -> in
         words.insert(1, "--run")
     arguments, overrides = make_parser().parse_known_args(words)
     _quiet_libraries()
-    with ended_like_ctrl_c(ends_process or argv is None):
-        return _carry_out(arguments, overrides)
+    ends_process = ends_process or argv is None
+    with ended_like_ctrl_c(ends_process):
+        code = _carry_out(arguments, overrides)
+    if ends_process:
+        # Else Python looks for garbage among all objects several times before it ends: 1.6 s in place of 0.3 s with
+        # what a run has imported, of the 3 s after which `ray job stop` kills.
+        gc.freeze()
+    return code
 
 
 def _carry_out(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -23,6 +23,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 
 from datadream.run.store import RunStore
 from datadream.runtime.failures import GIVE_UP_AFTER, Failure, Kind, Ledger, LostPeerError, describe
+from datadream.runtime.garbage import without_collection
 from datadream.runtime.nodes import (
     address_of,
     avoiding,
@@ -363,7 +364,8 @@ def _train_units(loop: dict[str, Any]) -> None:
     try:
         check_sees_run(loop["run_url"], loop["scratch"])
         use_threads(loop["workers"].threads)
-        train = loop["load"](loop["load_from"], shared_worker_device(loop["workers"].use_gpu), collectives)
+        with without_collection():
+            train = loop["load"](loop["load_from"], shared_worker_device(loop["workers"].use_gpu), collectives)
         for position, unit in enumerate(loop["units"]):
             report = _reporter(loop["monitor"], position, collectives.rank)
             # By every rank, and waited for: a unit that kills its worker at once must not be taken for the one before

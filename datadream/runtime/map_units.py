@@ -22,6 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from datadream.hashing import sha256
 from datadream.run.store import RunStore
 from datadream.runtime.failures import GIVE_UP_AFTER, Failure, Kind, Ledger
+from datadream.runtime.garbage import without_collection
 from datadream.runtime.nodes import address_of, avoiding, check_sees_run, living_nodes, scratch, to_avoid
 from datadream.runtime.notices import Said, listen
 from datadream.runtime.ray_errors import failure_of, plain_errors
@@ -192,13 +193,14 @@ class _Worker:
                     return
             check_sees_run(*probe)
             device = None
-            if workers is not None:
-                # Imported here, not above: torch takes a second, and the commit tasks import this module as well.
-                from datadream.runtime.device import use_threads, worker_device
+            with without_collection():
+                if workers is not None:
+                    # Imported here, not above: torch takes a second, and the commit tasks import this module as well.
+                    from datadream.runtime.device import use_threads, worker_device
 
-                use_threads(workers.threads)
-                device = worker_device(workers.use_gpu)
-            self._work = how.load(how.load_from, device)
+                    use_threads(workers.threads)
+                    device = worker_device(workers.use_gpu)
+                self._work = how.load(how.load_from, device)
             if self._tries:
                 self._tries.end(actor)
         except Exception as error:

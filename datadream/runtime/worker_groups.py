@@ -32,6 +32,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from datadream.run.store import RunStore
 from datadream.runtime.failures import GIVE_UP_AFTER, Failure
+from datadream.runtime.garbage import without_collection
 from datadream.runtime.nodes import (
     NODE_LABEL,
     address_of,
@@ -332,11 +333,12 @@ def _lease_and_work(loop: dict[str, Any]) -> None:
     notices = listen()
     try:
         check_sees_run(loop["run_url"], loop["scratch"])
-        # Imported here, not above: torch takes a second, and the queue's process imports this module as well.
-        from datadream.runtime.device import use_threads, worker_device
+        with without_collection():
+            # Imported here, not above: torch takes a second, and the queue's process imports this module as well.
+            from datadream.runtime.device import use_threads, worker_device
 
-        use_threads(workers.threads)
-        worker = how.load(how.load_from, worker_device(workers.use_gpu))
+            use_threads(workers.threads)
+            worker = how.load(how.load_from, worker_device(workers.use_gpu))
         size = how.group_size or worker.group_size(how.most)
     except Exception as error:
         ray.get(queue.cannot_start.remote(place, Failure.of(error)))
