@@ -280,6 +280,21 @@ def test_nothing_is_said_after_an_interrupt_that_ends_the_process(ends_process):
     assert ("ZeroDivisionError: division by zero" in said) is not ends_process
 
 
+def test_a_thread_that_is_late_does_not_start_ray_anew():
+    """Ray does so for any call, after its shutdown as well."""
+    code = """if True:
+        from datadream import cli
+        assert cli.main(["recipes"], ends_process=True) == 0
+        import ray
+        try:
+            ray.put("late")
+        except Exception as error:
+            print(type(error).__name__)
+    """
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said.splitlines()[-1] == "RaySystemError"
+
+
 @pytest.mark.parametrize("ends_process", [True, False])
 def test_a_process_that_ends_looks_for_no_garbage(ends_process):
     """`ray job stop` kills after 3 s, and Python alone would take half of them."""

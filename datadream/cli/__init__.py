@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None, *, ends_process: bool = False) -> in
     arguments, overrides = make_parser().parse_known_args(words)
     _quiet_libraries()
     ends_process = ends_process or argv is None
+    if ends_process:
+        # A thread that is still at work when Ray is shut down must not start it anew, as Ray does for any call.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     with ended_like_ctrl_c(ends_process):
         code = _carry_out(arguments, overrides)
     if ends_process:
