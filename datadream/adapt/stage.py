@@ -179,7 +179,7 @@ class _AdapterWorker:
                 try:
                     commit = partial(commit_adapter, unit.store, unit.payload, outcome, self._config)
                     retried(commit, f"committing {unit.name}")
-                except OSError as error:
+                except Exception as error:  # clients of stores have errors of their own kinds
                     failures[position] = Failure.of(error)
             heartbeat.alive()
         return failures

@@ -66,9 +66,9 @@ def check_selection(few_shot: FewShotSet, config: ClassifyConfig) -> None:
     for setting in TRAINED_SETTINGS if config.search.combinations else ():
         if setting in config.settings and selection_of(setting, few_shot, config).chosen_by in (None, "test"):
             raise ValueError(
-                f"classify.search chooses knobs on validation photos, but {setting} has none. "
-                "Add a val folder or set classify.folds, with classify.select_on=val; or do not search: empty the "
-                "lists of classify.search."
+                f"classify.search chooses knobs on validation photos, but {setting} has none of every class. "
+                "Add a val folder with all classes, or set classify.folds, with classify.select_on=val; or do not "
+                "search: empty the lists of classify.search."
             )
 
 

@@ -211,14 +211,16 @@ def _predict(classifier: Classifier, photos: Sequence[str], arguments: argparse.
     where none could."""
     from datadream.experiment.checks import RefusedError
 
-    unread = []
+    unread, first = list[str](), None
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files need be no UTF-8
     if arguments.csv:
         print("photo,class,probability")
     for photo, answer in zip(photos, classifier.answers(photos), strict=True):
         if isinstance(answer, Exception):
-            unread.append(str(answer) or f"photo {photo!r}: {type(answer).__name__}")
+            said = f"{type(answer).__name__}: {answer}"
+            unread.append(str(answer) if photo in str(answer) else f"photo {photo!r} cannot be read ({said})")
+            first = first or answer
             continue
         best = list(itertools.islice(answer.items(), arguments.top))
         if arguments.json:
@@ -231,8 +233,9 @@ def _predict(classifier: Classifier, photos: Sequence[str], arguments: argparse.
     if unread:
         sys.stdout.flush()  # before what is said of the rest
         if len(unread) == len(photos):
-            raise RefusedError("\n  ".join(unread))
-        raise RuntimeError("\n  ".join([f"{len(unread)} of {len(photos)} photos could not be read:", *unread]))
+            raise RefusedError("\n  ".join(unread)) from first
+        said = f"{len(unread)} of {len(photos)} photos could not be read:"
+        raise RuntimeError("\n  ".join([said, *unread])) from first
 
 
 def _photos_of(asked: str) -> list[str]:

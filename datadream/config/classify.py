@@ -132,11 +132,11 @@ class ClassifyConfig(Section):
     """Photos that choose the weights. `test` is the authors' protocol, for comparison with their figures alone: it
     flatters, and every figure that it gave is marked."""
     folds: int = Field(2, ge=0)
-    """Without validation photos, settings with real photos divide the shots in so many parts (at most n_shots), train
-    as often without one of them, and choose the number of steps by the mean accuracy on the parts left out: the last
-    that is within a standard error of the best. Then they train that long on all shots. A setting without real photos
-    reads its accuracy on all shots. Generated images have seen the shots, so that these figures flatter; they only
-    choose. With one shot, or 0 or 1 here, the last weights are kept."""
+    """Without validation photos of every class, settings with real photos divide the shots in so many parts (at most
+    n_shots), train as often without one of them, and choose the number of steps by the mean accuracy on the parts left
+    out: the last that is within a standard error of the best. Then they train that long on all shots. A setting
+    without real photos reads its accuracy on all shots. Generated images have seen the shots, so that these figures
+    flatter; they only choose. With one shot, or 0 or 1 here, the last weights are kept."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast of the towers. auto: bf16 on CUDA, fp32 elsewhere."""
     mixup: float = Field(0.0, ge=0)

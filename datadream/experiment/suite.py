@@ -104,7 +104,8 @@ class Suite:
             check_workers(self.runs[0].config.cluster)
         looked_at = set()
         # Runs of one data set and seed share their photos, which are read once; those that generate need most.
-        for run in sorted(self.runs, key=lambda run: run.config.method == "none"):
+        # Those that are done need no generator any more, and say nothing of it.
+        for run in sorted(self.runs, key=lambda run: (run not in to_do, run.config.method == "none")):
             # The images of another run, which it is to be trained on, may not be there yet.
             is_begun = self.store.child(run.name).exists(CONFIG)
             experiment = self._experiment(run, takes_images=is_begun)

@@ -19,7 +19,8 @@ def check_push(store: RunStore, repository: str) -> RunStore:
 
     Raises ValueError when nothing is published, or `repository` cannot be a name on the Hub; asks no server.
     """
-    config = recorded_config(store)
+    # Only where there is none: a config may be another version's, and is not needed for what lies here.
+    config = None if store.exists(DATASET) else recorded_config(store)
     store = images_store(store, config) if config else store
     if not store.exists(DATASET):
         table = " A table of runs has them in the folders of its cells/." if config and config.grid.on else ""

@@ -166,7 +166,7 @@ def _load_sampler(
 
 
 def _commit_chunk(unit: Unit[Chunk], generated: Generated, config: ExperimentConfig) -> None:
-    """Encode a chunk's images and commit them; runs on CPUs beside the samplers."""
+    """Encode a chunk's images and commit them; runs on CPUs, beside samplers that are on GPUs."""
     (images, made_with), chunk, store, settings = generated, unit.payload, unit.store, config.generate
     adapter_ids = chunk.adapter_ids
     hashes = retried(lambda: {name: adapter_sha256(store, name) for name in adapter_ids}, f"{unit.name}: reading")

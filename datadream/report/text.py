@@ -121,18 +121,22 @@ def result_sentences(summary: Summary) -> list[str]:
 
 def validation_note(summary: Summary) -> str:
     """What the validation figure is worth; empty without one."""
-    # What is not trained chooses nothing, whatever it is read on.
-    n_val = max((row.n_val for row in summary.rows if row.setting != "zero-shot"), default=0)
+    n_val = _n_chose(summary)
     if not n_val:
         return ""
     knobs = "the searched knobs and " if summary.searched else ""
     if any(row.chosen_by in ("shots", "folds") for row in summary.rows):
         return (
-            f"Without validation photos, the {count(n_val, 'shot')} chose {knobs}how long to train, left out in turn "
-            "where they are trained on; the figure is theirs, and flatters."
+            f"Without validation photos of every class, the {count(n_val, 'shot')} chose {knobs}how long to train, "
+            "left out in turn where they are trained on; the figure is theirs, and flatters."
         )
     photos = count(n_val, "validation photo")
     return f"The {photos} also chose {knobs}which weights were kept, so that their figure flatters."
+
+
+def _n_chose(summary: Summary) -> int:
+    """How many photos chose; what is not trained has nothing to choose, whatever it is read on."""
+    return max((row.n_val for row in summary.rows if row.setting != "zero-shot"), default=0)
 
 
 def searched(summary: Summary) -> str:
@@ -172,9 +176,8 @@ def text_table(found: Iterable[Record]) -> str:
 
 
 def _text_title(summary: Summary) -> str:
-    n_test, n_val, n_seeds = (
-        max(getattr(row, name) for row in summary.rows) for name in ("n_test", "n_val", "n_seeds")
-    )
+    n_test, n_seeds = (max(getattr(row, name) for row in summary.rows) for name in ("n_test", "n_seeds"))
+    n_val = _n_chose(summary)
     over = f", mean ± standard deviation over {n_seeds} seeds" if n_seeds > 1 else ""
     if summary.has_test:
         chosen = f"; {CHOSEN_ON_TEST}" if summary.chosen_on_test else ""

@@ -64,14 +64,14 @@ class Request:
         # Workers on GPUs take no CPU, so that the CPUs of their nodes are left for Ray Data's tasks.
         if not self._workers.use_gpu:
             self._bundles.append({"CPU": CPUS_FOR_DATA_TASKS})
-        request_resources(bundles=self._bundles)
+        _ask_for(self._bundles)
         self._asked = time.monotonic()
 
     def look(self) -> None:
         """Ask for fewer or more, by what became of the last request."""
         # Repeated at every look: a cluster has one request for all of its users, of which the last counts. From the
         # first Ray Train or Ray Data on, Ray's AutoscalingCoordinator sends its own every 20 s, mostly an empty one.
-        request_resources(bundles=self._bundles)
+        _ask_for(self._bundles)
         since, n_refused = time.monotonic() - self._asked, self._n_refused()
         is_refused = n_refused == len(self._bundles)
         if n_refused is None or (since < SECONDS_TO_REFUSE and not is_refused):
@@ -114,9 +114,16 @@ def asked_for(workers: Workers, count: int) -> Iterator[None]:
                 yield
             finally:
                 # At once: the look that is waited for below may wait for Ray, and a job that is stopped has 3 s.
-                request_resources(bundles=[])
+                _ask_for([])
     finally:
-        request_resources(bundles=[])  # that look may have repeated it
+        _ask_for([])  # that look may have repeated it
+
+
+def _ask_for(bundles: list[dict[str, float]]) -> None:
+    try:
+        request_resources(bundles=bundles)
+    except Exception as error:  # Ray's store is away, as while a head starts anew; the next look asks again
+        log.warning("the autoscaler cannot be asked: %s", str(error).partition("\n")[0])
 
 
 def await_nodes(workers: Workers, minutes: float) -> Sequence[Resources]:

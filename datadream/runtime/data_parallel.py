@@ -110,7 +110,7 @@ def run_together(
         already = before + sum(unit.size for unit in units) - sum(unit.size for unit in todo)
         state = {unit.key: checkpoint_state(unit) for unit in todo}
         attempt = _Attempt(store, todo, how, workers, reporter, already, len(ledger.given_up), told)
-        error = attempt.run(to_avoid(ledger.suspects, workers), fewer)
+        error = attempt.run(ledger.suspects, fewer)
         ledger.given_up.update(attempt.failures())
         if isinstance(error, TrainingFailedError) and found_no_room(error):
             # Somebody else was quicker, and the next attempt waits for room again. Where that finds the same again,
@@ -203,13 +203,17 @@ class _Attempt:
         self._heard, self._said = Heard(), told
         self._unreadable: Mapping[tuple[str, str], str] = {}
 
-    def run(self, without: set[str], fewer: int = 0) -> Exception | None:
-        """Returns what ended the run before all units were done; `fewer` are workers to do without, but for one."""
+    def run(self, suspects: set[str], fewer: int = 0) -> Exception | None:
+        """Returns what ended the run before all units were done.
+
+        Nodes that are `suspects` are kept off where others will do; `fewer` are workers to do without, but for one.
+        """
 
         def wait_for(shortage: str) -> None:
             self._reporter.update(self._before, shortage, self._failed)
 
-        there = workers_now(self._workers, wait_for, without).at_most(self._how.most)
+        there = workers_now(self._workers, wait_for, suspects).at_most(self._how.most)
+        without = to_avoid(suspects, there)
         self.found = there.count
         workers = self._workers = there.at_most(there.count - fewer)
         log.info("%s: %d workers share every batch", self._reporter.now.stage, workers.count)

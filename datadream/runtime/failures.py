@@ -198,7 +198,7 @@ def finish(store: RunStore, file: str, failures: Sequence[str], what: str) -> No
         if store.exists(file):
             store.remove(file)
         return
-    with suppress(OSError):  # a full disk may be why they failed
+    with suppress(Exception):  # a full disk, or a store that is away, may be why they failed
         store.write_json(file, list(failures))
     alike: dict[str, list[str]] = {}
     for failure in failures:

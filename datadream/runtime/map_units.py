@@ -40,8 +40,8 @@ is free, and one that fails at once is free more often than all others."""
 
 
 TASK_RETRIES = 10
-"""How often Ray repeats a task whose process or node died; Ray Data's own would repeat one that kills its process for
-ever."""
+"""How often Ray repeats a task whose process or node died, after which the stage ends with Ray's error; Ray Data by
+itself would repeat for ever one that kills its process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Done(Generic[P]):
     busy_seconds: float
     """Of the first step."""
     idle_seconds: float
-    """That the worker had waited for it."""
+    """Of the worker, since the first step of its unit before: it waited, or committed that one."""
 
 
 def run_mapped(
@@ -127,7 +127,7 @@ class _Tries:
         return True
 
     def end(self, key: object) -> None:
-        with suppress(OSError):  # one too many is counted, at worst
+        with suppress(Exception):  # every file system has its own; one too many is counted, at worst
             if self._store.exists(self._file(key)):
                 self._store.remove(self._file(key))
 

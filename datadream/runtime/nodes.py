@@ -53,7 +53,7 @@ def answering_nodes() -> list[Node]:
     """Living nodes whose raylet takes connections; all of them where none does, as where the driver reaches none."""
     living = living_nodes()
     # All at once: each that is silent takes SECONDS_TO_ANSWER.
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(max(1, len(living))) as threads:
         answers = list(threads.map(_answers, living))
     for node, answered in zip(living, answers, strict=True):
         if not answered and any(answers):
@@ -78,13 +78,14 @@ def hardware(workers: Workers) -> dict[str, Any]:
     return {"workers": workers.count, "each": each, "nodes": len(nodes)}
 
 
-def workers_now(workers: Workers, tell: Callable[[str], None], without: Collection[str] = ()) -> Workers:
+def workers_now(workers: Workers, tell: Callable[[str], None], suspects: Collection[str] = ()) -> Workers:
     """As many of these workers as were asked for, or as the nodes that answer have room for.
 
-    `without` are ids of nodes that are left out. What the stage before held takes a moment to be free again, and on a
-    cluster others may hold the rest: waits for room for `workers.least`, for as long as it takes, and tells `tell`
-    what for.
+    `suspects` are ids of nodes that are kept off for as long as others can hold a worker. What the stage before held
+    takes a moment to be free again, and on a cluster others may hold the rest: waits for room for `workers.least`, for
+    as long as it takes, and tells `tell` what for.
     """
+    without = to_avoid(suspects, workers)
     nodes = [node for node in answering_nodes() if node["NodeID"] not in without]
     settled = time.monotonic() + SECONDS_TO_SETTLE
     while True:
@@ -94,6 +95,7 @@ def workers_now(workers: Workers, tell: Callable[[str], None], without: Collecti
             return replace(workers, count=min(room, most))
         tell(shortage(workers, nodes))
         time.sleep(SECONDS_BETWEEN_LOOKS)
+        without = to_avoid(suspects, workers)  # the others may leave meanwhile
         nodes = [node for node in living_nodes() if node["NodeID"] not in without]
 
 
@@ -174,8 +176,12 @@ def scratch(store: RunStore) -> Iterator[str]:
     try:
         yield folder
     finally:
-        if store.exists(folder):
-            store.fs.rm(store.path(folder), recursive=True)
+        try:
+            if store.exists(folder):
+                store.fs.rm(store.path(folder), recursive=True)
+        except Exception as error:  # every file system has its own; somebody may still write there
+            # It fails nothing that is done, and hides no other error: whoever drives the run next sweeps it.
+            log.warning("%s stays for now: %s", store.url_of(folder), str(error) or type(error).__name__)
 
 
 def train_storage(store: RunStore, folder: str) -> dict[str, Any]:

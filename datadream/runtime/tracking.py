@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 from datadream.config import ExperimentConfig, TrackerName, flatten, public_config
 from datadream.hashing import sha256
 from datadream.run.store import RunStore
-from datadream.runtime.progress import Progress
+from datadream.runtime.progress import SECONDS_OF_DEAFNESS, Progress
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +60,18 @@ class Tracking:
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers, self._last = trackers, dict[str, float]()
+        self._deaf_until: dict[int, float] = {}
 
     def hear(self, progress: Progress) -> None:
         """Pass on a point of each curve, now and then and at the end; what a stage said last is never lost."""
         moment = time.monotonic()
         if progress.ended or moment - self._last.get(progress.stage, float("-inf")) > SECONDS_BETWEEN_POINTS:
-            self._last[progress.stage] = moment
             values = {f"{progress.stage}/{name}": value for name, value in progress.numbers.items()}
-            for tracker in self._trackers:
-                _told(tracker.scalars, values, progress.done)
+            for place, tracker in enumerate(self._trackers):
+                # A server that is away may take minutes to say so, in which nothing else is looked after.
+                if moment >= self._deaf_until.get(place, 0.0) and not _told(tracker.scalars, values, progress.done):
+                    self._deaf_until[place] = time.monotonic() + SECONDS_OF_DEAFNESS
+            self._last[progress.stage] = time.monotonic()
 
     def table(self, name: str, rows: Sequence[Row]) -> None:
         """Show rows with equal keys."""
@@ -92,11 +96,13 @@ def tracked(config: ExperimentConfig, store: RunStore) -> Iterator[Tracking]:
             _told(tracker.close, failed)
 
 
-def _told(tell: Callable[..., Any], *what: Any) -> None:
+def _told(tell: Callable[..., Any], *what: Any) -> bool:
     try:
         tell(*what)
+        return True
     except Exception as error:  # trackers talk to servers, and each library has its own errors
         log.warning("a tracker failed: %s: %s", type(error).__name__, error)
+        return False
 
 
 class TensorBoard:
@@ -157,6 +163,9 @@ class MLflow:
     """One MLflow run, found again by the run's URL."""
 
     def __init__(self, config: ExperimentConfig, store: RunStore) -> None:
+        # Read at the import. By default a server that is away is asked for minutes, with which the stage would wait.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow import MlflowClient
 
         self._client = MlflowClient()

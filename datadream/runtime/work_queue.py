@@ -167,6 +167,8 @@ class WorkQueue(Generic[P]):
                 continue  # somebody else has done it
             elif failure.kind is Kind.UNIT:
                 self._ledger.fail(position, failure.reason)
+            elif lease is None:
+                continue  # it ran out, which was its strike, and somebody else may have the unit
             else:
                 self._ledger.blame(place, failure.reason, position)
                 self._not_before[position, place] = self._heard + SECONDS_BEFORE_SAME_PLACE

@@ -204,6 +204,7 @@ class _Group:
                 **storage,
             ),
         )
+        self._ending: threading.Thread | None = None
         # daemon: `fit` of a run whose node is gone, with no other in its place, did not return within 100 s.
         self.thread = threading.Thread(target=self._fit, daemon=True)
         self.thread.start()
@@ -211,9 +212,10 @@ class _Group:
     def end(self, grace: float = 0.0, patience: float = SECONDS_TO_ABORT) -> threading.Thread:
         """End it, unless it ends by itself within `grace` seconds, on a thread that is returned: one that is starting
         may take `patience` seconds."""
-        thread = threading.Thread(target=self._end, args=(grace, patience), daemon=True)
-        thread.start()
-        return thread
+        if self._ending is None:
+            self._ending = threading.Thread(target=self._end, args=(grace, patience), daemon=True)
+            self._ending.start()
+        return self._ending
 
     def _end(self, grace: float, patience: float) -> None:
         self.thread.join(grace)
@@ -254,8 +256,9 @@ class _Groups:
         try:
             while not ray.get(self._queue.is_over.remote()):
                 # Before anything is launched: what is lost or left out makes room for others.
-                self._part_with_lost()
+                # First those that are left out, whose workers end by themselves and are no lost ones.
                 self._leave_out()
+                self._part_with_lost()
                 for node, workers in self._room().items():
                     name = f"group-{next(self._numbers)}"
                     self._groups.append(_Group(name, node, self._settings, workers, self._storage))

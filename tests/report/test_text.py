@@ -93,7 +93,7 @@ def test_the_terminal_table_says_when_test_photos_chose():
 def test_the_validation_note_says_whose_figure_it_is():
     notes = {by: validation_note(summarise([record("real", 80.0) | {"chosen_by": by}])) for by in ("val", "folds")}
     assert notes["val"].startswith("The 120 validation photos also chose")
-    assert notes["folds"].startswith("Without validation photos, the 120 shots chose how long to train")
+    assert notes["folds"].startswith("Without validation photos of every class, the 120 shots chose how long to train")
     assert validation_note(summarise([record("real", 80.0) | {"n_val": 0, "chosen_by": None}])) == ""
 
 

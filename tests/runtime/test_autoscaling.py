@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ray.exceptions import RpcError
 
 from datadream.runtime import autoscaling
 from datadream.runtime.autoscaling import MOST_ASKED, SECONDS_BETWEEN_ANSWERS, Request
@@ -65,6 +66,20 @@ def test_a_refusal_that_comes_late_is_heard(monkeypatch):
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_ray_that_is_away_for_a_moment_ends_no_request(monkeypatch, caplog):
+    """Heads start anew: the next look asks again, and the end of the block fails nothing."""
+    asked = []
+
+    def away(bundles):
+        asked.append(bundles)
+        raise RpcError("deadline exceeded")
+
+    monkeypatch.setattr(autoscaling, "request_resources", away)
+    autoscaling._ask_for([{"GPU": 1}])
+    assert asked == [[{"GPU": 1}]]
+    assert "the autoscaler cannot be asked: deadline exceeded" in caplog.text
+
+
 def test_a_request_that_is_replaced_every_20_seconds_counts_for_most_of_the_time(monkeypatch):
     """As by the coordinator that Ray's own libraries leave behind, which asks for nothing when they are done."""
     autoscaler = Autoscaler(16, other=20.0)

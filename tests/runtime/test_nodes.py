@@ -77,7 +77,7 @@ def test_workers_are_those_that_were_asked_for_or_those_that_fit(cluster):
     cluster(node("a", 4), node("b", 4))
     assert workers_now(FIVE, no_wait).count == 5
     assert workers_now(GROWING, no_wait).count == 7, "one of eight CPUs is the data tasks'"
-    assert workers_now(FIVE, no_wait, without={"a"}).count == 3
+    assert workers_now(FIVE, no_wait, suspects={"a"}).count == 3
 
 
 def test_a_worker_lives_on_one_node(cluster):
@@ -109,9 +109,37 @@ def test_what_others_use_is_waited_for_and_said(cluster):
     assert workers_now(replace(GROWING, alone=True), no_wait).count == 3, "in a Ray of our own all is ours"
 
 
+def test_a_folder_that_cannot_be_removed_hides_nothing(tmp_path, monkeypatch, caplog):
+    """A controller that is late may write there yet, and network file systems refuse to empty what is open."""
+    store = RunStore(str(tmp_path))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Directory not empty")
+
+    def interrupted() -> None:
+        with scratch(store):
+            monkeypatch.setattr(store.fs, "rm", refuse)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert "stays for now: Directory not empty" in caplog.text
+
+
 def test_what_the_stage_before_held_is_given_a_moment(cluster):
     cluster(node("a", 4), used=[{"a": {"CPU": 3}}, {"a": {"CPU": 1}}, {}])
     assert workers_now(GROWING, lambda _: None).count == 3
+
+
+def test_a_suspect_is_kept_off_no_longer_than_there_are_others(cluster, monkeypatch):
+    """The others are full, and leave: nothing but the suspect is there."""
+    a, b = node("a", 4), node("b", 4)
+    cluster(a, b, used=[{"b": {"CPU": 4}}])
+    shown = iter([[a, b]] * 6)
+    monkeypatch.setattr(ray, "nodes", lambda: next(shown, [a]))
+    told: list[str] = []
+    assert workers_now(GROWING, told.append, suspects={"a"}).count == 3
+    assert told
 
 
 def test_a_node_that_is_drained_is_as_good_as_gone(cluster):

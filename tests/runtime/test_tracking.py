@@ -113,6 +113,24 @@ def test_curves_have_a_point_now_and_then_and_the_last_one(monkeypatch):
     assert notes.points == [(0, None), (3, 1 / 3)]
 
 
+def test_a_tracker_that_fails_is_left_alone_for_a_while(monkeypatch, caplog):
+    """Its server may take minutes to be found away, in which the stage would look after nothing else."""
+    now, told = [100.0], []
+
+    class Away:
+        def scalars(self, values, step):
+            told.append(step)
+            raise ConnectionError("no route")
+
+    monkeypatch.setattr("datadream.runtime.tracking.time.monotonic", lambda: now[0])
+    tracking = Tracking([Away()])
+    for step in range(20):
+        tracking.hear(Progress("adapt", "step", 20, step))
+        now[0] += 6
+    assert told == [0, 10]
+    assert caplog.text.count("a tracker failed: ConnectionError: no route") == 2
+
+
 def test_a_tracker_that_fails_does_not_silence_the_others(caplog):
     class Broken:
         def scalars(self, values, step):

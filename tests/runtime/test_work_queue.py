@@ -179,6 +179,19 @@ def test_a_result_that_comes_late_clears_the_failure(clock):
     assert waiting.failures() == {}
 
 
+def test_a_hosts_fault_that_comes_late_is_no_second_strike(clock):
+    """The lease ran out, which was one, and another worker has the unit by now."""
+    waiting = queue(clock, 5)
+    group = waiting.lease("a", "slow", 1)
+    clock.now += 2 * LEASE_SECONDS
+    again = waiting.lease("b", "second", 1)
+    assert names(again) == names(group)
+    waiting.finish("slow", "a", group, {0: hosts("the store is away")})
+    assert waiting.lease("c", "third", 1) is None, "the second worker has it"
+    waiting.finish("second", "b", again, {})
+    assert (waiting.is_over(), waiting.failures()) == (True, {})
+
+
 def test_a_committed_neighbour_cannot_fail(clock):
     waiting = queue(clock, 5, 5, done={0})
     waiting.finish("x", "0", waiting.lease("0", "x", 2), {0: own("its photo is gone")})
