@@ -103,6 +103,20 @@ def test_tables_of_runs_that_are_done_are_drawn_where_no_photos_are(tmp_path, ph
     assert suite(str(photos)).run() == text
 
 
+def test_a_generator_that_is_gone_is_told_though_some_runs_are_done(tmp_path, photos, trained):
+    changes = no_models(**{"data.source": str(photos), "diffusion.model": str(tmp_path / "sd21")})
+    rows = ["datadream-cls", "is-synth"]
+    suite = Suite("paper/table1/eurosat", str(tmp_path / "runs"), methods=rows, seeds=[0], changes=changes)
+    (tmp_path / "sd21").symlink_to(resolve("package://datadream.models.tiny/diffusion"))
+    done = Suite("paper/table1/eurosat", str(tmp_path / "runs"), methods=rows[:1], seeds=[0], changes=changes)
+    done.run()
+    for run in done.runs:
+        suite.store.child(run.name).write_json(METRICS, [])
+    (tmp_path / "sd21").unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match="is-synth/seed0: diffusion.model"):
+        suite.check()
+
+
 def test_ours_stand_beside_the_papers_with_the_difference_and_both_protocols(tmp_path, photos, trained):
     changes = no_models(**{"data.source": str(photos)})
     rows = ["baselines", "datadream-cls"]
