@@ -286,7 +286,10 @@ def attention(job: Job) -> Iterator[Figures]:
         "adapter step": (_adapter_step, torch.bfloat16),
     }
     for name, (build, dtype) in loops.items():
-        calls = _attention_calls(build(job))
+        run = build(job)
+        run()  # encodes the photos, which later steps do not
+        calls = _attention_calls(run)
+        del run
         _free(job.device)
         work = _Attention(calls, job.device, dtype, backward=name == "adapter step")
         arms, differences, missing = {"default": Arm(work.run)}, {}, {}
@@ -612,7 +615,7 @@ def _denoising(job: Job) -> Callable[[], Any]:
     prompts, latents = sampler._prompts(images.PROMPT).detach(), sampler._noise(generators)
 
     def run() -> None:
-        pipeline.scheduler.set_timesteps(PAPER_STEPS, device=job.device)  # it counts its steps
+        pipeline.scheduler.set_timesteps(PAPER_STEPS)  # it counts its steps
         steps = pipeline.scheduler.timesteps[: job.amounts.few_steps]
         sampler._denoiser.denoise(latents, steps, prompts, generators)
 

@@ -4,6 +4,7 @@ python jobs/own_training.py RUN [WORKERS]
 """
 
 import io
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -46,6 +47,7 @@ def train_own(settings: dict) -> None:
 
 if __name__ == "__main__":
     run, workers = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    run = run if "://" in run else os.path.abspath(run)  # Ray Train takes no other paths
     images = ray.data.read_parquet(f"{run}/dataset/data").select_columns(["image", "label"])
     result = TorchTrainer(
         train_own,

@@ -87,7 +87,11 @@ def load_clip(model: str, pretrained: str | None, device: torch.device | str) ->
     try:
         with _no_word_of_random_weights() if own else nullcontext():
             clip, _, preprocess = open_clip.create_model_and_transforms(
-                name, pretrained=None if own else pretrained, device=device
+                name,
+                pretrained=None if own else pretrained,
+                device=device,
+                # Of a Hub id whose weights cannot be fetched open_clip would only warn, and hand out random ones.
+                require_pretrained=own is None,
             )
         if own:
             clip.load_state_dict(_openais_state(own))
@@ -166,8 +170,7 @@ def input_size(model: str) -> int:
 
 def model_config(model: str) -> dict[str, Any]:
     """open_clip's config of an architecture or a checkpoint folder."""
-    name = _open_clip_name(model)
-    return open_clip.get_model_config(name if name.startswith(FOLDERS) else name.replace("/", "-"))
+    return open_clip.get_model_config(_open_clip_name(model))
 
 
 def without_weights(model: str) -> nn.Module:
@@ -205,14 +208,15 @@ def _no_word_of_random_weights() -> Iterator[None]:
 
 
 def _open_clip_name(model: str) -> str:
-    path = resolve(model)
-    return path if path == model else LOCAL_DIR + path
+    if (path := resolve(model)) != model:
+        return LOCAL_DIR + path
+    # open_clip knows ViT-B/16 by the name ViT-B-16; asked for the tokenizer of the first, it hands out another one.
+    return model if model.startswith(FOLDERS) else model.replace("/", "-")
 
 
 def _check_architecture(model: str, pretrained: str | None) -> None:
     known = open_clip.list_models()
-    # open_clip knows ViT-B/16 by the name ViT-B-16.
-    architecture = model.replace("/", "-")
+    architecture = _open_clip_name(model)
     if architecture not in known:
         folder = f" For that folder use {LOCAL_DIR}{model}." if os.path.isdir(model) else ""
         hint = folder or f" {nearest(architecture, known)}".rstrip()

@@ -138,6 +138,29 @@ def test_an_unknown_hub_id_is_told_before_weights_are_wanted(monkeypatch):
             check_clip(model, None)
 
 
+def test_a_hub_model_without_its_weights_is_not_a_random_one(folder, monkeypatch):
+    """open_clip would warn, and go on with what it has drawn."""
+    there = Path(folder.removeprefix("local-dir:"))
+
+    def handed_out(_: str, filename: str | None = None, **__: object) -> str:
+        if filename != load.CONFIG:
+            raise OSError("429 Too Many Requests")
+        return str(there / filename)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", handed_out)
+    monkeypatch.setattr("open_clip.factory.download_pretrained_from_hf", handed_out)
+    with pytest.raises(ValueError, match="classify.model 'hf-hub:owner/clip' cannot be loaded"):
+        load_clip("hf-hub:owner/clip", None, "cpu")
+
+
+def test_a_slash_in_a_name_asks_for_the_same_tokenizer(monkeypatch):
+    asked = []
+    monkeypatch.setattr(open_clip, "get_tokenizer", asked.append)
+    for model in ("ViT-H/14-worldwide-quickgelu", "hf-hub:owner/clip"):
+        load.load_tokenizer(model)
+    assert asked == ["ViT-H-14-worldwide-quickgelu", "hf-hub:owner/clip"]
+
+
 def test_models_that_two_threads_build_say_nothing_and_leave_warnings_on(folder, monkeypatch, caplog):
     """The first to end used to restore what the second had silenced, and the second silenced all for good."""
     create, both = load.open_clip.create_model, Barrier(2, timeout=60)
