@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -234,6 +235,9 @@ def publish_dataset(cell: Cell, listeners: Sequence[Listener] = ()) -> None:
     shards = sorted(records, key=lambda record: record.name)
     n_images, n_bytes = sum(unit.size for unit in units), sum(shard.n_bytes for shard in shards)
     totals = selection.totals.to_json() if selection else None
+    counts: Counter[int] = Counter()
+    for series in cell.plan.images:
+        counts[series.label] += len(series)
     # The card first: whoever sees dataset.json may rely on all else in the folder.
     store.write_bytes(CARD, dataset_card(few_shot, config, n_images, n_bytes, totals).encode())
     dataset = DatasetMarker(
@@ -241,6 +245,7 @@ def publish_dataset(cell: Cell, listeners: Sequence[Listener] = ()) -> None:
         format=config.generate.dataset_format,
         image_format=config.generate.image_format,
         n_images=n_images,
+        counts=None if selection else [counts[label] for label in range(len(few_shot.class_names))],
         class_names=few_shot.class_names,
         shards=[shard.name for shard in shards],
         sha256=[shard.sha256 for shard in shards],

@@ -21,6 +21,7 @@ from PIL import Image
 from datadream.config import nearest as nearest_name
 from datadream.data.datasets import Photo, open_source
 from datadream.data.shards import stream_images
+from datadream.hashing import spec_hash
 from datadream.images.metrics import NEIGHBOURS, Features, cmmd, frechet_distance, kernel_distance, nearest, neighbours
 from datadream.models.clip.load import check_clip, load_clip
 from datadream.models.features import image_features
@@ -159,7 +160,7 @@ def analyse(cells: Sequence[Cell], how: Comparison, judge_of: Callable[[Cell], J
             same = Comparison(found.model, found.pretrained, found.against) == how
             # By the plan's hash: a dataset of another plan has other images, whatever their number.
             plan = DatasetMarker.from_json(cell.store.read_json(DATASET)).plan
-            is_compared = same and found.plan == plan and found.all["n_photos"] == len(photos)
+            is_compared = same and found.plan == plan and found.photos == _names_of(photos)
             # A cell that is looked at by itself does not have its table's judge, and keeps what it said.
             if is_compared and (judge is None or found.judge == judge.sha256):
                 continue
@@ -207,7 +208,13 @@ def compared(
             if len(found[1])
         },
         closest=[pair.to_json() for pair in closest_pairs(images, shots, *to_images)],
+        photos=_names_of(photos),
     )
+
+
+def _names_of(photos: Sequence[Photo]) -> str:
+    """One value for one choice of photos: as many others may take their place in a larger table."""
+    return spec_hash(sorted((photo.key, photo.label) for photo in photos))
 
 
 def recognised(store: RunStore, images: Labelled, names: Sequence[str], recognise: Recognise) -> dict[str, list[bool]]:

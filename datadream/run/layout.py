@@ -318,6 +318,8 @@ class DatasetMarker(Record):
     format: str
     image_format: str | None = _absent()
     n_images: int
+    counts: Sequence[int] | None = _absent()
+    """Images of each class, by label, where no filters chose them; a method of the user's may plan fewer of some."""
     class_names: Sequence[str]
     shards: Sequence[str]
     """Paths in the dataset's folder, sorted."""
@@ -435,6 +437,8 @@ class ImagesRecord(Record):
     """ClosestPairs, the most similar first."""
     judge: str | None = _absent()
     """Hash of the marker of the classifier that `recognised` is of."""
+    photos: str | None = _absent()
+    """Hash of the names of the photos that the images are compared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,21 @@ def test_the_hub_reads_the_card(dataset_format):
         assert info["features"][1]["dtype"]["class_label"]["names"]["7"] == "digit seven"
 
 
+@pytest.mark.parametrize(
+    ("method", "prompt"),
+    [
+        ("datadream-cls", "a photo of a {name}"),
+        ("language", "descriptions of the classes"),
+        ("disef", "captions of the photos"),
+        ("plans.py:two_prompts", "each image's own, which its provenance names"),
+    ],
+)
+def test_the_prompt_is_that_of_the_method(method, prompt):
+    config = recipes.digits(method=method, **{"data.prompt": "a photo of a {name}"})
+    few_shot = sample_shots(open_source("digits").dataset(), 1, 0, config.data.prompt)
+    assert f"| prompt | {prompt} |" in dataset_card(few_shot, config, 10, 1)
+
+
 def test_the_card_tells_neither_user_nor_host():
     private = {
         "data.source": "sftp://alice:s3cret@host.example/home/alice/photos",

@@ -121,13 +121,19 @@ def test_a_copy_of_a_shot_comes_first(tmp_path, clip):
     assert found.classes[5]["fid"] is None, "a class without images"
 
 
-def test_what_was_measured_is_not_measured_again(tmp_path, clip):
+def test_what_was_measured_is_not_measured_again(tmp_path, clip, monkeypatch):
     (cell,) = run_of(tmp_path, **{"classify.model": clip})
     publish(cell, [(0, Image.new("RGB", (32, 32))), (1, Image.new("RGB", (32, 32), "white"))])
     analyse([cell], Comparison(clip, None), no_judge)
     cell.store.write_json(IMAGES, cell.store.read_json(IMAGES) | {"mark": "of the first"})
     analyse([cell], Comparison(clip, None), no_judge)
     assert "mark" in cell.store.read_json(IMAGES)
+    analyse([cell], Comparison(clip, None, "test"), no_judge)
+    assert "mark" not in cell.store.read_json(IMAGES)
+    # As many other photos are others.
+    cell.store.write_json(IMAGES, cell.store.read_json(IMAGES) | {"mark": "of the first"})
+    held_out = reference_photos(cell, [cell], "test")
+    monkeypatch.setattr(analysis, "reference_photos", lambda *_: [*held_out[1:], cell.few_shot.photos[0]])
     analyse([cell], Comparison(clip, None, "test"), no_judge)
     assert "mark" not in cell.store.read_json(IMAGES)
 

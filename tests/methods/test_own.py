@@ -42,6 +42,8 @@ def test_the_readmes_method_plans_both_sentences(file, few_shot, tmp_path, monke
     plan = make_plan(few_shot, config(f"{file}:two_prompts"))
     prompts = [request.prompt for series in plan.images for request in series if series.label == 3]
     assert prompts == ["a scan of a digit three"] * 3 + ["a digit three by hand"] * 3
+    indices = [request.index for series in plan.images for request in series if series.label == 3]
+    assert indices == [0, 2, 4, 1, 3, 5]
     assert len({request.seed for series in plan.images for request in series}) == 60
     monkeypatch.syspath_prepend(tmp_path)
     assert make_plan(few_shot, config("plans:two_prompts")) == plan
@@ -76,6 +78,14 @@ def test_what_is_not_there_is_said(file, method, message):
             "from datadream.methods import ImageSeries, Plan\n"
             "def plan(few_shot, config): return Plan(images=(ImageSeries(10, ('a cat',), 1, 0),))",
             "'own.py:plan' asks for images of class 10: expected 0 to 9",
+        ),
+        *(
+            (
+                "from datadream.methods import ImageSeries, Plan\n"
+                f"def plan(few_shot, config): return Plan(images=(ImageSeries(1, ('a cat',), {n}, 0, {first}),))",
+                f"plans the images {first} to {first + n - 1} of class 'digit one', {n} of them: expected 0 to ",
+            )
+            for n, first in ((7, 0), (2, 1))
         ),
         (
             "from datadream.methods import AdapterSpec, Plan\n"

@@ -163,7 +163,7 @@ def find_published(store: RunStore, size: int, order: int, images_per_class: int
     ends, n = None, marker.n_images
     if images_per_class is not None:
         ends = [images_per_class] * len(marker.class_names)
-        n = sum(ends)
+        n = sum(map(min, ends, marker.counts or ends))
         if store.exists(SELECTION):
             # A selection leaves gaps between the indices: the first 10 that it kept may end with index 14. Series that
             # take turns are judged one after the other, so that the indices need not ascend.

@@ -11,6 +11,7 @@ steps costs a third of the last.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -66,37 +67,51 @@ class Search:
         if self.store.exists(search_marker(self.setting)):
             return []
         search, records, listed = self.config.search, [], candidates(self.config)
-        numbers = list(range(len(listed)))
+        numbers, before = list(range(len(listed))), list[TrialRecord]()
         for steps in rung_steps(self.steps, search.grace, search.reduction):
             # A short training can favour what overfits in a long one: the config's own knobs need not have got so far.
             if steps == self.steps:
                 numbers = sorted({OWN, *numbers})
-            rung = [Trial(self.setting, number, listed[number], steps) for number in numbers]
-            missing, found = [], []
-            for trial in rung:
-                exists = self.store.exists(trial.marker)
-                record = TrialRecord.from_json(self.store.read_json(trial.marker)) if exists else None
-                # Earlier versions numbered the combinations otherwise: a record may be that of other knobs.
-                if record is None or record.knobs != trial.knobs:
-                    missing.append(trial)
-                else:
-                    found.append(record)
-            if missing:
-                return missing
-            best = ranked(found)
-            if best[0].val_top1 is None:
-                raise RuntimeError(
-                    f"{self.setting}: training diverged under every combination of classify.search. "
-                    "List lower learning rates, in a new run."
-                )
+            while True:
+                rung = [Trial(self.setting, number, listed[number], steps) for number in numbers]
+                missing, found = self._look_up(rung)
+                if missing:
+                    return missing
+                best = ranked(found)
+                if best[0].val_top1 is not None:
+                    break
+                # All that went on diverged in their longer trainings: the next best goes on, of the rung before first.
+                out = {*numbers, *(each.number for each in before if each.val_top1 is None)}
+                further = [each.number for each in before if each.number not in out]
+                if not further:
+                    raise RuntimeError(
+                        f"{self.setting}: training diverged under every combination of classify.search. "
+                        "List lower learning rates, in a new run."
+                    )
+                numbers = [*numbers, further[0]]
             records += best
-            numbers = [record.number for record in best[: max(1, len(best) // search.reduction)]]
+            before = [*best, *before]
+            going_on = best[: max(1, len(best) // search.reduction)]
+            numbers = [record.number for record in going_on if record.val_top1 is not None]
         # The best of the last rung, whose trainings are as long as the final one.
         knobs, steps, top1 = best[0].knobs, best[0].steps, best[0].val_top1
         trials = [{"knobs": each.knobs, "steps": each.steps, "val_top1": each.val_top1} for each in records]
         choice = SearchRecord(knobs=knobs, steps=steps, val_top1=top1, n_trials=len(trials), trials=trials)
         self.store.write_json(search_marker(self.setting), choice.to_json())
         return []
+
+    def _look_up(self, trials: Sequence[Trial]) -> tuple[list[Trial], list[TrialRecord]]:
+        """Those that are yet to be trained, and the records of the others."""
+        missing, found = [], []
+        for trial in trials:
+            exists = self.store.exists(trial.marker)
+            record = TrialRecord.from_json(self.store.read_json(trial.marker)) if exists else None
+            # Earlier versions numbered the combinations otherwise: a record may be that of other knobs.
+            if record is None or record.knobs != trial.knobs:
+                missing.append(trial)
+            else:
+                found.append(record)
+        return missing, found
 
 
 def candidates(config: ClassifyConfig) -> list[dict[str, float]]:

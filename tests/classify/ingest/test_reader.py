@@ -11,7 +11,7 @@ from ray.data import DataContext, DataIterator
 
 from datadream.classify.ingest.reader import check_labels, check_published, find_published
 from datadream.classify.stage import open_rows
-from datadream.run.layout import SELECTION
+from datadream.run.layout import DATASET, SELECTION
 from datadream.run.store import RunStore
 from datadream.runtime.map_units import quiet_data
 from tests.classify.colors import COLORS, publish
@@ -34,6 +34,9 @@ def test_rows_are_decoded_squares(tmp_path, form):
     assert {row["image"].dtype for row in rows} == {np.dtype(np.uint8)}
     assert {row["key"] for row in first} == {row["key"] for row in rows if int(row["key"].partition(".")[0][-3:]) < 7}
     assert part.n == len(first) == 21
+    # A method of the user's may have planned fewer of a class than a run asks for.
+    store.write_json(DATASET, store.read_json(DATASET) | {"counts": [20, 20, 5]})
+    assert find_published(store, size=8, order=0, images_per_class=7).n == 19
     # Of images that were selected, those of lowest index, in whatever order they were judged; a class may have fewer.
     store.write_json(SELECTION, {"classes": [{"images": images} for images in ([9, 1, 4], [0, 2, 5], [19])]})
     with quiet_data(in_order=True):

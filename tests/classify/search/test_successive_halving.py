@@ -113,6 +113,18 @@ def test_what_diverged_is_last_and_a_search_of_nothing_else_fails(tmp_path):
         search.next_trials()
 
 
+def test_where_all_that_went_on_diverged_the_next_best_goes_on(tmp_path):
+    """A rate that is fine for a few steps may not be for all, and others were listed."""
+    store = RunStore(str(tmp_path))
+    search = Search(store, "real", config(learning_rates=(1e-2, 1e-3, 1e-4), weight_decays=(0.1,)), STEPS)
+    short = {0: 70.0, 1: 60.0, 2: None}
+    while trials := search.next_trials():
+        for trial in trials:
+            record(store, trial, short[trial.number] if trial.steps < STEPS else {0: None, 1: 75.0}[trial.number])
+    found = found_knobs(store, "real")
+    assert (found.val_top1, found.knobs["learning_rate"], found.n_trials) == (75.0, 1e-3, 6)
+
+
 def test_a_short_trial_has_a_whole_schedule():
     trial = Trial("real", 0, {"learning_rate": 1e-3}, steps=100)
     assert trial.schedule(schedule_for(config(), n_images=0)) == {"steps": 100, "warmup_steps": 10, "eval_every": 100}
