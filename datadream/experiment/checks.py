@@ -84,9 +84,11 @@ def check_folder(config: ExperimentConfig, store: RunStore) -> None:
 def check_models(config: ExperimentConfig, cells: Sequence[Cell]) -> None:
     """The CLIP can be loaded, and the text encoders tell the classes apart. It imports open_clip, which takes
     seconds."""
-    from datadream.models.clip.load import check_clip, check_prompts
-    from datadream.models.clip.trainable import check_trainable
+    from datadream.runtime.garbage import without_collection
 
+    with without_collection():
+        from datadream.models.clip.load import check_clip, check_prompts
+        from datadream.models.clip.trainable import check_trainable
     generating = _generating(cells)
     check_given_fit(generating)
     check_clip(config.classify.model, config.classify.pretrained)
