@@ -35,10 +35,10 @@ def test_an_unknown_row_is_told_with_the_nearest():
 
 def test_what_the_papers_report_belongs_to_runs_like_theirs_alone():
     config = recipes.by_name("paper/table1/dtd/datadream-cls")
-    synthetic = ("datadream-cls", "synthetic", 16)
+    synthetic = ("datadream-cls", "synthetic", 16, 500)
     assert str(published([config])[synthetic]["DataDream, table 1"]) == "68.6 ± 2.0"
     with_baselines = config.updated({"classify.settings": ["zero-shot", "synthetic"]})
-    assert str(published([with_baselines])["none", "zero-shot", 16]["DataDream, table 1"]) == "46.1"
+    assert str(published([with_baselines])["none", "zero-shot", 16, 0]["DataDream, table 1"]) == "46.1"
     for changes in ({"data.n_shots": 8}, {"adapt.text_encoder": False}, {"classify.model": "ViT-B-32"}):
         assert not published([config.updated(changes)])
     unet = published([recipes.by_name("paper/table4/aircraft/unet")])
