@@ -39,11 +39,6 @@ SECONDS_TO_STEP_BACK = 5.0
 is free, and one that fails at once is free more often than all others."""
 
 
-TASK_RETRIES = 10
-"""How often Ray repeats a task whose process or node died, after which the stage ends with Ray's error; Ray Data by
-itself would repeat for ever one that kills its process."""
-
-
 @dataclass(frozen=True, slots=True)
 class Mapped(Generic[P]):
     """What a stage wants done with each unit."""
@@ -145,9 +140,8 @@ def _rows(
         # More than a node has would wait for ever.
         fitting = [node["Resources"] for node in living_nodes() if node["NodeID"] not in without]
         most = max((node.get("memory", 0) for node in fitting if node.get("CPU", 0) >= 1), default=0)
-        options = {"memory": int(min(how.bytes_each, most))} if how.bytes_each else {}
-        options |= {"num_cpus": 1, "max_retries": TASK_RETRIES}
-        return rows.map(_do, fn_kwargs={"how": how, "probe": probe}, **options, **avoiding(without))
+        memory = {"memory": int(min(how.bytes_each, most))} if how.bytes_each else {}
+        return rows.map(_do, fn_kwargs={"how": how, "probe": probe}, num_cpus=1, **memory, **avoiding(without))
     # As many actors as were asked for; where nobody asked, those that fit now, and more or fewer as nodes join and
     # leave.
     count = workers.at_most(len(units)).count
@@ -165,7 +159,7 @@ def _rows(
     )
     if how.commit is None or not commits_beside(workers):
         return rows
-    return rows.map(_commit, fn_kwargs={"how": how}, num_cpus=1, max_retries=TASK_RETRIES)
+    return rows.map(_commit, fn_kwargs={"how": how}, num_cpus=1)
 
 
 def commits_beside(workers: Workers) -> bool:

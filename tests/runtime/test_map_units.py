@@ -101,13 +101,6 @@ def store(local_ray, tmp_path) -> RunStore:
     return RunStore(str(tmp_path))
 
 
-@pytest.mark.slow
-def test_a_task_that_kills_its_process_ends_the_stage_at_last(store, monkeypatch):
-    monkeypatch.setattr(map_units, "TASK_RETRIES", 1)
-    with pytest.raises(RuntimeError, match=r"^greeting failed: "):
-        run(store, units_of(store, "one", "deadly"), Mapped(load_deadly, None, "greeting"), workers=None)
-
-
 @pytest.mark.soak
 def test_a_units_own_fault_is_named_at_once_and_a_hosts_goes_back_to_others(store, caplog):
     units = units_of(store, "one", "work:unit", "work:twice", "work:always", "five")
