@@ -12,8 +12,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,30 +212,43 @@ def _predict(classifier: Classifier, photos: Sequence[str], arguments: argparse.
     from datadream.experiment.checks import RefusedError
 
     unread, first = list[str](), None
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need be no UTF-8
-    if arguments.csv:
-        print("photo,class,probability")
-    for photo, answer in zip(photos, classifier.answers(photos), strict=True):
-        if isinstance(answer, Exception):
-            said = f"{type(answer).__name__}: {answer}"
-            unread.append(str(answer) if photo in str(answer) else f"photo {photo!r} cannot be read ({said})")
-            first = first or answer
-            continue
-        best = list(itertools.islice(answer.items(), arguments.top))
-        if arguments.json:
-            print(json.dumps({"photo": photo, "classes": answer}, ensure_ascii=False))
-        elif arguments.csv:
-            rows = csv.writer(sys.stdout, lineterminator="\n")
-            rows.writerows((photo, name, f"{share:.4f}") for name, share in best)
-        else:
-            print(photo, *(f"{name} {probability:.1%}" for name, probability in best), sep="\t")
+    with _any_names_printed():
+        if arguments.csv:
+            print("photo,class,probability")
+        for photo, answer in zip(photos, classifier.answers(photos), strict=True):
+            if isinstance(answer, Exception):
+                said = f"{type(answer).__name__}: {answer}"
+                unread.append(str(answer) if photo in str(answer) else f"photo {photo!r} cannot be read ({said})")
+                first = first or answer
+                continue
+            best = list(itertools.islice(answer.items(), arguments.top))
+            if arguments.json:
+                print(json.dumps({"photo": photo, "classes": answer}, ensure_ascii=False))
+            elif arguments.csv:
+                rows = csv.writer(sys.stdout, lineterminator="\n")
+                rows.writerows((photo, name, f"{share:.4f}") for name, share in best)
+            else:
+                print(photo, *(f"{name} {probability:.1%}" for name, probability in best), sep="\t")
     if unread:
-        sys.stdout.flush()  # before what is said of the rest
         if len(unread) == len(photos):
             raise RefusedError("\n  ".join(unread)) from first
         said = f"{len(unread)} of {len(photos)} photos could not be read:"
         raise RuntimeError("\n  ".join([said, *unread])) from first
+
+
+@contextmanager
+def _any_names_printed() -> Iterator[None]:
+    """Names of files need be no UTF-8: they are printed as they are, for the length of a block."""
+    stdout = sys.stdout
+    if not isinstance(stdout, io.TextIOWrapper):  # who calls `main` may have put another in its place
+        yield
+        return
+    errors = stdout.errors
+    stdout.reconfigure(errors="surrogateescape")
+    try:
+        yield
+    finally:
+        stdout.reconfigure(errors=errors)  # it flushes, before anything is said on stderr
 
 
 def _photos_of(asked: str) -> list[str]:

@@ -16,7 +16,7 @@ from datadream.data.card import dataset_card
 from datadream.data.few_shot import FewShotSet
 from datadream.data.shards import from_parquet, from_webdataset, shard_name, to_parquet, to_webdataset
 from datadream.hashing import sha256
-from datadream.run.cell import images_store
+from datadream.run.cell import images_store, where_cells_are
 from datadream.run.config_record import recorded_config
 from datadream.run.layout import ADAPTER_INDEX, DATASET, FEW_SHOT, LOCK, AdapterEntry, DatasetMarker, shard_file
 from datadream.run.lock import RunLock
@@ -45,9 +45,9 @@ def check_export(run: str, kind: str, folder: str) -> Callable[[], str]:
     origin = images_store(origin, config)
     record, stage = (ADAPTER_INDEX, "adapt") if kind == "kohya" else (DATASET, "generate")
     if not origin.exists(record):
-        table = " A table of runs has them in the folders of its cells/." if config.grid.on else ""
         raise ValueError(
-            f"run {origin.url!r} has nothing to export as {kind}: {record} is missing. Run {stage}.{table}"
+            f"run {origin.url!r} has nothing to export as {kind}: {record} is missing. Run {stage}."
+            f"{where_cells_are(config)}"
         )
     claim = {"as": kind, "of": sha256(origin.read_bytes(record))}
     # A killed export leaves its lock and beginnings of files, and goes on.

@@ -8,7 +8,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from datadream.run.cell import images_store
+from datadream.run.cell import images_store, where_cells_are
 from datadream.run.config_record import recorded_config
 from datadream.run.layout import CARD, DATASET, DatasetMarker, shard_file
 from datadream.run.store import RunStore
@@ -23,8 +23,8 @@ def check_push(store: RunStore, repository: str) -> RunStore:
     config = None if store.exists(DATASET) else recorded_config(store)
     store = images_store(store, config) if config else store
     if not store.exists(DATASET):
-        table = " A table of runs has them in the folders of its cells/." if config and config.grid.on else ""
-        raise ValueError(f"run {store.url!r} has no dataset to push: {DATASET} is missing. Run generate first.{table}")
+        cells = where_cells_are(config) if config else ""
+        raise ValueError(f"run {store.url!r} has no dataset to push: {DATASET} is missing. Run generate first.{cells}")
     try:
         validate_repo_id(repository)
     except HFValidationError as error:

@@ -160,7 +160,7 @@ def analyse(cells: Sequence[Cell], how: Comparison, judge_of: Callable[[Cell], J
             same = Comparison(found.model, found.pretrained, found.against) == how
             # By the plan's hash: a dataset of another plan has other images, whatever their number.
             plan = DatasetMarker.from_json(cell.store.read_json(DATASET)).plan
-            is_compared = same and found.plan == plan and found.photos == _names_of(photos)
+            is_compared = same and found.plan == plan and found.photos == _hash_of(photos)
             # A cell that is looked at by itself does not have its table's judge, and keeps what it said.
             if is_compared and (judge is None or found.judge == judge.sha256):
                 continue
@@ -208,11 +208,11 @@ def compared(
             if len(found[1])
         },
         closest=[pair.to_json() for pair in closest_pairs(images, shots, *to_images)],
-        photos=_names_of(photos),
+        photos=_hash_of(photos),
     )
 
 
-def _names_of(photos: Sequence[Photo]) -> str:
+def _hash_of(photos: Sequence[Photo]) -> str:
     """One value for one choice of photos: as many others may take their place in a larger table."""
     return spec_hash(sorted((photo.key, photo.label) for photo in photos))
 

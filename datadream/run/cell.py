@@ -82,6 +82,11 @@ def images_store(store: RunStore, config: ExperimentConfig) -> RunStore:
     return RunStore(config.images_from) if config.images_from is not None else store
 
 
+def where_cells_are(config: ExperimentConfig) -> str:
+    """A sentence for whoever looks in a table's own folder for what its runs have; empty for other runs."""
+    return " A table of runs has them in the folders of its cells/." if config.grid.on else ""
+
+
 def cells_of(config: ExperimentConfig, store: RunStore) -> list[Cell]:
     """The run itself, or with `config.grid` the table's runs in its sub-folders."""
     if not config.grid.on:

@@ -166,8 +166,8 @@ def commits_beside(workers: Workers) -> bool:
     """Whether tasks commit, so that no GPU waits for it; on CPUs, which do all work by themselves, the workers do.
 
     Tasks that ask for no CPU beside workers that hold all of them are a process each: Ray keeps no more idle ones than
-    a node has CPUs, and Ray Data begins as many as there are rows. On four nodes of one CPU 30 were at work at once,
-    most of them importing: 0.9 small images per second, and 20 without them (benchmarks/RESULTS.md).
+    a node has CPUs, and Ray Data begins as many as there are rows. On four nodes of one CPU there were 30 at once, and
+    0.9 small images per second; without them 20 (benchmarks/RESULTS.md).
     """
     return workers.use_gpu
 

@@ -61,6 +61,7 @@ class Tracking:
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers, self._last = trackers, dict[str, float]()
         self._deaf_until: dict[int, float] = {}
+        """When a tracker that failed is told again, by its place."""
 
     def hear(self, progress: Progress) -> None:
         """Pass on a point of each curve, now and then and at the end; what a stage said last is never lost."""
@@ -68,8 +69,11 @@ class Tracking:
         if progress.ended or moment - self._last.get(progress.stage, float("-inf")) > SECONDS_BETWEEN_POINTS:
             values = {f"{progress.stage}/{name}": value for name, value in progress.numbers.items()}
             for place, tracker in enumerate(self._trackers):
-                # A server that is away may take minutes to say so, in which nothing else is looked after.
-                if moment >= self._deaf_until.get(place, 0.0) and not _told(tracker.scalars, values, progress.done):
+                # A server that is away may take minutes to say so, in which nothing else is looked after. Each tracker
+                # by itself, and so not by the reporter, to which all of them are one listener.
+                if moment < self._deaf_until.get(place, 0.0) and not progress.ended:
+                    continue
+                if not _told(tracker.scalars, values, progress.done):
                     self._deaf_until[place] = time.monotonic() + SECONDS_OF_DEAFNESS
             self._last[progress.stage] = time.monotonic()
 

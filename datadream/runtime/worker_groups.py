@@ -255,8 +255,8 @@ class _Groups:
         grace, patience = 0.0, SECONDS_TO_ABORT
         try:
             while not ray.get(self._queue.is_over.remote()):
-                # Before anything is launched: what is lost or left out makes room for others.
-                # First those that are left out, whose workers end by themselves and are no lost ones.
+                # Before anything is launched: what is left out or lost makes room for others. In this order, because
+                # the workers of a group that is left out end by themselves, and are no lost ones.
                 self._leave_out()
                 self._part_with_lost()
                 for node, workers in self._room().items():
