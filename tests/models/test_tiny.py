@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -13,19 +14,19 @@ from PIL import Image
 
 from datadream.models import tiny
 from datadream.models.tiny import train_clip as train_clip_module
+from datadream.models.tiny import train_unet as train_unet_module
 from datadream.models.tiny import train_vae as train_vae_module
 from datadream.models.tiny.fonts import Face, choose_faces, find_faces
 from datadream.models.tiny.glyphs import (
     CLASS_NAMES,
     DIGIT_NAMES,
-    IMAGE_SIZE,
-    TEMPLATE,
     all_captions,
     class_prompts,
     render_faces,
     sample_glyphs,
 )
-from datadream.models.tiny.networks import TEXT_POSITIONS, build_tokenizer
+from datadream.models.tiny.networks import TEXT_POSITIONS, build_tokenizer, build_vae
+from datadream.models.tiny.painting import IMAGE_SIZE, TEMPLATE
 from datadream.models.tiny.train_clip import digit_accuracy, train_clip
 from datadream.models.tiny.train_unet import train_unet
 from datadream.models.tiny.train_vae import psnr, train_vae
@@ -99,13 +100,13 @@ def test_glyph_batches_are_images_with_matching_captions(masks):
     batch = sample_glyphs(masks, 64, rng(), letter_share=0.5)
     assert batch.images.shape == (64, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert -1 <= batch.images.min() < batch.images.max() <= 1
-    assert all(CLASS_NAMES[label] in caption for label, caption in zip(batch.labels, batch.captions, strict=True))
+    assert all(subject in caption for subject, caption in zip(batch.subjects, batch.captions, strict=True))
     assert set(batch.captions) <= set(all_captions())
 
 
 def test_letter_share_decides_the_classes(masks):
-    assert sample_glyphs(masks, 64, rng(), letter_share=0).labels.max() < len(DIGIT_NAMES)
-    assert sample_glyphs(masks, 64, rng(), letter_share=1).labels.min() >= len(DIGIT_NAMES)
+    assert set(sample_glyphs(masks, 64, rng(), letter_share=0).subjects) <= set(DIGIT_NAMES)
+    assert not set(sample_glyphs(masks, 64, rng(), letter_share=1).subjects) & set(DIGIT_NAMES)
 
 
 def test_handwriting_and_unreadable_faces_are_refused_by_name(faces):
@@ -120,7 +121,7 @@ def test_rendering_needs_a_usable_face():
 
 
 def test_tokenizer_learns_the_captions_and_ends_with_its_largest_id():
-    tokenizer = build_tokenizer(all_captions())
+    tokenizer = build_tokenizer(all_captions(), 10_000)
     ids = tokenizer(TEMPLATE.format("digit seven")).input_ids
     assert len(ids) == 2 + 6
     assert ids[-1] == tokenizer.eos_token_id == len(tokenizer) - 1
@@ -167,13 +168,40 @@ def test_clip_preprocessing_gives_the_range_of_training(clip, masks):
     assert torch.allclose(clip[1](Image.fromarray(pixels)), image, atol=0.01)
 
 
+def train_denoiser(vae, tokenizer, sample, *, steps=2, checkpoint=None):
+    knobs = {"batch_size": 4, "cached_images": 256, "renew_every": 2, "seed": 0, "checkpoint": checkpoint}
+    return train_unet(vae, tokenizer, sample, steps=steps, **knobs)
+
+
 def test_every_stage_trains_from_scratch(masks, monkeypatch):
     monkeypatch.setattr(train_vae_module, "CALIBRATION_IMAGES", 8)
     monkeypatch.setattr(train_vae_module, "VALIDATION_IMAGES", 8)
     monkeypatch.setattr(train_clip_module, "VALIDATION_IMAGES", 8)
-    tokenizer = build_tokenizer(all_captions())
-    vae, vae_record = train_vae(masks, masks, steps=2, seed=0)
-    _, clip_record = train_clip(masks, masks, tokenizer, steps=2, seed=0)
-    modules, unet_record = train_unet(vae, tokenizer, masks, steps=2, seed=0, cached_images=256)
+    tokenizer = build_tokenizer(all_captions(), 10_000)
+    sample = partial(sample_glyphs, masks, letter_share=0.5)
+    vae, vae_record = train_vae(sample, sample, steps=2, seed=0)
+    _, clip_record = train_clip(sample, masks, tokenizer, steps=2, batch_size=8, seed=0)
+    modules, unet_record = train_denoiser(vae, tokenizer, sample)
     assert set(modules) == {"unet", "text_encoder"}
     assert [len(record.loss) for record in (vae_record, clip_record, unet_record)] == [2, 2, 2]
+
+
+def test_the_denoiser_goes_on_from_its_checkpoint(masks, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_unet_module, "CHECKPOINT_EVERY", 2)
+    tokenizer = build_tokenizer(all_captions(), 10_000)
+    sample = partial(sample_glyphs, masks, letter_share=0.5)
+    steps = []
+
+    def killed_after_three(n, rng):
+        steps.append(n)
+        if len(steps) == 3:  # one fills the cache, and every second step takes another
+            raise KeyboardInterrupt
+        return sample(n, rng)
+
+    whole = {"checkpoint": tmp_path / "unet.pt", "steps": 4}
+    with pytest.raises(KeyboardInterrupt):
+        train_denoiser(build_vae(), tokenizer, killed_after_three, **whole)
+    _, record = train_denoiser(build_vae(), tokenizer, sample, **whole)
+    assert [step for step, _ in record.loss] == [1, 2, 3, 4]
+    # A finished one trains no step more.
+    assert train_denoiser(build_vae(), tokenizer, sample, **whole)[1].loss == record.loss

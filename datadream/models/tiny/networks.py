@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from datadream.models.tiny.glyphs import IMAGE_SIZE
+from datadream.models.tiny.painting import IMAGE_SIZE
 
 TEXT_POSITIONS = 24
 TEXT_WIDTH = 128
@@ -18,8 +18,8 @@ LATENT_CHANNELS = 4
 LATENT_SIZE = IMAGE_SIZE // 4
 
 
-def build_tokenizer(corpus: Sequence[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer with merges learnt on the corpus; its end token has the largest id, where open_clip pools."""
+def build_tokenizer(corpus: Sequence[str], vocabulary: int) -> CLIPTokenizer:
+    """A CLIP tokenizer with at most `vocabulary` learnt tokens; open_clip pools at its largest id, the end token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     base = alphabet + [f"{character}</w>" for character in alphabet]
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -27,7 +27,7 @@ def build_tokenizer(corpus: Sequence[str]) -> CLIPTokenizer:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=10_000,  # never reached: the captions give 597 tokens
+        vocab_size=vocabulary,
         end_of_word_suffix="</w>",
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

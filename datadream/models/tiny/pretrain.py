@@ -1,12 +1,13 @@
-"""Pre-train the tiny backbone from scratch, one stage per process.
+"""Pre-train one of the two embedded backbones from scratch, one stage per process.
 
-python -m datadream.models.tiny.pretrain --stage vae --fonts /usr/share/fonts --work WORK
-python -m datadream.models.tiny.pretrain --stage clip --fonts /usr/share/fonts --work WORK
-python -m datadream.models.tiny.pretrain --stage unet --fonts /usr/share/fonts --work WORK
+python -m datadream.models.tiny.pretrain --stage vae --work WORK
+python -m datadream.models.tiny.pretrain --stage clip --work WORK
+python -m datadream.models.tiny.pretrain --stage unet --work WORK
 python -m datadream.models.tiny.pretrain --stage export --work WORK
 
 `vae` comes before `unet`; `clip` depends on neither, so it can run beside them. Budgets are steps, not seconds, and
-each process uses one thread: two processes on two cores beat one process on both.
+each process uses one thread: two processes on two cores beat one process on both. `unet` goes on after a kill.
+--diet pictures takes the drawings of @iconify/json (`npm pack @iconify/json@2.2.535`) by --icons.
 """
 
 import argparse
@@ -22,63 +23,82 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 
+from datadream.models.tiny.diets import Diet, pictures_diet, print_diet
 from datadream.models.tiny.export import export_clip, export_diffusion, write_json
-from datadream.models.tiny.fonts import choose_faces, find_faces
-from datadream.models.tiny.glyphs import all_captions, render_faces
 from datadream.models.tiny.networks import build_tokenizer, clip_config
 from datadream.models.tiny.train_clip import train_clip
 from datadream.models.tiny.train_unet import train_unet
 from datadream.models.tiny.train_vae import train_vae
 
 PACKAGE_FOLDER = Path(__file__).parent
-# A prototype's denoiser made blobs after 2,400 steps, and mostly the right character after 4,400.
-STEPS = {"vae": 2200, "clip": 3000, "unet": 4000}
+FOLDERS = {"print": PACKAGE_FOLDER, "pictures": PACKAGE_FOLDER / "pictures"}
+STAGES = ("vae", "clip", "unet")
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "pillow")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=(*STEPS, "export", "all"), required=True)
+    parser.add_argument("--stage", choices=(*STAGES, "export", "all"), required=True)
+    parser.add_argument("--diet", choices=FOLDERS, default="print")
     parser.add_argument("--fonts", type=Path, nargs="+", default=[Path("/usr/share/fonts")], metavar="DIR")
+    parser.add_argument("--icons", type=Path, metavar="FILE", help="@iconify/json's .tgz, for --diet pictures")
+    parser.add_argument(
+        "--unlike", type=Path, nargs="+", default=[], metavar="DIR", help="leave out drawings alike to a picture below"
+    )
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="checkpoints and records")
-    parser.add_argument("--output", type=Path, default=PACKAGE_FOLDER, metavar="DIR", help="where export writes")
-    parser.add_argument("--steps", type=int, help=f"training steps of each chosen stage, default {STEPS}")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where export writes; by default the package")
+    parser.add_argument("--steps", type=int, help="training steps of each chosen stage")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.diet == "pictures" and not arguments.icons:
+        parser.error("--diet pictures needs --icons FILE.")
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    for stage in (*STEPS, "export") if arguments.stage == "all" else (arguments.stage,):
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.diet == "print":
+        diet = print_diet(arguments.fonts)
+    else:
+        diet = pictures_diet(arguments.fonts, arguments.icons, arguments.unlike, arguments.work / "drawings.pt")
+    for stage in (*STAGES, "export") if arguments.stage == "all" else (arguments.stage,):
         if stage == "export":
-            export(arguments.work, arguments.output)
+            export(diet, arguments.work, arguments.output or FOLDERS[arguments.diet])
         else:
-            train(stage, arguments.fonts, arguments.work, steps=arguments.steps or STEPS[stage], seed=arguments.seed)
+            train(stage, diet, arguments.work, steps=arguments.steps or diet.budgets[stage].steps, seed=arguments.seed)
 
 
-def train(stage: str, font_dirs: list[Path], work: Path, *, steps: int, seed: int) -> None:
+def train(stage: str, diet: Diet, work: Path, *, steps: int, seed: int) -> None:
     """Run one stage and leave its weights and record in the work folder."""
-    work.mkdir(parents=True, exist_ok=True)
-    masks, faces = render_faces(choose_faces(find_faces(font_dirs)))
-    is_validation = torch.tensor([face.is_validation for face in faces])
-    training, validation = masks[~is_validation], masks[is_validation]
-    tokenizer = build_tokenizer(all_captions())
+    tokenizer = build_tokenizer(diet.corpus, diet.vocabulary)
+    sample, budget = diet.samplers[stage], diet.budgets[stage]
     if stage == "vae":
-        vae, record = train_vae(training, validation, steps=steps, seed=seed)
+        vae, record = train_vae(sample, diet.held_out, steps=steps, seed=seed)
         vae.save_pretrained(work / "vae")
     elif stage == "clip":
-        model, record = train_clip(training, validation, tokenizer, steps=steps, seed=seed)
+        model, record = train_clip(
+            sample, diet.validation_masks, tokenizer, steps=steps, batch_size=budget.batch_size, seed=seed
+        )
         torch.save(model.state_dict(), work / "clip.pt")
     else:
-        vae = AutoencoderKL.from_pretrained(work / "vae").eval()
-        modules, record = train_unet(vae, tokenizer, training, steps=steps, seed=seed)
+        modules, record = train_unet(
+            AutoencoderKL.from_pretrained(work / "vae").eval(),
+            tokenizer,
+            sample,
+            steps=steps,
+            batch_size=budget.batch_size,
+            cached_images=budget.cached_images,
+            renew_every=budget.renew_every,
+            seed=seed,
+            checkpoint=work / "unet.pt",
+        )
         modules["unet"].save_pretrained(work / "unet")
         modules["text_encoder"].save_pretrained(work / "text_encoder")
     versions = {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES}
     write_json(work / f"{stage}.json", asdict(record) | {"versions": versions})
 
 
-def export(work: Path, output: Path) -> None:
+def export(diet: Diet, work: Path, output: Path) -> None:
     """Turn the work folder's weights into the shipped folders and log."""
-    tokenizer = build_tokenizer(all_captions())
+    tokenizer = build_tokenizer(diet.corpus, diet.vocabulary)
     model = open_clip.CLIP(**clip_config(len(tokenizer))["model_cfg"])
     model.load_state_dict(torch.load(work / "clip.pt", weights_only=True))
     export_clip(output / "clip", model=model, tokenizer=tokenizer)
@@ -89,7 +109,7 @@ def export(work: Path, output: Path) -> None:
         text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder"),
         tokenizer=tokenizer,
     )
-    log = {stage: json.loads((work / f"{stage}.json").read_text()) for stage in STEPS}
+    log = {stage: json.loads((work / f"{stage}.json").read_text()) for stage in STAGES}
     write_json(output / "pretrain_log.json", log)
 
 

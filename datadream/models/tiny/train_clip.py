@@ -1,7 +1,7 @@
-"""Train the open_clip model from scratch on rendered glyphs and their captions.
+"""Train the open_clip model from scratch on painted images and their captions.
 
 The contrastive loss alone stays near chance for hundreds of steps on so few distinct captions, so a cross-entropy
-over the class prompts runs beside it from the first step.
+over the plain captions of all characters, and of what else the batch shows, runs beside it from the first step.
 """
 
 import open_clip
@@ -10,30 +10,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from datadream.models.tiny.glyphs import DIGIT_NAMES, class_prompts, sample_glyphs
+from datadream.models.tiny.glyphs import CLASS_NAMES, DIGIT_NAMES, class_prompts, sample_glyphs
 from datadream.models.tiny.networks import clip_config
-from datadream.models.tiny.training import StageRecord, Trainer
+from datadream.models.tiny.painting import Batch, caption
+from datadream.models.tiny.training import Sampler, StageRecord, Trainer
 
-BATCH_SIZE = 128
-LETTER_SHARE = 0.3
 MAX_LOGIT_SCALE = 4.6052  # ln 100, CLIP's own bound
 VALIDATION_IMAGES = 2000
 
 
 def train_clip(
-    masks: Tensor, validation_masks: Tensor, tokenizer: CLIPTokenizer, *, steps: int, seed: int
+    sample: Sampler, validation_masks: Tensor, tokenizer: CLIPTokenizer, *, steps: int, batch_size: int, seed: int
 ) -> tuple[open_clip.CLIP, StageRecord]:
-    """A CLIP aligned on glyphs and captions; masks are [faces, 36, 64, 64] uint8."""
-    # Of torch for initial weights; glyphs have a generator of their own.
+    """A CLIP aligned on images and captions; validation_masks are [faces, 36, 64, 64] uint8."""
+    # Of torch for initial weights; images have a generator of their own.
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     model = open_clip.CLIP(**clip_config(len(tokenizer))["model_cfg"]).train()
-    record = StageRecord(stage="clip", seed=seed, steps=steps, batch_size=BATCH_SIZE, faces=len(masks))
+    record = StageRecord(stage="clip", seed=seed, steps=steps, batch_size=batch_size)
     trainer = Trainer(model, record, lr=1e-3, weight_decay=0.1)
-    prompts = tokenize(tokenizer, class_prompts())
+    tokens = Tokens(tokenizer)
     for _ in range(steps):
-        batch = sample_glyphs(masks, BATCH_SIZE, rng, letter_share=LETTER_SHARE)
-        trainer.step(_loss(model, batch.images, tokenize(tokenizer, batch.captions), prompts, batch.labels))
+        trainer.step(_loss(model, sample(batch_size, rng), tokens))
         model.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
     model.eval()
     record.metrics = {"digit_accuracy": digit_accuracy(model, tokenizer, validation_masks, seed=seed)}
@@ -45,19 +43,35 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
+class Tokens:
+    """Token ids of captions, each spelled once: spelling a batch anew would take a third of a step."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.known: dict[str, Tensor] = {}
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        if new := [text for text in dict.fromkeys(texts) if text not in self.known]:
+            self.known |= zip(new, tokenize(self.tokenizer, new), strict=True)
+        return torch.stack([self.known[text] for text in texts])
+
+
 @torch.inference_mode()
 def digit_accuracy(model: open_clip.CLIP, tokenizer: CLIPTokenizer, masks: Tensor, *, seed: int) -> float:
     """Zero-shot accuracy among the ten digits on glyphs rendered from masks."""
     batch = sample_glyphs(masks, VALIDATION_IMAGES, torch.Generator().manual_seed(seed), letter_share=0)
+    labels = torch.tensor([DIGIT_NAMES.index(subject) for subject in batch.subjects])
     prompts = tokenize(tokenizer, class_prompts()[: len(DIGIT_NAMES)])
     similarity = model.encode_image(batch.images, normalize=True) @ model.encode_text(prompts, normalize=True).T
-    return (similarity.argmax(dim=1) == batch.labels).float().mean().item()
+    return (similarity.argmax(dim=1) == labels).float().mean().item()
 
 
-def _loss(model: open_clip.CLIP, images: Tensor, captions: Tensor, prompts: Tensor, labels: Tensor) -> Tensor:
-    distinct, caption_of = captions.unique(dim=0, return_inverse=True)
-    texts = model.encode_text(torch.cat([distinct, prompts]), normalize=True)
-    scaled = model.logit_scale.exp() * model.encode_image(images, normalize=True)
+def _loss(model: open_clip.CLIP, batch: Batch, tokens: Tokens) -> Tensor:
+    distinct, prompts = (list(dict.fromkeys(names)) for names in (batch.captions, [*CLASS_NAMES, *batch.subjects]))
+    caption_of = torch.tensor([distinct.index(text) for text in batch.captions])
+    labels = torch.tensor([prompts.index(subject) for subject in batch.subjects])
+    texts = model.encode_text(tokens([*distinct, *map(caption, prompts)]), normalize=True)
+    scaled = model.logit_scale.exp() * model.encode_image(batch.images, normalize=True)
     to_classes = F.cross_entropy(scaled @ texts[len(distinct) :].T, labels)
     # Symmetric contrastive loss of logits [images, distinct captions]; every image of a caption is a positive of it.
     # A caption counts as often as the batch holds it, as if its copies were columns of their own.

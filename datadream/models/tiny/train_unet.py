@@ -1,4 +1,6 @@
-"""Train the denoiser and its text encoder together, from scratch, on cached latents of rendered glyphs."""
+"""Train the denoiser and its text encoder together, from scratch, on cached latents of painted images."""
+
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -9,17 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTokenizer
 
-from datadream.models.tiny.glyphs import sample_glyphs
 from datadream.models.tiny.networks import build_scheduler, build_text_encoder, build_unet
-from datadream.models.tiny.train_clip import tokenize
-from datadream.models.tiny.training import StageRecord, Trainer
+from datadream.models.tiny.train_clip import Tokens
+from datadream.models.tiny.training import Sampler, StageRecord, Trainer
 
-BATCH_SIZE = 48
-LETTER_SHARE = 0.2
-# Small scans and thumbnails are within what the generator can make.
-BLUR_SHARE = 0.3
-CACHED_IMAGES = 32_768
+ENCODED_AT_ONCE = 256
 CAPTION_DROP = 0.1
+CHECKPOINT_EVERY = 500
 EMA_DECAY = 0.999
 # Hang et al. 2023 (arXiv 2303.09556): caps the weight of nearly clean latents, where no class is decided.
 MIN_SNR_GAMMA = 5.0
@@ -28,36 +26,53 @@ MIN_SNR_GAMMA = 5.0
 def train_unet(
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
-    masks: Tensor,
+    sample: Sampler,
     *,
     steps: int,
+    batch_size: int,
+    cached_images: int,
+    renew_every: int | None,
     seed: int,
-    cached_images: int = CACHED_IMAGES,
+    checkpoint: Path | None = None,
 ) -> tuple[nn.ModuleDict, StageRecord]:
-    """The averaged {"unet", "text_encoder"} after training; masks are [faces, 36, 64, 64] uint8."""
+    """The averaged {"unet", "text_encoder"} after training, from the checkpoint's state where there is one.
+
+    Images are painted and encoded once: encoding every step would cost as much as the denoiser. With `renew_every`,
+    256 new ones replace the oldest each so many steps. A resumed training paints other images than an unbroken one.
+    """
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
-    # Rendered and encoded once: encoding every step would cost as much as the denoiser.
-    cached, cached_ids = [], []
-    with torch.no_grad():
-        for _ in range(cached_images // 256):
-            batch = sample_glyphs(masks, 256, rng, letter_share=LETTER_SHARE, blur_share=BLUR_SHARE)
-            # A sample and not the mean, which is what the pipeline's own encoder gives the photos in training.
-            cached.append(vae.encode(batch.images).latent_dist.sample(rng) * vae.config.scaling_factor)
-            cached_ids.append(tokenize(tokenizer, batch.captions))
-    latents, caption_ids, empty_ids = torch.cat(cached), torch.cat(cached_ids), tokenize(tokenizer, [""])[0]
+    tokens = Tokens(tokenizer)
+
+    @torch.no_grad()
+    def encoded() -> tuple[Tensor, Tensor]:
+        batch = sample(ENCODED_AT_ONCE, rng)
+        # A sample and not the mean, which is what the pipeline's own encoder gives the photos in training.
+        return vae.encode(batch.images).latent_dist.sample(rng) * vae.config.scaling_factor, tokens(batch.captions)
+
+    latents, caption_ids = map(
+        torch.cat, zip(*(encoded() for _ in range(cached_images // ENCODED_AT_ONCE)), strict=True)
+    )
+    empty_ids = tokens([""])[0]
     modules = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)}).train()
     averaged = AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
-    record = StageRecord(stage="unet", seed=seed, steps=steps, batch_size=BATCH_SIZE, faces=len(masks))
+    record = StageRecord(stage="unet", seed=seed, steps=steps, batch_size=batch_size)
     trainer = Trainer(modules, record, lr=1e-3, weight_decay=0.01)
+    trainer.resume(checkpoint, averaged)
     scheduler = build_scheduler()
-    for _ in range(steps):
-        rows = torch.randint(len(latents), (BATCH_SIZE,), generator=rng)
+    for step in range(trainer.done, steps):
+        if renew_every and step % renew_every == renew_every - 1:
+            oldest = step // renew_every * ENCODED_AT_ONCE % len(latents)
+            place = slice(oldest, oldest + ENCODED_AT_ONCE)
+            latents[place], caption_ids[place] = encoded()
+        rows = torch.randint(len(latents), (batch_size,), generator=rng)
         # Guidance contrasts a prompt with the empty one, so that is learnt too.
-        is_dropped = torch.rand(BATCH_SIZE, 1, generator=rng) < CAPTION_DROP
+        is_dropped = torch.rand(batch_size, 1, generator=rng) < CAPTION_DROP
         ids = torch.where(is_dropped, empty_ids, caption_ids[rows])
         trainer.step(_loss(modules, scheduler, latents[rows], ids, rng))
         averaged.update_parameters(modules)
+        if checkpoint and trainer.done % CHECKPOINT_EVERY == 0:
+            trainer.save(checkpoint, averaged)
     return averaged.module.eval(), record
 
 

@@ -2,11 +2,18 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch import Tensor, nn
+
+from datadream.models.tiny.painting import Batch
+
+Sampler = Callable[[int, torch.Generator], Batch]
+"""Paints so many images, by a generator's random numbers."""
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +29,6 @@ class StageRecord:
     seed: int
     steps: int
     batch_size: int
-    faces: int
     loss: list[tuple[int, float]] = field(default_factory=list)
     """(step, mean loss since the previous point), about CURVE_POINTS of them."""
     seconds: float = 0.0
@@ -38,7 +44,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, foreach=True)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, WARMUP_STEPS, record.steps)
         self._window: list[float] = []
-        self._done = 0
+        self.done = 0
         self._started = time.monotonic()
 
     def step(self, loss: Tensor) -> None:
@@ -48,9 +54,32 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         self._window.append(loss.item())
-        self._done += 1
-        if len(self._window) >= max(1, self.record.steps // CURVE_POINTS) or self._done == self.record.steps:
-            self.record.loss.append((self._done, round(sum(self._window) / len(self._window), 5)))
+        self.done += 1
+        if len(self._window) >= max(1, self.record.steps // CURVE_POINTS) or self.done == self.record.steps:
+            self.record.loss.append((self.done, round(sum(self._window) / len(self._window), 5)))
             self.record.seconds = round(time.monotonic() - self._started, 1)
             logger.info("%s step %d loss %.5f", self.record.stage, *self.record.loss[-1])
             self._window.clear()
+
+    def save(self, checkpoint: Path, averaged: nn.Module) -> None:
+        """Keep all that `resume` goes on from; a kill leaves the old file or the new one."""
+        parts = {"module": self.module, "averaged": averaged, "optimizer": self.optimizer, "schedule": self.schedule}
+        state = {name: part.state_dict() for name, part in parts.items()} | {"done": self.done, "record": self.record}
+        torch.save(state, unfinished := checkpoint.with_suffix(".tmp"))
+        unfinished.replace(checkpoint)
+
+    def resume(self, checkpoint: Path | None, averaged: nn.Module) -> None:
+        """Take up the checkpoint's state, where there is one."""
+        if checkpoint is None or not checkpoint.exists():
+            return
+        state = torch.load(checkpoint, weights_only=False)
+        for name, part in {
+            "module": self.module,
+            "averaged": averaged,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }.items():
+            part.load_state_dict(state[name])
+        self.done = state["done"]
+        self.record.loss, self.record.seconds = state["record"].loss, state["record"].seconds
+        self._started = time.monotonic() - self.record.seconds

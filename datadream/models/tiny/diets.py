@@ -1,0 +1,92 @@
+"""What each of the two embedded backbones is pre-trained on, and for how long.
+
+`print`, for the demo, knows printed digits and capital letters alone, so that handwritten digits are new to it.
+`pictures` is for own pictures: its generator learns characters, also by hands, and thousands of named drawings.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datadream.models.tiny.drawings import read_drawings
+from datadream.models.tiny.fonts import choose_faces, find_faces
+from datadream.models.tiny.glyphs import all_captions, render_faces, sample_glyphs
+from datadream.models.tiny.pictures import Pictures
+from datadream.models.tiny.training import Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long a stage trains; the last two are the denoiser's."""
+
+    steps: int
+    batch_size: int
+    cached_images: int = 0
+    renew_every: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diet:
+    """What the stages `vae`, `clip` and `unet` see, and for how long."""
+
+    corpus: list[str]
+    vocabulary: int
+    """Tokens at most."""
+    samplers: Mapping[str, Sampler]
+    held_out: Sampler
+    """What the autoencoder is judged on."""
+    validation_masks: Tensor
+    """[faces, 36, 64, 64] uint8 that the CLIP is judged on."""
+    budgets: Mapping[str, Budget]
+
+
+def print_diet(font_dirs: Sequence[Path]) -> Diet:
+    masks, faces = render_faces(choose_faces(find_faces(font_dirs)))
+    is_validation = torch.tensor([face.is_validation for face in faces])
+    training, validation = masks[~is_validation], masks[is_validation]
+    # Small scans and thumbnails are within what the generator can make, and unknown to the CLIP.
+    scans = partial(sample_glyphs, letter_share=0.3, grid_share=0.3)
+    return Diet(
+        corpus=all_captions(),
+        vocabulary=10_000,  # never reached: the captions give 597 tokens
+        samplers={
+            "vae": partial(scans, training),
+            "clip": partial(sample_glyphs, training, letter_share=0.3),
+            "unet": partial(sample_glyphs, training, letter_share=0.2, grid_share=0.3),
+        },
+        held_out=partial(scans, validation),
+        validation_masks=validation,
+        # A prototype's denoiser made blobs after 2,400 steps, and mostly the right character after 4,400.
+        budgets={
+            "vae": Budget(steps=2200, batch_size=32),
+            "clip": Budget(steps=3000, batch_size=128),
+            "unet": Budget(steps=4000, batch_size=48, cached_images=32_768),
+        },
+    )
+
+
+def pictures_diet(font_dirs: Sequence[Path], icons: Path, unlike: Sequence[Path], cache: Path) -> Diet:
+    """`icons` is @iconify/json's .tgz; what it gives is drawn once and kept in `cache`."""
+    if not cache.exists():
+        torch.save(read_drawings(icons, unlike), cache)
+    drawings = torch.load(cache, weights_only=False)
+    faces = find_faces(font_dirs)
+    by_hands, printed = (render_faces(choose_faces(faces, hands=hands))[0] for hands in (True, False))
+    known, told = (Pictures(glyphs=glyphs, drawings=drawings) for glyphs in (by_hands, printed))
+    painted = partial(known.sample, glyph_share=0.25, grid_share=0.15)
+    return Diet(
+        corpus=all_captions() + known.corpus(),
+        vocabulary=4096,
+        samplers={"vae": painted, "clip": partial(told.sample, glyph_share=0.3), "unet": painted},
+        held_out=painted,
+        validation_masks=printed,
+        budgets={
+            "vae": Budget(steps=2500, batch_size=32),
+            "clip": Budget(steps=2500, batch_size=160),
+            "unet": Budget(steps=12_000, batch_size=64, cached_images=40_960, renew_every=20),
+        },
+    )

@@ -1,0 +1,139 @@
+"""What the backbone for own pictures learns from: drawings out of an icon archive of the real format."""
+
+import io
+import json
+import tarfile
+from itertools import product
+
+import pytest
+import torch
+from PIL import Image
+
+from datadream.models.tiny.drawings import Drawings, chosen_icons, draw, read_drawings, subject_of
+from datadream.models.tiny.glyphs import CLASS_NAMES
+from datadream.models.tiny.painting import IMAGE_SIZE, bend, restroke
+from datadream.models.tiny.pictures import Pictures
+
+SQUARE = '<path fill="currentColor" d="M4 4h16v16H4z"/>'
+BAR = '<path fill="currentColor" d="M2 9h20v6H2z"/>'
+DISC = '<circle cx="12" cy="12" r="9" fill="#f00"/>'
+
+
+def about(licence="MIT", category="Material", palette=False):
+    licence_told = {"title": licence, "spdx": licence}
+    return {
+        "name": "Icons",
+        "author": {"name": "A. N. Author"},
+        "license": licence_told,
+        "category": category,
+        "palette": palette,
+    }
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Four plain sets and a coloured one that are free, and three that are not to be taken."""
+    sets = {f"plain{number}": about() for number in range(4)} | {"colors": about(palette=True)}
+    sets |= {"twemoji": about(), "nc": about("CC-BY-NC-4.0"), "brands": about(category="Logos")}
+    icons = {"box-filled": {"body": SQUARE}, "bar-24": {"body": BAR}, "broken": {"body": "<path d="}}
+    path = tmp_path_factory.mktemp("icons") / "icons.tgz"
+    files = {"package/collections.json": sets}
+    for name in sets:
+        own = (
+            {"disc": {"body": DISC}, "bar": {"body": BAR.replace("currentColor", "#00f")}}
+            if name == "colors"
+            else icons
+        )
+        files[f"package/json/{name}.json"] = {"prefix": name, "width": 24, "height": 24, "icons": own}
+    with tarfile.open(path, "w:gz") as made:
+        for name, content in files.items():
+            data = json.dumps(content).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            made.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def drawings(archive):
+    return read_drawings(archive)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "subject"),
+    [
+        ("arrow-down-bold", "arrow down"),
+        ("baseline-cake-24", "cake"),
+        ("house2-outline", "house"),
+        ("circle-o", "circle"),
+    ],
+)
+def test_a_subject_is_an_icons_name_without_numbers_and_styles(name, subject):
+    assert subject_of(name) == subject
+
+
+def test_names_of_few_sets_are_left_out_and_none_has_too_many_drawings():
+    many = {f"set{number}": ["star", *(f"moon-{k}" for k in range(5))] for number in range(50)}
+    chosen = chosen_icons(many | {"rare": ["unicorn", "star"]}, {name: {} for name in [*many, "rare"]})
+    taken = [name for names in chosen.values() for name in names]
+    assert taken.count("star") == 40
+    assert sum(name.startswith("moon") for name in taken) == 40
+    assert "unicorn" not in taken
+
+
+def test_only_free_sets_that_no_benchmark_measures_on_are_drawn(drawings):
+    assert [each["name"] for each in drawings.sets] == ["colors", *(f"plain{number}" for number in range(4))]
+    assert [each["drawings"] for each in drawings.sets] == [1, 2, 2, 2, 2]
+    assert all(each["licence"] == "MIT" and each["author"] == "A. N. Author" for each in drawings.sets)
+
+
+def test_drawings_have_names_shapes_and_colours(drawings):
+    # "disc" is of one set alone, and no broken body is drawn.
+    assert sorted(drawings.mask_names) == ["bar"] * 4 + ["box"] * 4
+    assert drawings.masks.shape == (8, 64, 64)
+    assert drawings.picture_names == ["bar"]
+    red, green, blue, opacity = drawings.pictures[0, :, 32, 32].tolist()
+    assert (red, green, blue, opacity) == (0, 0, 255, 255)
+    # Fitted to 48 of 64 pixels whatever the icon's own margin.
+    assert drawings.masks[drawings.mask_names.index("box")].gt(127).sum() == 48 * 48
+
+
+def test_drawings_alike_to_a_benchmarks_picture_are_left_out(archive, tmp_path):
+    bar = Image.new("L", (200, 100), 255)
+    bar.paste(20, (20, 30, 180, 78))
+    bar.save(tmp_path / "bar.png")
+    left = read_drawings(archive, unlike=[tmp_path])
+    assert set(left.mask_names) == {"box"}
+    assert not left.picture_names
+
+
+def test_a_drawings_own_box_counts(archive):
+    collection = {"width": 24, "height": 24, "icons": {"wide": {"body": SQUARE, "width": 48}}}
+    assert draw(collection, "wide", 96).size == (96, 48)
+
+
+def test_pictures_are_the_same_for_a_seed_and_captioned_by_what_they_show(drawings):
+    several = Drawings(
+        masks=drawings.masks, mask_names=drawings.mask_names, pictures=drawings.pictures, picture_names=["disc"]
+    )
+    pictures = Pictures(glyphs=torch.full((2, len(CLASS_NAMES), 64, 64), 200, dtype=torch.uint8), drawings=several)
+    first, again = (pictures.sample(64, rng(), glyph_share=0.3, grid_share=0.3) for _ in range(2))
+    assert torch.equal(first.images, again.images)
+    assert first.images.shape == (64, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert -1 <= first.images.min() < first.images.max() <= 1
+    assert all(subject in caption for subject, caption in zip(first.subjects, first.captions, strict=True))
+    assert {"bar", "box", "disc"} < set(first.subjects)
+    assert set(first.subjects) - {"bar", "box", "disc"} <= set(CLASS_NAMES)
+
+
+@pytest.mark.parametrize(("change", "seed"), product([bend, restroke], range(3)))
+def test_masks_stay_masks_however_they_are_drawn(change, seed, drawings):
+    masks = drawings.masks.float().div(255).unsqueeze(1)
+    made = change(masks, rng(seed))
+    assert made.shape == masks.shape
+    assert 0 <= made.min() <= made.max() <= 1
+    assert (made.mean(dim=(1, 2, 3)) > 0.3 * masks.mean(dim=(1, 2, 3))).all()
