@@ -25,9 +25,15 @@ from datadream.models.tiny.glyphs import (
     render_faces,
     sample_glyphs,
 )
-from datadream.models.tiny.networks import TEXT_POSITIONS, build_tokenizer, build_vae
+from datadream.models.tiny.networks import (
+    TEXT_POSITIONS,
+    build_text_encoder,
+    build_tokenizer,
+    build_vae,
+    text_encoder_of,
+)
 from datadream.models.tiny.painting import IMAGE_SIZE, TEMPLATE
-from datadream.models.tiny.train_clip import digit_accuracy, train_clip
+from datadream.models.tiny.train_clip import digit_accuracy, tokenize, train_clip
 from datadream.models.tiny.train_unet import train_unet
 from datadream.models.tiny.train_vae import psnr, train_vae
 
@@ -135,6 +141,15 @@ def test_both_tokenizers_round_trip_and_pad_alike(pipeline, clip, text):
     assert clip[2]([text]).tolist() == [ids]
 
 
+def test_a_clips_text_tower_becomes_a_pipelines_text_encoder(clip):
+    model, _, _ = clip
+    tokenizer = build_tokenizer(all_captions(), 10_000)
+    ids = tokenize(tokenizer, class_prompts()[:3])
+    with torch.inference_mode():
+        pooled = text_encoder_of(model, tokenizer).eval()(ids).last_hidden_state[range(3), ids.argmax(dim=1)]
+        assert torch.allclose(pooled @ model.text_projection, model.encode_text(ids), atol=1e-5)
+
+
 def test_class_prompts_are_all_distinct_tokens(clip):
     assert len(clip[2](class_prompts()).unique(dim=0)) == len(CLASS_NAMES)
 
@@ -170,7 +185,7 @@ def test_clip_preprocessing_gives_the_range_of_training(clip, masks):
 
 def train_denoiser(vae, tokenizer, sample, *, steps=2, checkpoint=None):
     knobs = {"batch_size": 4, "cached_images": 256, "renew_every": 2, "seed": 0, "checkpoint": checkpoint}
-    return train_unet(vae, tokenizer, sample, steps=steps, **knobs)
+    return train_unet(vae, build_text_encoder(tokenizer), tokenizer, sample, steps=steps, **knobs)
 
 
 def test_every_stage_trains_from_scratch(masks, monkeypatch):

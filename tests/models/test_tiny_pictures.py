@@ -130,6 +130,19 @@ def test_pictures_are_the_same_for_a_seed_and_captioned_by_what_they_show(drawin
     assert set(first.subjects) - {"bar", "box", "disc"} <= set(CLASS_NAMES)
 
 
+def test_pictures_of_frequent_names_can_come_more_often():
+    names = ["often"] * 9 + ["rare"]
+    blank = torch.zeros(10, 64, 64, dtype=torch.uint8)
+    drawn = Drawings(
+        masks=blank, mask_names=names, pictures=blank[:1, None].expand(1, 4, 64, 64), picture_names=["rare"]
+    )
+    pictures = Pictures(glyphs=blank[None, :1].expand(1, len(CLASS_NAMES), 64, 64), drawings=drawn)
+    shown = {often: pictures.sample(4000, rng(), glyph_share=0, often=often).subjects for often in (False, True)}
+    # 80 % are plain drawings, of which 9 in 10, or by count 81 in 83, have the frequent name.
+    assert shown[False].count("often") / 4000 == pytest.approx(0.72, abs=0.03)
+    assert shown[True].count("often") / 4000 == pytest.approx(0.8 * 81 / 83, abs=0.03)
+
+
 @pytest.mark.parametrize(("change", "seed"), product([bend, restroke], range(3)))
 def test_masks_stay_masks_however_they_are_drawn(change, seed, drawings):
     masks = drawings.masks.float().div(255).unsqueeze(1)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,10 @@ class Diet:
     validation_masks: Tensor
     """[faces, 36, 64, 64] uint8 that the CLIP is judged on."""
     budgets: Mapping[str, Budget]
+    text_from_clip: bool = False
+    """Whether the generator's text encoder begins as the CLIP's text tower."""
+    icon_sets: Sequence[Mapping[str, Any]] = ()
+    """Whose drawings are seen, with author and licence."""
 
 
 def print_diet(font_dirs: Sequence[Path]) -> Diet:
@@ -81,12 +86,14 @@ def pictures_diet(font_dirs: Sequence[Path], icons: Path, unlike: Sequence[Path]
     return Diet(
         corpus=all_captions() + known.corpus(),
         vocabulary=4096,
-        samplers={"vae": painted, "clip": partial(told.sample, glyph_share=0.3), "unet": painted},
+        samplers={"vae": painted, "clip": partial(told.sample, glyph_share=0.3), "unet": partial(painted, often=True)},
         held_out=painted,
         validation_masks=printed,
         budgets={
             "vae": Budget(steps=2500, batch_size=32),
             "clip": Budget(steps=2500, batch_size=160),
-            "unet": Budget(steps=12_000, batch_size=64, cached_images=40_960, renew_every=20),
+            "unet": Budget(steps=6500, batch_size=64, cached_images=40_960, renew_every=20),
         },
+        text_from_clip=True,
+        icon_sets=drawings.sets,
     )

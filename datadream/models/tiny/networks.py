@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import open_clip
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -12,6 +13,8 @@ from datadream.models.tiny.painting import IMAGE_SIZE
 
 TEXT_POSITIONS = 24
 TEXT_WIDTH = 128
+TEXT_LAYERS = 2
+TEXT_HEADS = 4
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
 LATENT_CHANNELS = 4
@@ -63,20 +66,28 @@ def build_vae() -> AutoencoderKL:
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Token ids [n, 24] -> hidden states [n, 24, 128]."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=3 * TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TEXT_POSITIONS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return CLIPTextModel(CLIPTextConfig(**_text_config(tokenizer), intermediate_size=3 * TEXT_WIDTH))
+
+
+def text_encoder_of(clip: open_clip.CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The text tower of a CLIP as a pipeline has it: the same hidden states [n, 24, 128] for token ids [n, 24]."""
+    config = {**_text_config(tokenizer), "intermediate_size": 4 * TEXT_WIDTH, "hidden_act": "gelu"}
+    encoder, tower = CLIPTextModel(CLIPTextConfig(**config)), clip.state_dict()
+    weights = {
+        "embeddings.token_embedding.weight": tower["token_embedding.weight"],
+        "embeddings.position_embedding.weight": tower["positional_embedding"],
+    }
+    names = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2"}
+    names |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    for kind in ("weight", "bias"):
+        weights[f"final_layer_norm.{kind}"] = tower[f"ln_final.{kind}"]
+        for layer in range(TEXT_LAYERS):
+            theirs, ours = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+            for part, values in zip("qkv", tower[f"{theirs}.attn.in_proj_{kind}"].chunk(3), strict=True):
+                weights[f"{ours}.self_attn.{part}_proj.{kind}"] = values
+            weights |= {f"{ours}.{new}.{kind}": tower[f"{theirs}.{old}.{kind}"] for old, new in names.items()}
+    encoder.load_state_dict(weights, strict=False)  # positions' numbers are no weights
+    return encoder
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -121,9 +132,23 @@ def clip_config(vocab_size: int) -> dict[str, Any]:
                 "vocab_size": vocab_size,
                 "hf_tokenizer_name": "local",
                 "width": TEXT_WIDTH,
-                "heads": 4,
-                "layers": 2,
+                "heads": TEXT_HEADS,
+                "layers": TEXT_LAYERS,
             },
         },
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
+    }
+
+
+def _text_config(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": TEXT_WIDTH,
+        "projection_dim": TEXT_WIDTH,
+        "num_hidden_layers": TEXT_LAYERS,
+        "num_attention_heads": TEXT_HEADS,
+        "max_position_embeddings": TEXT_POSITIONS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }

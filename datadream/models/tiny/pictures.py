@@ -1,5 +1,6 @@
 """The diet of the backbone for own pictures: glyphs and drawings, painted and captioned."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -34,13 +35,19 @@ class Pictures:
     glyphs: Tensor
     drawings: Drawings
 
-    def sample(self, n: int, rng: torch.Generator, *, glyph_share: float, grid_share: float = 0.0) -> Batch:
-        """n augmented, coloured and captioned pictures in random order."""
+    def sample(
+        self, n: int, rng: torch.Generator, *, glyph_share: float, grid_share: float = 0.0, often: bool = False
+    ) -> Batch:
+        """n augmented, coloured and captioned pictures in random order.
+
+        Each drawing is as likely as the other, or with `often` by how many drawings have its name.
+        """
         kind = torch.rand(n, generator=rng)
         n_glyphs = int((kind < glyph_share).sum())
         n_colored = int(((kind >= glyph_share) & (kind < glyph_share + COLORED_SHARE)).sum())
-        plain = self._plain(n_glyphs, n - n_glyphs - n_colored, rng)
-        colored = self._colored(n_colored, rng)
+        masks, pictures = self._weights(often)
+        plain = self._plain(n_glyphs, n - n_glyphs - n_colored, masks, rng)
+        colored = self._colored(n_colored, pictures, rng)
         images = through_grid(torch.cat([plain.images, colored.images]), grid_share, rng)
         order = torch.randperm(n, generator=rng)
         subjects, told = plain.subjects + colored.subjects, plain.captions + colored.captions
@@ -54,11 +61,19 @@ class Pictures:
         """A plain caption for each drawing: what a tokenizer learns beside the glyphs' captions."""
         return [caption(name) for name in [*self.drawings.mask_names, *self.drawings.picture_names]]
 
-    def _plain(self, n_glyphs: int, n_drawings: int, rng: torch.Generator) -> Batch:
+    def _weights(self, often: bool) -> tuple[Tensor, Tensor]:
+        named = Counter([*self.drawings.mask_names, *self.drawings.picture_names])
+        masks, pictures = (
+            torch.tensor([float(named[name]) if often else 1.0 for name in names])
+            for names in (self.drawings.mask_names, self.drawings.picture_names)
+        )
+        return masks, pictures
+
+    def _plain(self, n_glyphs: int, n_drawings: int, weights: Tensor, rng: torch.Generator) -> Batch:
         """Masks in an ink on a paper; images in [0, 1]."""
         faces = torch.randint(len(self.glyphs), (n_glyphs,), generator=rng)
         labels = torch.randint(len(CLASS_NAMES), (n_glyphs,), generator=rng)
-        rows = torch.randint(len(self.drawings.masks), (n_drawings,), generator=rng)
+        rows = _drawn(weights, n_drawings, rng)
         masks = torch.cat([self.glyphs[faces, labels], self.drawings.masks[rows]]).float().div(255).unsqueeze(1)
         ink_share = warp(restroke(bend(masks, rng), rng), rng)
         ink, paper = ink_and_paper(len(masks), rng)
@@ -68,9 +83,9 @@ class Pictures:
         images = torch.lerp(paper_color, ink_color, ink_share)
         return Batch(images=images, subjects=subjects, captions=captions(subjects, ink, paper, rng))
 
-    def _colored(self, n: int, rng: torch.Generator) -> Batch:
+    def _colored(self, n: int, weights: Tensor, rng: torch.Generator) -> Batch:
         """Coloured drawings on a paper; images in [0, 1]."""
-        rows = torch.randint(len(self.drawings.pictures), (n,), generator=rng)
+        rows = _drawn(weights, n, rng)
         drawn = self.drawings.pictures[rows].float().div(255)
         is_recolored = torch.rand(n, generator=rng) < RECOLORED_SHARE
         exchanged = torch.argsort(torch.rand(n, 3, generator=rng), dim=1)
@@ -87,3 +102,9 @@ class Pictures:
             for subject, p, named in zip(subjects, paper.tolist(), is_named.tolist(), strict=True)
         ]
         return Batch(images=images, subjects=subjects, captions=told)
+
+
+def _drawn(weights: Tensor, n: int, rng: torch.Generator) -> Tensor:
+    """n places of weights [m], by weight; torch.multinomial refuses to draw none."""
+    until = weights.double().cumsum(dim=0)
+    return torch.searchsorted(until, torch.rand(n, generator=rng, dtype=torch.float64) * until[-1], right=True)

@@ -5,8 +5,9 @@ python -m datadream.models.tiny.pretrain --stage clip --work WORK
 python -m datadream.models.tiny.pretrain --stage unet --work WORK
 python -m datadream.models.tiny.pretrain --stage export --work WORK
 
-`vae` comes before `unet`; `clip` depends on neither, so it can run beside them. Budgets are steps, not seconds, and
-each process uses one thread: two processes on two cores beat one process on both. `unet` goes on after a kill.
+`vae` comes before `unet`, and with --diet pictures `clip` does too: its text tower becomes the text encoder. `vae` and
+`clip` can run side by side. Budgets are steps, not seconds, and each process uses one thread: on two cores, two
+processes beat one on both. `unet` goes on after a kill.
 --diet pictures takes the drawings of @iconify/json (`npm pack @iconify/json@2.2.535`) by --icons.
 """
 
@@ -21,11 +22,11 @@ from pathlib import Path
 import open_clip
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from datadream.models.tiny.diets import Diet, pictures_diet, print_diet
 from datadream.models.tiny.export import export_clip, export_diffusion, write_json
-from datadream.models.tiny.networks import build_tokenizer, clip_config
+from datadream.models.tiny.networks import build_text_encoder, build_tokenizer, clip_config, text_encoder_of
 from datadream.models.tiny.train_clip import train_clip
 from datadream.models.tiny.train_unet import train_unet
 from datadream.models.tiny.train_vae import train_vae
@@ -79,8 +80,13 @@ def train(stage: str, diet: Diet, work: Path, *, steps: int, seed: int) -> None:
         )
         torch.save(model.state_dict(), work / "clip.pt")
     else:
+        # As Stable Diffusion's, a text encoder can come from a CLIP: of thousands of names, 2,000 steps from scratch
+        # had learnt none.
         modules, record = train_unet(
             AutoencoderKL.from_pretrained(work / "vae").eval(),
+            text_encoder_of(load_clip(work, tokenizer), tokenizer)
+            if diet.text_from_clip
+            else build_text_encoder(tokenizer),
             tokenizer,
             sample,
             steps=steps,
@@ -96,12 +102,16 @@ def train(stage: str, diet: Diet, work: Path, *, steps: int, seed: int) -> None:
     write_json(work / f"{stage}.json", asdict(record) | {"versions": versions})
 
 
+def load_clip(work: Path, tokenizer: CLIPTokenizer) -> open_clip.CLIP:
+    model = open_clip.CLIP(**clip_config(len(tokenizer))["model_cfg"])
+    model.load_state_dict(torch.load(work / "clip.pt", weights_only=True))
+    return model
+
+
 def export(diet: Diet, work: Path, output: Path) -> None:
     """Turn the work folder's weights into the shipped folders and log."""
     tokenizer = build_tokenizer(diet.corpus, diet.vocabulary)
-    model = open_clip.CLIP(**clip_config(len(tokenizer))["model_cfg"])
-    model.load_state_dict(torch.load(work / "clip.pt", weights_only=True))
-    export_clip(output / "clip", model=model, tokenizer=tokenizer)
+    export_clip(output / "clip", model=load_clip(work, tokenizer), tokenizer=tokenizer)
     export_diffusion(
         output / "diffusion",
         vae=AutoencoderKL.from_pretrained(work / "vae"),
@@ -111,6 +121,9 @@ def export(diet: Diet, work: Path, output: Path) -> None:
     )
     log = {stage: json.loads((work / f"{stage}.json").read_text()) for stage in STAGES}
     write_json(output / "pretrain_log.json", log)
+    if diet.icon_sets:
+        lines = ",\n".join(f"  {json.dumps(each)}" for each in diet.icon_sets)
+        (output / "drawings.json").write_text(f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

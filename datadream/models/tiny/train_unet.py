@@ -1,4 +1,4 @@
-"""Train the denoiser and its text encoder together, from scratch, on cached latents of painted images."""
+"""Train the denoiser from scratch, and its text encoder beside it, on cached latents of painted images."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from datadream.models.tiny.networks import build_scheduler, build_text_encoder, build_unet
+from datadream.models.tiny.networks import build_scheduler, build_unet
 from datadream.models.tiny.train_clip import Tokens
 from datadream.models.tiny.training import Sampler, StageRecord, Trainer
 
@@ -25,6 +25,7 @@ MIN_SNR_GAMMA = 5.0
 
 def train_unet(
     vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     sample: Sampler,
     *,
@@ -54,7 +55,7 @@ def train_unet(
         torch.cat, zip(*(encoded() for _ in range(cached_images // ENCODED_AT_ONCE)), strict=True)
     )
     empty_ids = tokens([""])[0]
-    modules = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)}).train()
+    modules = nn.ModuleDict({"unet": build_unet(), "text_encoder": text_encoder}).train()
     averaged = AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
     record = StageRecord(stage="unet", seed=seed, steps=steps, batch_size=batch_size)
     trainer = Trainer(modules, record, lr=1e-3, weight_decay=0.01)
