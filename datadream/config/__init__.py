@@ -7,6 +7,7 @@ A config is frozen and complete: the same config gives the same result on any cl
 from datadream.config.adapt import AdaptConfig, DiffusionConfig
 from datadream.config.classify import (
     GAUSSIAN_SETTINGS,
+    GAUSSIAN_VIEWS,
     SETTINGS_WITHOUT_IMAGES,
     TRAINED_SETTINGS,
     AugmentConfig,
@@ -25,6 +26,7 @@ from datadream.config.section import flatten, knobs, nearest, takes_text
 
 __all__ = [
     "GAUSSIAN_SETTINGS",
+    "GAUSSIAN_VIEWS",
     "LOCATIONS",
     "PRESETS",
     "READ_THROUGHOUT",

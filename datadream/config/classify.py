@@ -19,6 +19,9 @@ SETTINGS_WITHOUT_IMAGES: tuple[Setting, ...] = ("zero-shot", "gda-real", "real")
 TRAINED_SETTINGS: tuple[Setting, ...] = ("real", "synthetic", "real+synthetic")
 # Settings that adapt CLIP without training; what follows gda- says to which images.
 GAUSSIAN_SETTINGS: tuple[Setting, ...] = ("gda-real", "gda-synthetic", "gda-real+synthetic")
+GAUSSIAN_VIEWS = {"real": 10, "synthetic": 1}
+"""Augmented views of an image that these take, by origin. One shot has no spread of its own (authors' code: 10 views);
+generated images are many."""
 
 
 class AugmentConfig(Section):
@@ -134,9 +137,10 @@ class ClassifyConfig(Section):
     folds: int = Field(2, ge=0)
     """Without validation photos of every class, settings with real photos divide the shots in so many parts (at most
     n_shots), train as often without one of them, and choose the number of steps by the mean accuracy on the parts left
-    out: the last that is within a standard error of the best. Then they train that long on all shots. A setting
-    without real photos reads its accuracy on all shots. Generated images have seen the shots, so that these figures
-    flatter; they only choose. With one shot, or 0 or 1 here, the last weights are kept."""
+    out: the last that is within a standard error of the best. Then they train that long on all shots; gda- settings
+    choose their weight instead. A setting without real photos reads its accuracy on all shots. Generated images have
+    seen the shots, so that these figures flatter; they only choose. With one shot, or 0 or 1 here, the last weights
+    are kept."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast of the towers. auto: bf16 on CUDA, fp32 elsewhere."""
     mixup: float = Field(0.0, ge=0)

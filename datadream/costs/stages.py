@@ -14,7 +14,7 @@ from datadream.adapt.group_size import cpu_group_size
 from datadream.classify.model_selection import selection_of
 from datadream.classify.schedule import schedule_of
 from datadream.classify.search.successive_halving import candidates, rung_steps
-from datadream.config import TRAINED_SETTINGS, ExperimentConfig
+from datadream.config import GAUSSIAN_SETTINGS, GAUSSIAN_VIEWS, TRAINED_SETTINGS, ExperimentConfig
 from datadream.costs.constants import SIDE, Cluster, Constants, constants_of, is_embedded
 from datadream.data.datasets import Photo
 from datadream.data.few_shot import FewShotSet
@@ -229,15 +229,18 @@ def _classify(cells: Sequence[Cell], cluster: Cluster, constants: Constants) -> 
             if classifier_marker(setting) in done:
                 continue
             n_units, steps, read = n_units + 1, 0, len(few_shot.test)
+            chosen = selection_of(setting, few_shot, config)
             if setting in TRAINED_SETTINGS:
-                chosen = selection_of(setting, few_shot, config)
                 schedule = schedule_of(setting, len(few_shot.class_names), cell.config)
                 steps = schedule.steps * chosen.n_trainings
                 read += math.ceil(schedule.steps / schedule.eval_every) * chosen.n_photos
                 bound = math.ceil(a_step / constants.together) if constants.together else readers
                 useful = max(useful, min(readers, bound))
-            elif setting.startswith("gda-") and "synthetic" in setting:
-                read += cell.config.generate.images_per_class * len(few_shot.class_names)
+            elif setting in GAUSSIAN_SETTINGS:
+                sets = (few_shot, *chosen.folds) if "real" in setting else ()
+                read += GAUSSIAN_VIEWS["real"] * sum(len(each.photos) for each in sets) + chosen.n_photos
+                if "synthetic" in setting:
+                    read += cell.config.generate.images_per_class * len(few_shot.class_names)
             work += steps * a_step + read * constants.read
             seconds += steps * max(a_step / share, constants.together) + read * constants.read / share
     fixed = f"launching a step takes {1000 * constants.together:g} ms on any number"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from datadream.config import GAUSSIAN_SETTINGS, TRAINED_SETTINGS
 from datadream.report.records import NO_METHOD, Gain, Record, Row, Summary, summarise
 
 NO_TEST = "no test photos: accuracy unknown"
@@ -126,8 +127,11 @@ def validation_note(summary: Summary) -> str:
         return ""
     knobs = "the searched knobs and " if summary.searched else ""
     if any(row.chosen_by in ("shots", "folds") for row in summary.rows):
+        chosen = {row.setting for row in summary.rows if row.chosen_by in ("shots", "folds")}
+        what = ["how long to train"] if chosen & set(TRAINED_SETTINGS) else []
+        what += ["the weight of gda-"] if chosen & set(GAUSSIAN_SETTINGS) else []
         return (
-            f"Without validation photos of every class, the {count(n_val, 'shot')} chose {knobs}how long to train, "
+            f"Without validation photos of every class, the {count(n_val, 'shot')} chose {knobs}{' and '.join(what)}, "
             "left out in turn where they are trained on; the figure is theirs, and flatters."
         )
     photos = count(n_val, "validation photo")
@@ -187,7 +191,8 @@ def _text_title(summary: Summary) -> str:
         return NO_TEST
     if any(row.chosen_by in ("folds", "shots") for row in summary.rows):
         read = f"{count(n_val, 'shot')}, left out in turn where real photos are trained on"
-        return f"{NO_TEST}. Accuracy on the {read}; synthetic has seen them, %{over}"
+        seen = "; synthetic has seen them" if any("synthetic" in row.setting for row in summary.rows) else ""
+        return f"{NO_TEST}. Accuracy on the {read}{seen}, %{over}"
     return f"{NO_TEST}. Accuracy on {count(n_val, 'validation photo')}, which also chose the checkpoint, %{over}"
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from datadream.classify.gda import WEIGHTS, LinearHead, Moments, blend, fit
+from datadream.classify.gda import WEIGHTS, LinearHead, Moments, choose, count_hits, fit
 from datadream.classify.ingest.batches import LabelledImages, SyntheticImages, shuffled_batches
 from datadream.classify.setting import SettingTrainer
 from datadream.data.augment import Augment
@@ -76,11 +78,11 @@ def test_one_image_of_each_class_is_a_nearest_mean_and_none_is_refused():
 def test_validation_photos_choose_the_smallest_weight_that_is_best():
     features, labels = torch.eye(2), torch.tensor([0, 1])
     wrong, right = LinearHead(-torch.eye(2), torch.zeros(2)), LinearHead(torch.eye(2), torch.zeros(2))
-    chosen = blend(wrong, right, features, labels, ALONE)
+    chosen = choose(wrong, right, count_hits(wrong, right, features, labels))
     assert (chosen.weight, chosen.val_top1) == (10.0, 100.0)
     assert chosen.head(features).argmax(dim=1).tolist() == [0, 1]
-    assert blend(right, right, features, labels, ALONE).weight == WEIGHTS[0]
-    blind = blend(right, right, features[:0], labels[:0], ALONE)
+    assert choose(right, right, count_hits(right, right, features, labels)).weight == WEIGHTS[0]
+    blind = choose(right, right, count_hits(right, right, features[:0], labels[:0]))
     assert (blind.weight, blind.val_top1) == (1.0, None)
 
 
@@ -101,6 +103,18 @@ def test_it_learns_colours_without_training(config, few_shot):
     assert outcomes["gda-real+synthetic"].metrics["gaussian_weight"] in WEIGHTS
     assert (outcomes["gda-real+synthetic"].metrics["n_real"], outcomes["gda-real"].metrics["n_synthetic"]) == (6, 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.clip.model.state_dict().items())
+
+
+def test_without_validation_photos_shots_that_were_left_out_choose_the_weight(config, few_shot):
+    without = replace(few_shot, val=())
+    trainer = SettingTrainer(config, without, torch.device("cpu"), ALONE)
+    found = {}
+    for folds in (2, 0):
+        run = trainer.with_knobs({"folds": folds}).run
+        found[folds] = run("gda-real", None, lambda step, reading: None).metrics
+    assert (found[2]["chosen_by"], found[2]["n_val"]) == ("folds", len(few_shot.photos))
+    assert (found[0]["chosen_by"], found[0]["val_top1"], found[0]["gaussian_weight"]) == (None, None, 1.0)
+    assert found[2]["top1"] >= found[0]["top1"]
 
 
 def test_photos_are_changed_in_fp32_whatever_the_precision(config, few_shot, monkeypatch):

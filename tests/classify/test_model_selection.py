@@ -42,7 +42,7 @@ def test_validation_photos_of_some_classes_choose_nothing(few_shot):
     some = replace(few_shot, val=tuple(photo for photo in few_shot.val if photo.label > 0))
     assert selection_of("real", some, ClassifyConfig()).chosen_by == "folds"
     assert selection_of("synthetic", some, ClassifyConfig()).chosen_by == "shots"
-    assert selection_of("gda-real", some, ClassifyConfig()).chosen_by is None
+    assert selection_of("gda-real", some, ClassifyConfig()).chosen_by == "folds"
 
 
 @pytest.mark.parametrize(("folds", "n_shots"), [(0, 2), (1, 2), (2, 1)])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datadream.models.tiny import drawings as drawings_module
 from datadream.models.tiny.drawings import Drawings, chosen_icons, draw, read_drawings, subject_of
 from datadream.models.tiny.glyphs import CLASS_NAMES
 from datadream.models.tiny.painting import IMAGE_SIZE, bend, restroke
@@ -40,7 +41,7 @@ def archive(tmp_path_factory):
     files = {"package/collections.json": sets}
     for name in sets:
         own = (
-            {"disc": {"body": DISC}, "bar": {"body": BAR.replace("currentColor", "#00f")}}
+            {"disc": {"body": DISC}, "bar": {"body": BAR.replace("currentColor", "#00f")}, "box": {"body": DISC}}
             if name == "colors"
             else icons
         )
@@ -56,7 +57,7 @@ def archive(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawings(archive):
-    return read_drawings(archive)
+    return read_drawings(archive)[0]
 
 
 def rng(seed=0):
@@ -69,6 +70,8 @@ def rng(seed=0):
         ("arrow-down-bold", "arrow down"),
         ("baseline-cake-24", "cake"),
         ("house2-outline", "house"),
+        ("bell-off", ""),
+        ("letter-a", ""),
         ("circle-o", "circle"),
     ],
 )
@@ -87,7 +90,7 @@ def test_names_of_few_sets_are_left_out_and_none_has_too_many_drawings():
 
 def test_only_free_sets_that_no_benchmark_measures_on_are_drawn(drawings):
     assert [each["name"] for each in drawings.sets] == ["colors", *(f"plain{number}" for number in range(4))]
-    assert [each["drawings"] for each in drawings.sets] == [1, 2, 2, 2, 2]
+    assert [each["drawings"] for each in drawings.sets] == [2, 2, 2, 2, 2]
     assert all(each["licence"] == "MIT" and each["author"] == "A. N. Author" for each in drawings.sets)
 
 
@@ -95,7 +98,7 @@ def test_drawings_have_names_shapes_and_colours(drawings):
     # "disc" is of one set alone, and no broken body is drawn.
     assert sorted(drawings.mask_names) == ["bar"] * 4 + ["box"] * 4
     assert drawings.masks.shape == (8, 64, 64)
-    assert drawings.picture_names == ["bar"]
+    assert drawings.picture_names == ["bar", "box"]
     red, green, blue, opacity = drawings.pictures[0, :, 32, 32].tolist()
     assert (red, green, blue, opacity) == (0, 0, 255, 255)
     # Fitted to 48 of 64 pixels whatever the icon's own margin.
@@ -106,9 +109,23 @@ def test_drawings_alike_to_a_benchmarks_picture_are_left_out(archive, tmp_path):
     bar = Image.new("L", (200, 100), 255)
     bar.paste(20, (20, 30, 180, 78))
     bar.save(tmp_path / "bar.png")
-    left = read_drawings(archive, unlike=[tmp_path])
+    left, _ = read_drawings(archive, unlike=[tmp_path])
     assert set(left.mask_names) == {"box"}
-    assert not left.picture_names
+    assert left.picture_names == ["box"]
+
+
+def test_opacity_is_multiplied_in_at_edges_too(drawings):
+    inks, opacity = drawings.pictures[:, :3], drawings.pictures[:, 3:]
+    assert (inks <= opacity).all()
+    assert ((opacity > 0) & (opacity < 255)).any()
+
+
+def test_some_sets_are_held_out(archive, monkeypatch):
+    monkeypatch.setattr(drawings_module, "_is_held_out", lambda name: name == "plain1")
+    learnt, held_out = read_drawings(archive)
+    assert [each["name"] for each in held_out.sets] == ["plain1"]
+    assert "plain1" not in {each["name"] for each in learnt.sets}
+    assert (len(learnt.masks), len(held_out.masks), len(held_out.pictures)) == (6, 2, 0)
 
 
 def test_a_drawings_own_box_counts(archive):
@@ -118,7 +135,10 @@ def test_a_drawings_own_box_counts(archive):
 
 def test_pictures_are_the_same_for_a_seed_and_captioned_by_what_they_show(drawings):
     several = Drawings(
-        masks=drawings.masks, mask_names=drawings.mask_names, pictures=drawings.pictures, picture_names=["disc"]
+        masks=drawings.masks,
+        mask_names=drawings.mask_names,
+        pictures=drawings.pictures,
+        picture_names=["disc", "disc"],
     )
     pictures = Pictures(glyphs=torch.full((2, len(CLASS_NAMES), 64, 64), 200, dtype=torch.uint8), drawings=several)
     first, again = (pictures.sample(64, rng(), glyph_share=0.3, grid_share=0.3) for _ in range(2))
@@ -141,6 +161,12 @@ def test_pictures_of_frequent_names_can_come_more_often():
     # 80 % are plain drawings, of which 9 in 10, or by count 81 in 83, have the frequent name.
     assert shown[False].count("often") / 4000 == pytest.approx(0.72, abs=0.03)
     assert shown[True].count("often") / 4000 == pytest.approx(0.8 * 81 / 83, abs=0.03)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_batch_of_one_shows_one_thing(seed, drawings):
+    pictures = Pictures(glyphs=torch.ones(1, len(CLASS_NAMES), 64, 64, dtype=torch.uint8), drawings=drawings)
+    assert pictures.sample(1, rng(seed), glyph_share=0.4).images.shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
 
 
 @pytest.mark.parametrize(("change", "seed"), product([bend, restroke], range(3)))

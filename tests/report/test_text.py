@@ -76,11 +76,11 @@ def test_the_terminal_table_says_when_there_is_no_test_part():
 
 @pytest.mark.parametrize("by", ["shots", "folds"])
 def test_the_terminal_table_calls_no_shots_validation_photos(by):
-    title = text_table([record("real", None) | {"chosen_by": by}]).splitlines()[0]
-    assert (
-        "Accuracy on the 120 shots, left out in turn where real photos are trained on; synthetic has seen them"
-        in title
-    )
+    found = [record(setting, None) | {"chosen_by": by} for setting in ("real", "synthetic")]
+    title = text_table(found).splitlines()[0]
+    read = "Accuracy on the 120 shots, left out in turn where real photos are trained on"
+    assert f"{read}; synthetic has seen them" in title
+    assert f"{read}, %" in text_table(found[:1]).splitlines()[0]
     assert "validation" not in title
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datadream.models.tiny.drawings import read_drawings
+from datadream.models.tiny.drawings import Drawings
 from datadream.models.tiny.fonts import choose_faces, find_faces
 from datadream.models.tiny.glyphs import all_captions, render_faces, sample_glyphs
 from datadream.models.tiny.pictures import Pictures
@@ -36,12 +36,10 @@ class Diet:
 
     corpus: list[str]
     vocabulary: int
-    """Tokens at most."""
+    """Tokens to learn at most, without CLIP's own of single bytes."""
     samplers: Mapping[str, Sampler]
-    held_out: Sampler
-    """What the autoencoder is judged on."""
-    validation_masks: Tensor
-    """[faces, 36, 64, 64] uint8 that the CLIP is judged on."""
+    held_out: Mapping[str, Sampler]
+    """What `vae` and `clip` are judged on, of font families and icon sets that nothing is learnt from."""
     budgets: Mapping[str, Budget]
     text_from_clip: bool = False
     """Whether the generator's text encoder begins as the CLIP's text tower."""
@@ -63,8 +61,7 @@ def print_diet(font_dirs: Sequence[Path]) -> Diet:
             "clip": partial(sample_glyphs, training, letter_share=0.3),
             "unet": partial(sample_glyphs, training, letter_share=0.2, grid_share=0.3),
         },
-        held_out=partial(scans, validation),
-        validation_masks=validation,
+        held_out={"vae": partial(scans, validation), "clip": partial(sample_glyphs, validation, letter_share=0.0)},
         # A prototype's denoiser made blobs after 2,400 steps, and mostly the right character after 4,400.
         budgets={
             "vae": Budget(steps=2200, batch_size=32),
@@ -74,26 +71,36 @@ def print_diet(font_dirs: Sequence[Path]) -> Diet:
     )
 
 
-def pictures_diet(font_dirs: Sequence[Path], icons: Path, unlike: Sequence[Path], cache: Path) -> Diet:
-    """`icons` is @iconify/json's .tgz; what it gives is drawn once and kept in `cache`."""
-    if not cache.exists():
-        torch.save(read_drawings(icons, unlike), cache)
-    drawings = torch.load(cache, weights_only=False)
+def pictures_diet(font_dirs: Sequence[Path], learnt: Drawings, held_out: Drawings) -> Diet:
+    """Glyphs, and drawings as `read_drawings` gives them."""
     faces = find_faces(font_dirs)
-    by_hands, printed = (render_faces(choose_faces(faces, hands=hands))[0] for hands in (True, False))
-    known, told = (Pictures(glyphs=glyphs, drawings=drawings) for glyphs in (by_hands, printed))
+
+    def glyphs(*, hands: bool, validation: bool) -> Tensor:
+        chosen = [face for face in choose_faces(faces, hands=hands) if face.is_validation == validation]
+        return render_faces(chosen)[0]
+
+    # The generator knows hands, which the CLIP has never seen, as Stable Diffusion knows more than its classifier.
+    known = Pictures(glyphs=glyphs(hands=True, validation=False), drawings=learnt)
+    told = Pictures(glyphs=glyphs(hands=False, validation=False), drawings=learnt)
+    unseen = Pictures(glyphs=glyphs(hands=False, validation=True), drawings=held_out)
     painted = partial(known.sample, glyph_share=0.25, grid_share=0.15)
     return Diet(
         corpus=all_captions() + known.corpus(),
         vocabulary=4096,
-        samplers={"vae": painted, "clip": partial(told.sample, glyph_share=0.3), "unet": partial(painted, often=True)},
-        held_out=painted,
-        validation_masks=printed,
+        samplers={
+            "vae": painted,
+            "clip": partial(told.sample, glyph_share=0.3),
+            "unet": partial(painted, often=True),
+        },
+        held_out={
+            "vae": partial(unseen.sample, glyph_share=0.25, grid_share=0.15),
+            "clip": partial(unseen.sample, glyph_share=0.0),
+        },
         budgets={
             "vae": Budget(steps=2500, batch_size=32),
             "clip": Budget(steps=2500, batch_size=160),
             "unet": Budget(steps=6500, batch_size=64, cached_images=40_960, renew_every=20),
         },
         text_from_clip=True,
-        icon_sets=drawings.sets,
+        icon_sets=learnt.sets,
     )

@@ -8,7 +8,8 @@ import json
 import random
 import re
 import tarfile
-from collections import defaultdict
+import zlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ HELD_OUT = {
 # Of an icon's name, what says how it is drawn and not what it is.
 STYLES = {
     *("outline", "outlined", "filled", "fill", "bold", "thin", "light", "regular", "solid", "duotone", "duo", "tone"),
-    *("twotone", "two", "line", "linear", "broken", "sharp", "rounded", "round", "baseline", "variant", "alt", "off"),
+    *("twotone", "two", "line", "linear", "broken", "sharp", "rounded", "round", "baseline", "variant", "alt"),
     "color",
 }
 # A name is kept that so many sets have; rarer ones say too little for a network of this size.
@@ -63,6 +64,8 @@ MAX_WORDS = 4
 MAX_OF_A_SET = 3
 MAX_OF_A_NAME = 40
 RENDERED = 96
+# One set in this many is kept out of training, to measure on.
+HELD_OUT_SHARE = 20
 MIN_SIDE = 8
 # Correlation of 16x16 grids from which two drawings are taken for one.
 ALIKE = 0.95
@@ -83,8 +86,11 @@ class Drawings:
 
 
 def subject_of(name: str) -> str:
-    """What an icon of this name shows: its words without numbers and styles, such as "arrow down"."""
-    words = (re.sub(r"\d+$", "", word) for word in re.split(r"[-_]+", name))
+    """What an icon of this name shows, such as "arrow down": its words without numbers and styles. Empty where they do
+    not say it, as of a crossed-out bell ("bell-off") and of a letter ("letter-a")."""
+    words = [re.sub(r"\d+$", "", word) for word in re.split(r"[-_]+", name)]
+    if "off" in words or any(len(word) == 1 and word != "o" for word in words):
+        return ""
     return " ".join(word for word in words if len(word) > 1 and word not in STYLES)
 
 
@@ -108,9 +114,9 @@ def draw(collection: Mapping[str, Any], name: str, longer: int) -> Image.Image:
     return Image.open(io.BytesIO(bytes(svg_to_bytes(svg_string=svg, width=width, height=height)))).convert("RGBA")
 
 
-def read_drawings(archive: Path, unlike: Iterable[Path] = ()) -> Drawings:
+def read_drawings(archive: Path, unlike: Iterable[Path] = ()) -> tuple[Drawings, Drawings]:
     """Draw the icons of @iconify/json's .tgz that are free, in no benchmark and of a name that several sets share, but
-    those that look like a picture below the folders `unlike`."""
+    those that look like a picture below the folders `unlike`. Returns what to learn from, and what is held out."""
     with TemporaryDirectory() as folder:
         with tarfile.open(archive) as package:
             package.extractall(folder, filter="data")
@@ -121,33 +127,13 @@ def read_drawings(archive: Path, unlike: Iterable[Path] = ()) -> Drawings:
             drawn = list(
                 pool.map(_draw_set, repeat(root), chosen, chosen.values(), map(_in_colors, repeat(about), chosen))
             )
-    made: dict[bool, tuple[list[np.ndarray[Any, Any]], list[str]]] = {False: ([], []), True: ([], [])}
-    for name, found in zip(chosen, drawn, strict=True):
-        pixels, subjects = made[_in_colors(about, name)]
-        pixels += [each for _, each in found]
-        subjects += [subject for subject, _ in found]
-    masks, pictures = (torch.from_numpy(np.stack(made[kind][0])) for kind in (False, True))
-    pictures = pictures.permute(0, 3, 1, 2)
-    refused = _grids(
-        [ink for folder in unlike for path in sorted(folder.rglob("*.png")) if (ink := ink_of(path)) is not None]
-    )
-    new_masks, new_pictures = (_is_new(shapes, refused) for shapes in (masks, pictures[:, 3]))
-    return Drawings(
-        masks=masks[new_masks],
-        mask_names=[name for name, new in zip(made[False][1], new_masks.tolist(), strict=True) if new],
-        pictures=pictures[new_pictures],
-        picture_names=[name for name, new in zip(made[True][1], new_pictures.tolist(), strict=True) if new],
-        sets=[
-            {
-                "name": name,
-                "title": about[name]["name"],
-                "author": about[name]["author"]["name"],
-                "licence": about[name]["license"]["spdx"],
-                "drawings": len(found),
-            }
-            for name, found in zip(chosen, drawn, strict=True)
-        ],
-    )
+    found = [(name, *each) for name, made in zip(chosen, drawn, strict=True) for each in made]
+    inks = [pixels if pixels.ndim == 2 else pixels[..., 3] for *_, pixels in found]
+    refused = [ink for folder in unlike for path in sorted(folder.rglob("*.png")) if (ink := ink_of(path)) is not None]
+    is_new = _is_new(torch.from_numpy(np.stack(inks)), refused).tolist()
+    found = [each for each, new in zip(found, is_new, strict=True) if new]
+    learnt, held_out = ([each for each in found if _is_held_out(each[0]) == kind] for kind in (False, True))
+    return _drawings(learnt, about), _drawings(held_out, about)
 
 
 def chosen_icons(icons: Mapping[str, Sequence[str]], about: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -184,6 +170,31 @@ def ink_of(path: Path) -> np.ndarray[Any, Any] | None:
     return _fitted(Image.fromarray(opacity[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]))
 
 
+def _drawings(found: Sequence[tuple[str, str, np.ndarray[Any, Any]]], about: Mapping[str, Any]) -> Drawings:
+    """Of triples of a set, a subject and its pixels."""
+    plain, colored = ([each for each in found if _in_colors(about, each[0]) == kind] for kind in (False, True))
+    masks, pictures = ([torch.from_numpy(pixels) for *_, pixels in kind] for kind in (plain, colored))
+    counts = Counter(name for name, *_ in found)
+    return Drawings(
+        masks=torch.stack(masks) if masks else torch.empty(0, MASK_SIZE, MASK_SIZE, dtype=torch.uint8),
+        mask_names=[subject for _, subject, _ in plain],
+        pictures=(
+            torch.stack(pictures) if pictures else torch.empty(0, MASK_SIZE, MASK_SIZE, 4, dtype=torch.uint8)
+        ).permute(0, 3, 1, 2),
+        picture_names=[subject for _, subject, _ in colored],
+        sets=[
+            {
+                "name": name,
+                "title": about[name]["name"],
+                "author": about[name]["author"]["name"],
+                "licence": about[name]["license"]["spdx"],
+                "drawings": counts[name],
+            }
+            for name in counts
+        ],
+    )
+
+
 def _icons(root: Path, name: str) -> list[str]:
     return list(json.loads((root / "json" / f"{name}.json").read_text())["icons"])
 
@@ -191,6 +202,10 @@ def _icons(root: Path, name: str) -> list[str]:
 def _is_fit(name: str, about: Mapping[str, Any]) -> bool:
     is_free = about["license"].get("spdx") in FREE
     return is_free and name not in HELD_OUT | UNFIT and about.get("category") not in UNFIT_CATEGORIES
+
+
+def _is_held_out(name: str) -> bool:
+    return zlib.crc32(name.encode()) % HELD_OUT_SHARE == 0
 
 
 def _in_colors(about: Mapping[str, Any], name: str) -> bool:
@@ -211,13 +226,12 @@ def _draw_set(
         if box is None or min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE:
             continue
         picture = picture.crop(box)
+        fitted = _fitted(picture if colored else picture.getchannel("A"))
         if colored:
-            values = np.asarray(picture).astype(np.float32)
-            values[..., :3] *= values[..., 3:] / 255
-            picture = Image.fromarray(values.round().astype(np.uint8))
-        else:
-            picture = picture.getchannel("A")
-        made.append((subject_of(name), _fitted(picture)))
+            # Pillow resizes colours by their opacity and gives them back whole: they are multiplied by it at the end.
+            inks = fitted[..., :3] * (fitted[..., 3:].astype(np.float32) / 255)
+            fitted = np.concatenate([inks.round().astype(np.uint8), fitted[..., 3:]], axis=-1)
+        made.append((subject_of(name), fitted))
     return made
 
 
@@ -231,20 +245,15 @@ def _fitted(picture: Image.Image) -> np.ndarray[Any, Any]:
     return np.asarray(square)
 
 
-def _grids(shapes: Sequence[np.ndarray[Any, Any]]) -> Tensor:
-    if not shapes:
-        return torch.empty(0, ALIKE_GRID**2)
-    return _normalised(torch.from_numpy(np.stack(shapes)))
+def _is_new(shapes: Tensor, refused: Sequence[np.ndarray[Any, Any]]) -> Tensor:
+    """Whether each of shapes [n, 64, 64] is unlike all that are refused."""
+    if not refused:
+        return torch.ones(len(shapes), dtype=torch.bool)
+    return (_grids(shapes) @ _grids(torch.from_numpy(np.stack(refused))).T).amax(dim=1) <= ALIKE
 
 
-def _normalised(shapes: Tensor) -> Tensor:
+def _grids(shapes: Tensor) -> Tensor:
+    """Shapes [n, 64, 64] as coarse grids [n, 256] whose products are correlations."""
     grids = F.interpolate(shapes[:, None].float(), size=ALIKE_GRID, mode="area").flatten(1)
     grids = grids - grids.mean(dim=1, keepdim=True)
     return grids / grids.norm(dim=1, keepdim=True).clamp(min=1e-6)
-
-
-def _is_new(shapes: Tensor, refused: Tensor) -> Tensor:
-    """Whether each of shapes [n, 64, 64] is unlike all refused grids."""
-    if not len(refused):
-        return torch.ones(len(shapes), dtype=torch.bool)
-    return (_normalised(shapes) @ refused.T).amax(dim=1) <= ALIKE

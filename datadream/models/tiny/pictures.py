@@ -46,11 +46,13 @@ class Pictures:
         n_glyphs = int((kind < glyph_share).sum())
         n_colored = int(((kind >= glyph_share) & (kind < glyph_share + COLORED_SHARE)).sum())
         masks, pictures = self._weights(often)
-        plain = self._plain(n_glyphs, n - n_glyphs - n_colored, masks, rng)
-        colored = self._colored(n_colored, pictures, rng)
-        images = through_grid(torch.cat([plain.images, colored.images]), grid_share, rng)
+        # Either may be missing from a small batch.
+        parts = [self._plain(n_glyphs, n - n_glyphs - n_colored, masks, rng)] if n > n_colored else []
+        parts += [self._colored(n_colored, pictures, rng)] if n_colored else []
+        images = through_grid(torch.cat([part.images for part in parts]), grid_share, rng)
         order = torch.randperm(n, generator=rng)
-        subjects, told = plain.subjects + colored.subjects, plain.captions + colored.captions
+        subjects = [subject for part in parts for subject in part.subjects]
+        told = [text for part in parts for text in part.captions]
         return Batch(
             images=images[order].mul(2).sub(1),
             subjects=[subjects[place] for place in order.tolist()],

@@ -8,7 +8,9 @@ python -m datadream.models.tiny.pretrain --stage export --work WORK
 `vae` comes before `unet`, and with --diet pictures `clip` does too: its text tower becomes the text encoder. `vae` and
 `clip` can run side by side. Budgets are steps, not seconds, and each process uses one thread: on two cores, two
 processes beat one on both. `unet` goes on after a kill.
---diet pictures takes the drawings of @iconify/json (`npm pack @iconify/json@2.2.535`) by --icons.
+
+--diet pictures begins with a stage `draw`, which takes --icons, the .tgz of `npm pack @iconify/json@2.2.535`, and
+leaves out what looks like a picture below --unlike.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from datadream.models.tiny.diets import Diet, pictures_diet, print_diet
+from datadream.models.tiny.drawings import read_drawings
 from datadream.models.tiny.export import export_clip, export_diffusion, write_json
 from datadream.models.tiny.networks import build_text_encoder, build_tokenizer, clip_config, text_encoder_of
 from datadream.models.tiny.train_clip import train_clip
@@ -34,15 +37,17 @@ from datadream.models.tiny.train_vae import train_vae
 PACKAGE_FOLDER = Path(__file__).parent
 FOLDERS = {"print": PACKAGE_FOLDER, "pictures": PACKAGE_FOLDER / "pictures"}
 STAGES = ("vae", "clip", "unet")
+DRAWINGS = "drawings.pt"
+CHECKPOINT = "unet.pt"
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "pillow")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=(*STAGES, "export", "all"), required=True)
+    parser.add_argument("--stage", choices=("draw", *STAGES, "export", "all"), required=True)
     parser.add_argument("--diet", choices=FOLDERS, default="print")
     parser.add_argument("--fonts", type=Path, nargs="+", default=[Path("/usr/share/fonts")], metavar="DIR")
-    parser.add_argument("--icons", type=Path, metavar="FILE", help="@iconify/json's .tgz, for --diet pictures")
+    parser.add_argument("--icons", type=Path, metavar="FILE", help="@iconify/json's .tgz, to draw")
     parser.add_argument(
         "--unlike", type=Path, nargs="+", default=[], metavar="DIR", help="leave out drawings alike to a picture below"
     )
@@ -51,20 +56,32 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps of each chosen stage")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    if arguments.diet == "pictures" and not arguments.icons:
-        parser.error("--diet pictures needs --icons FILE.")
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    arguments.work.mkdir(parents=True, exist_ok=True)
+    work = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    drawn = work / DRAWINGS
+    stages = (*STAGES, "export") if arguments.stage == "all" else (arguments.stage,)
+    if arguments.diet == "pictures" and arguments.stage in ("draw", "all"):
+        if not arguments.icons:
+            parser.error("what is drawn comes from --icons FILE.")
+        torch.save(read_drawings(arguments.icons, arguments.unlike), unfinished := drawn.with_suffix(".tmp"))
+        unfinished.replace(drawn)
+        # All that was trained knew other drawings.
+        (work / CHECKPOINT).unlink(missing_ok=True)
+    if arguments.stage == "draw":
+        return
     if arguments.diet == "print":
         diet = print_diet(arguments.fonts)
+    elif drawn.exists():
+        diet = pictures_diet(arguments.fonts, *torch.load(drawn, weights_only=False))
     else:
-        diet = pictures_diet(arguments.fonts, arguments.icons, arguments.unlike, arguments.work / "drawings.pt")
-    for stage in (*STAGES, "export") if arguments.stage == "all" else (arguments.stage,):
+        parser.error(f"{work} has no {DRAWINGS}: --stage draw comes first.")
+    for stage in stages:
         if stage == "export":
-            export(diet, arguments.work, arguments.output or FOLDERS[arguments.diet])
+            export(diet, work, arguments.output or FOLDERS[arguments.diet])
         else:
-            train(stage, diet, arguments.work, steps=arguments.steps or diet.budgets[stage].steps, seed=arguments.seed)
+            train(stage, diet, work, steps=arguments.steps or diet.budgets[stage].steps, seed=arguments.seed)
 
 
 def train(stage: str, diet: Diet, work: Path, *, steps: int, seed: int) -> None:
@@ -72,21 +89,25 @@ def train(stage: str, diet: Diet, work: Path, *, steps: int, seed: int) -> None:
     tokenizer = build_tokenizer(diet.corpus, diet.vocabulary)
     sample, budget = diet.samplers[stage], diet.budgets[stage]
     if stage == "vae":
-        vae, record = train_vae(sample, diet.held_out, steps=steps, seed=seed)
+        vae, record = train_vae(sample, diet.held_out[stage], steps=steps, seed=seed)
         vae.save_pretrained(work / "vae")
     elif stage == "clip":
         model, record = train_clip(
-            sample, diet.validation_masks, tokenizer, steps=steps, batch_size=budget.batch_size, seed=seed
+            sample, diet.held_out[stage], tokenizer, steps=steps, batch_size=budget.batch_size, seed=seed
         )
         torch.save(model.state_dict(), work / "clip.pt")
     else:
-        # As Stable Diffusion's, a text encoder can come from a CLIP: of thousands of names, 2,000 steps from scratch
-        # had learnt none.
+
+        def make_text_encoder() -> CLIPTextModel:
+            # As Stable Diffusion's, it can come from a CLIP: of thousands of names, 2,000 steps from scratch had
+            # learnt none.
+            if diet.text_from_clip:
+                return text_encoder_of(load_clip(work, tokenizer), tokenizer)
+            return build_text_encoder(tokenizer)
+
         modules, record = train_unet(
             AutoencoderKL.from_pretrained(work / "vae").eval(),
-            text_encoder_of(load_clip(work, tokenizer), tokenizer)
-            if diet.text_from_clip
-            else build_text_encoder(tokenizer),
+            make_text_encoder,
             tokenizer,
             sample,
             steps=steps,
@@ -94,10 +115,12 @@ def train(stage: str, diet: Diet, work: Path, *, steps: int, seed: int) -> None:
             cached_images=budget.cached_images,
             renew_every=budget.renew_every,
             seed=seed,
-            checkpoint=work / "unet.pt",
+            checkpoint=work / CHECKPOINT,
         )
         modules["unet"].save_pretrained(work / "unet")
         modules["text_encoder"].save_pretrained(work / "text_encoder")
+    # A denoiser that was begun on another autoencoder or CLIP does not go on, nor does one that is done.
+    (work / CHECKPOINT).unlink(missing_ok=True)
     versions = {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES}
     write_json(work / f"{stage}.json", asdict(record) | {"versions": versions})
 

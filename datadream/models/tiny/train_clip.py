@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from datadream.models.tiny.glyphs import CLASS_NAMES, DIGIT_NAMES, class_prompts, sample_glyphs
+from datadream.models.tiny.glyphs import CLASS_NAMES
 from datadream.models.tiny.networks import clip_config
 from datadream.models.tiny.painting import Batch, caption
 from datadream.models.tiny.training import Sampler, StageRecord, Trainer
@@ -20,9 +20,9 @@ VALIDATION_IMAGES = 2000
 
 
 def train_clip(
-    sample: Sampler, validation_masks: Tensor, tokenizer: CLIPTokenizer, *, steps: int, batch_size: int, seed: int
+    sample: Sampler, sample_held_out: Sampler, tokenizer: CLIPTokenizer, *, steps: int, batch_size: int, seed: int
 ) -> tuple[open_clip.CLIP, StageRecord]:
-    """A CLIP aligned on images and captions; validation_masks are [faces, 36, 64, 64] uint8."""
+    """A CLIP aligned on images and captions."""
     # Of torch for initial weights; images have a generator of their own.
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
@@ -34,7 +34,8 @@ def train_clip(
         trainer.step(_loss(model, sample(batch_size, rng), tokens))
         model.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
     model.eval()
-    record.metrics = {"digit_accuracy": digit_accuracy(model, tokenizer, validation_masks, seed=seed)}
+    held_out = sample_held_out(VALIDATION_IMAGES, rng)
+    record.metrics = {"accuracy": accuracy(model, tokenizer, held_out), "among": len(set(held_out.subjects))}
     return model, record
 
 
@@ -57,13 +58,12 @@ class Tokens:
 
 
 @torch.inference_mode()
-def digit_accuracy(model: open_clip.CLIP, tokenizer: CLIPTokenizer, masks: Tensor, *, seed: int) -> float:
-    """Zero-shot accuracy among the ten digits on glyphs rendered from masks."""
-    batch = sample_glyphs(masks, VALIDATION_IMAGES, torch.Generator().manual_seed(seed), letter_share=0)
-    labels = torch.tensor([DIGIT_NAMES.index(subject) for subject in batch.subjects])
-    prompts = tokenize(tokenizer, class_prompts()[: len(DIGIT_NAMES)])
-    similarity = model.encode_image(batch.images, normalize=True) @ model.encode_text(prompts, normalize=True).T
-    return (similarity.argmax(dim=1) == labels).float().mean().item()
+def accuracy(model: open_clip.CLIP, tokenizer: CLIPTokenizer, batch: Batch) -> float:
+    """Zero-shot accuracy among all that the batch shows."""
+    subjects = sorted(set(batch.subjects))
+    texts = model.encode_text(tokenize(tokenizer, [caption(subject) for subject in subjects]), normalize=True)
+    found = (model.encode_image(batch.images, normalize=True) @ texts.T).argmax(dim=1).tolist()
+    return sum(subjects[place] == own for place, own in zip(found, batch.subjects, strict=True)) / len(found)
 
 
 def _loss(model: open_clip.CLIP, batch: Batch, tokens: Tokens) -> Tensor:

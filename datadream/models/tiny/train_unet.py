@@ -1,5 +1,6 @@
 """Train the denoiser from scratch, and its text encoder beside it, on cached latents of painted images."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ MIN_SNR_GAMMA = 5.0
 
 def train_unet(
     vae: AutoencoderKL,
-    text_encoder: CLIPTextModel,
+    make_text_encoder: Callable[[], CLIPTextModel],
     tokenizer: CLIPTokenizer,
     sample: Sampler,
     *,
@@ -40,6 +41,7 @@ def train_unet(
 
     Images are painted and encoded once: encoding every step would cost as much as the denoiser. With `renew_every`,
     256 new ones replace the oldest each so many steps. A resumed training paints other images than an unbroken one.
+    Raises ValueError where the checkpoint is of another seed or number of steps.
     """
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
@@ -55,7 +57,7 @@ def train_unet(
         torch.cat, zip(*(encoded() for _ in range(cached_images // ENCODED_AT_ONCE)), strict=True)
     )
     empty_ids = tokens([""])[0]
-    modules = nn.ModuleDict({"unet": build_unet(), "text_encoder": text_encoder}).train()
+    modules = nn.ModuleDict({"unet": build_unet(), "text_encoder": make_text_encoder()}).train()
     averaged = AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
     record = StageRecord(stage="unet", seed=seed, steps=steps, batch_size=batch_size)
     trainer = Trainer(modules, record, lr=1e-3, weight_decay=0.01)

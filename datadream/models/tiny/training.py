@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
@@ -63,23 +64,30 @@ class Trainer:
 
     def save(self, checkpoint: Path, averaged: nn.Module) -> None:
         """Keep all that `resume` goes on from; a kill leaves the old file or the new one."""
-        parts = {"module": self.module, "averaged": averaged, "optimizer": self.optimizer, "schedule": self.schedule}
-        state = {name: part.state_dict() for name, part in parts.items()} | {"done": self.done, "record": self.record}
-        torch.save(state, unfinished := checkpoint.with_suffix(".tmp"))
+        states = {name: part.state_dict() for name, part in self._parts(averaged).items()}
+        torch.save(states | {"done": self.done, "record": self.record}, unfinished := checkpoint.with_suffix(".tmp"))
         unfinished.replace(checkpoint)
 
     def resume(self, checkpoint: Path | None, averaged: nn.Module) -> None:
-        """Take up the checkpoint's state, where there is one."""
+        """Take up the checkpoint's state, where there is one; raises ValueError where it is of another training."""
         if checkpoint is None or not checkpoint.exists():
             return
         state = torch.load(checkpoint, weights_only=False)
-        for name, part in {
-            "module": self.module,
-            "averaged": averaged,
-            "optimizer": self.optimizer,
-            "schedule": self.schedule,
-        }.items():
+        found, asked = ((record.seed, record.steps, record.batch_size) for record in (state["record"], self.record))
+        if found != asked:
+            raise ValueError(
+                f"{checkpoint} has seed, steps and batch size {found}, not {asked}. Delete it to begin anew."
+            )
+        for name, part in self._parts(averaged).items():
             part.load_state_dict(state[name])
         self.done = state["done"]
         self.record.loss, self.record.seconds = state["record"].loss, state["record"].seconds
         self._started = time.monotonic() - self.record.seconds
+
+    def _parts(self, averaged: nn.Module) -> dict[str, Any]:
+        return {
+            "module": self.module,
+            "averaged": averaged,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }
