@@ -2,21 +2,29 @@
 
 import io
 import json
+import sys
 import tarfile
 from itertools import product
+from pathlib import Path
 
+import matplotlib
+import open_clip
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from datadream.models.tiny import drawings as drawings_module
+from datadream.models.tiny import pretrain, train_clip, train_vae
 from datadream.models.tiny.drawings import Drawings, chosen_icons, draw, read_drawings, subject_of
 from datadream.models.tiny.glyphs import CLASS_NAMES
 from datadream.models.tiny.painting import IMAGE_SIZE, bend, restroke
 from datadream.models.tiny.pictures import Pictures
+from datadream.models.tiny.train_unet import train_unet
 
 SQUARE = '<path fill="currentColor" d="M4 4h16v16H4z"/>'
 BAR = '<path fill="currentColor" d="M2 9h20v6H2z"/>'
+HELD_OUT = {"plain1", "more-colors"}
 DISC = '<circle cx="12" cy="12" r="9" fill="#f00"/>'
 
 
@@ -33,8 +41,9 @@ def about(licence="MIT", category="Material", palette=False):
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """Four plain sets and a coloured one that are free, and three that are not to be taken."""
-    sets = {f"plain{number}": about() for number in range(4)} | {"colors": about(palette=True)}
+    """Four plain sets and two coloured ones that are free, and three that are not to be taken."""
+    sets = {f"plain{number}": about() for number in range(4)}
+    sets |= {"colors": about(palette=True), "more-colors": about(palette=True)}
     sets |= {"twemoji": about(), "nc": about("CC-BY-NC-4.0"), "brands": about(category="Logos")}
     icons = {"box-filled": {"body": SQUARE}, "bar-24": {"body": BAR}, "broken": {"body": "<path d="}}
     path = tmp_path_factory.mktemp("icons") / "icons.tgz"
@@ -89,8 +98,12 @@ def test_names_of_few_sets_are_left_out_and_none_has_too_many_drawings():
 
 
 def test_only_free_sets_that_no_benchmark_measures_on_are_drawn(drawings):
-    assert [each["name"] for each in drawings.sets] == ["colors", *(f"plain{number}" for number in range(4))]
-    assert [each["drawings"] for each in drawings.sets] == [2, 2, 2, 2, 2]
+    assert [each["name"] for each in drawings.sets] == [
+        "colors",
+        "more-colors",
+        *(f"plain{number}" for number in range(4)),
+    ]
+    assert [each["drawings"] for each in drawings.sets] == [2] * 6
     assert all(each["licence"] == "MIT" and each["author"] == "A. N. Author" for each in drawings.sets)
 
 
@@ -98,7 +111,7 @@ def test_drawings_have_names_shapes_and_colours(drawings):
     # "disc" is of one set alone, and no broken body is drawn.
     assert sorted(drawings.mask_names) == ["bar"] * 4 + ["box"] * 4
     assert drawings.masks.shape == (8, 64, 64)
-    assert drawings.picture_names == ["bar", "box"]
+    assert drawings.picture_names == ["bar", "box"] * 2
     red, green, blue, opacity = drawings.pictures[0, :, 32, 32].tolist()
     assert (red, green, blue, opacity) == (0, 0, 255, 255)
     # Fitted to 48 of 64 pixels whatever the icon's own margin.
@@ -111,7 +124,7 @@ def test_drawings_alike_to_a_benchmarks_picture_are_left_out(archive, tmp_path):
     bar.save(tmp_path / "bar.png")
     left, _ = read_drawings(archive, unlike=[tmp_path])
     assert set(left.mask_names) == {"box"}
-    assert left.picture_names == ["box"]
+    assert left.picture_names == ["box"] * 2
 
 
 def test_opacity_is_multiplied_in_at_edges_too(drawings):
@@ -121,11 +134,11 @@ def test_opacity_is_multiplied_in_at_edges_too(drawings):
 
 
 def test_some_sets_are_held_out(archive, monkeypatch):
-    monkeypatch.setattr(drawings_module, "_is_held_out", lambda name: name == "plain1")
+    monkeypatch.setattr(drawings_module, "_is_held_out", HELD_OUT.__contains__)
     learnt, held_out = read_drawings(archive)
-    assert [each["name"] for each in held_out.sets] == ["plain1"]
-    assert "plain1" not in {each["name"] for each in learnt.sets}
-    assert (len(learnt.masks), len(held_out.masks), len(held_out.pictures)) == (6, 2, 0)
+    assert {each["name"] for each in held_out.sets} == HELD_OUT
+    assert not {each["name"] for each in learnt.sets} & HELD_OUT
+    assert [len(part) for part in (learnt.masks, learnt.pictures, held_out.masks, held_out.pictures)] == [6, 2, 2, 2]
 
 
 def test_a_drawings_own_box_counts(archive):
@@ -138,7 +151,7 @@ def test_pictures_are_the_same_for_a_seed_and_captioned_by_what_they_show(drawin
         masks=drawings.masks,
         mask_names=drawings.mask_names,
         pictures=drawings.pictures,
-        picture_names=["disc", "disc"],
+        picture_names=["disc"] * 4,
     )
     pictures = Pictures(glyphs=torch.full((2, len(CLASS_NAMES), 64, 64), 200, dtype=torch.uint8), drawings=several)
     first, again = (pictures.sample(64, rng(), glyph_share=0.3, grid_share=0.3) for _ in range(2))
@@ -161,6 +174,37 @@ def test_pictures_of_frequent_names_can_come_more_often():
     # 80 % are plain drawings, of which 9 in 10, or by count 81 in 83, have the frequent name.
     assert shown[False].count("often") / 4000 == pytest.approx(0.72, abs=0.03)
     assert shown[True].count("often") / 4000 == pytest.approx(0.8 * 81 / 83, abs=0.03)
+
+
+def test_a_backbone_is_made_by_the_command_stage_after_stage(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawings_module, "_is_held_out", HELD_OUT.__contains__)
+    monkeypatch.setattr(train_vae, "CALIBRATION_IMAGES", 8)
+    for module in (train_vae, train_clip):
+        monkeypatch.setattr(module, "VALIDATION_IMAGES", 8)
+    few = {"cached_images": 256, "renew_every": 1}
+    monkeypatch.setattr(pretrain, "train_unet", lambda *args, **knobs: train_unet(*args, **knobs | few))
+    fonts, work, made = Path(matplotlib.get_data_path(), "fonts", "ttf"), tmp_path / "work", tmp_path / "made"
+
+    def run(stage, *more):
+        folders = ["--fonts", str(fonts), "--work", str(work), "--output", str(made)]
+        monkeypatch.setattr(sys, "argv", ["pretrain", "--diet", "pictures", "--stage", stage, *folders, *more])
+        pretrain.main()
+
+    with pytest.raises(SystemExit):
+        run("vae")  # nothing is drawn yet
+    run("draw", "--icons", str(archive))
+    for stage in ("vae", "clip", "unet"):
+        run(stage, "--steps", "1")
+    run("export")
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        made / "diffusion", safety_checker=None, torch_dtype=torch.float32
+    )
+    image = pipeline("a photo of a box", num_inference_steps=2, height=IMAGE_SIZE, width=IMAGE_SIZE).images[0]
+    assert image.size == (IMAGE_SIZE, IMAGE_SIZE)
+    open_clip.create_model_and_transforms(f"local-dir:{made / 'clip'}")
+    assert {each["name"] for each in json.loads((made / "drawings.json").read_text())} & HELD_OUT == set()
+    assert json.loads((made / "pretrain_log.json").read_text())["unet"]["steps"] == 1
+    assert not (work / "unet.pt").exists()
 
 
 @pytest.mark.parametrize("seed", range(6))

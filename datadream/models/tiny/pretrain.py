@@ -62,9 +62,9 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     drawn = work / DRAWINGS
     stages = (*STAGES, "export") if arguments.stage == "all" else (arguments.stage,)
-    if arguments.diet == "pictures" and arguments.stage in ("draw", "all"):
+    if arguments.stage == "draw" or (arguments.stage, arguments.diet) == ("all", "pictures"):
         if not arguments.icons:
-            parser.error("what is drawn comes from --icons FILE.")
+            parser.error("--stage draw needs --icons FILE.")
         torch.save(read_drawings(arguments.icons, arguments.unlike), unfinished := drawn.with_suffix(".tmp"))
         unfinished.replace(drawn)
         # All that was trained knew other drawings.
