@@ -3,12 +3,15 @@
 import gzip
 import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.effect import fetch
 from benchmarks.effect.table import interval, markdown, over_sets, summary
+from datadream.models.tiny.drawings import HELD_OUT
+from datadream.models.tiny.fonts import Face, choose_faces
 
 
 def test_sets_are_fixed_and_no_package_is_on_both_sides():
@@ -23,6 +26,14 @@ def test_sets_are_fixed_and_no_package_is_on_both_sides():
             assert package["version"]
             assert package["licence"]
     assert not packages["development"] & packages["confirmation"]
+
+
+def test_no_backbone_is_pre_trained_on_a_sets_pictures():
+    icons = {package["name"] for spec in fetch.SETS.values() for package in spec["packages"]}
+    assert {name.rpartition("/")[2] for name in icons if name.startswith("@iconify-json/")} <= HELD_OUT
+    files = [Path(file) for spec in fetch.SETS.values() if spec["reader"] == "fonts" for file in spec["files"]]
+    assert len(files) == 16
+    assert not choose_faces([Face(path=file, family=file.stem, style="Regular") for file in files], hands=True)
 
 
 def test_a_package_becomes_an_image_folder_once(monkeypatch, tmp_path):
