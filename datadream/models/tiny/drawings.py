@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from datadream.data.decode import IMAGE_SUFFIXES
 from datadream.models.tiny.painting import EXTENT, MASK_SIZE
 
 FREE = {
@@ -129,7 +130,8 @@ def read_drawings(archive: Path, unlike: Iterable[Path] = ()) -> tuple[Drawings,
             )
     found = [(name, *each) for name, made in zip(chosen, drawn, strict=True) for each in made]
     inks = [pixels if pixels.ndim == 2 else pixels[..., 3] for *_, pixels in found]
-    refused = [ink for folder in unlike for path in sorted(folder.rglob("*.png")) if (ink := ink_of(path)) is not None]
+    paths = [path for folder in unlike for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    refused = [ink for path in sorted(paths) if (ink := ink_of(path)) is not None]
     is_new = _is_new(torch.from_numpy(np.stack(inks)), refused).tolist()
     found = [each for each, new in zip(found, is_new, strict=True) if new]
     learnt, held_out = ([each for each in found if _is_held_out(each[0]) == kind] for kind in (False, True))
