@@ -23,7 +23,8 @@ from benchmarks.effect.fetch import SETS, fetch
 from benchmarks.effect.table import VOTE, markdown, summary
 from datadream import Experiment, recipes
 from datadream.config import ExperimentConfig
-from datadream.report.judged import VOTERS, voted
+from datadream.report.judged import voted
+from datadream.run.choice import VOTERS
 from datadream.run.layout import INTAKE, STAGES, StageSeconds, stage_seconds
 from datadream.runtime.session import connected
 

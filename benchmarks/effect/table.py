@@ -49,7 +49,8 @@ def differences(rows: Sequence[dict[str, Any]], name: str, shots: int, ours: str
     for seed in sorted({row["seed"] for row in own}):
         found = {row["setting"]: row for row in own if row["seed"] == seed}
         both = {arm: ClassifierMarker.from_json(found[arm]) for arm in ("real", "real+synthetic")}
-        arm = choose_setting(both).setting if ours == CHOSEN else ours
+        chosen = choose_setting(both).settings
+        arm = ours if ours != CHOSEN else VOTE if len(chosen) > 1 else chosen[0]
         made.append(found[arm]["top1"] - found[other]["top1"])
     return made
 

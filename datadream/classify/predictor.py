@@ -118,7 +118,7 @@ class Classifier:
         member, *others = self._members
         if others:
             raise ValueError(
-                "classifiers that vote are no one checkpoint. Export one setting, or use load_classifier."
+                "classifiers that vote are no one checkpoint. Export one with --setting, or use load_classifier."
             )
         if member.head != "prompts":
             what = "a gda- classifier" if member.head == "Gaussian" else "a classifier of learned words"
@@ -132,7 +132,7 @@ class Classifier:
 def load_classifier(run: str | PathLike[str], setting: Setting | Sequence[Setting] | None = None) -> Classifier:
     """The classifier of a run, given its folder or fsspec URL, on the GPU if there is one.
 
-    Without a `setting`, the one that `choose_setting` takes: the best on validation photos, where there are any.
+    Without a `setting`, what `choose_setting` takes: the best on validation photos, where there are any.
     Several settings vote, by the mean of their probabilities.
     Raises ValueError when the run holds no classifier, or none of that setting.
     """
@@ -151,7 +151,7 @@ def load_classifier(run: str | PathLike[str], setting: Setting | Sequence[Settin
     for name in asked:
         if name not in found:
             raise ValueError(f"run {store.url!r} holds no classifier {name!r}. It holds: {', '.join(found)}.")
-    names = asked or (choose_setting(found).setting,)
+    names = asked or choose_setting(found).settings
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Classifier([SavedClassifier.read(store, name) for name in names], device)
 

@@ -18,8 +18,6 @@ from datadream.report.records import Gain, classifiers, in_order, mean_and_sd
 from datadream.run.layout import classifier_logits
 from datadream.run.store import RunStore
 
-VOTERS = ("real", "real+synthetic")
-"""The settings whose vote is measured."""
 # Logits of ImageNet's 50,000 photos are 200 MB: they are read in parts, of which three numbers a photo are kept.
 ROWS = 4096
 RESAMPLES = 10_000

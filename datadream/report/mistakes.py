@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from datadream.config import ExperimentConfig, public_method
-from datadream.report.judged import VOTERS, Difference, Judged, difference, judged, voted
+from datadream.report.judged import Difference, Judged, difference, judged, voted
 from datadream.report.pictures import Picture, photos
 from datadream.report.records import classifiers
 from datadream.report.tables import Cells, run_name
 from datadream.report.text import number
+from datadream.run.choice import VOTERS
 from datadream.run.layout import ClassifierMarker
 from datadream.run.store import RunStore
 

@@ -13,7 +13,7 @@ from datadream.report import records as metrics
 from datadream.report import text
 from datadream.report.curves import accuracy_by_images, accuracy_by_shots, gain_by_shots, run_charts
 from datadream.report.images import MEASURES, images_section
-from datadream.report.judged import VOTERS, vote_gains
+from datadream.report.judged import vote_gains
 from datadream.report.mistakes import VOTE, class_changes, differences, mistakes
 from datadream.report.pictures import MAX_CLASSES, class_pictures, sample_strips
 from datadream.report.published import Key, beside_paper, our_protocol, paper_protocols
@@ -34,6 +34,7 @@ from datadream.report.tables import (
     stage_ends,
     stage_rows,
 )
+from datadream.run.choice import VOTERS
 from datadream.run.layout import CONFIG, METRICS, PAGE
 from datadream.run.store import RunStore
 

@@ -28,7 +28,7 @@ from datadream.report.records import (
     method_of,
     selection_totals,
 )
-from datadream.report.text import count, number, shown_sd, signed
+from datadream.report.text import count, listing, number, shown_sd, signed
 from datadream.run.cell import images_store
 from datadream.run.choice import choose_setting
 from datadream.run.layout import DATASET, DATASET_FOLDER, STAGES, StageSeconds, stage_seconds
@@ -226,12 +226,14 @@ def next_steps(store: RunStore, shown: RunStore, config: ExperimentConfig) -> li
     steps = []
     if found := classifiers(shown):
         choice = choose_setting(found)
-        what = f"name what is on a photo, or on all in a folder, by {choice.setting} ({choice.reason})"
+        what = f"name what is on a photo, or on all in a folder, by {listing(choice.settings)} ({choice.reason})"
         steps.append((what, f"datadream predict {run} photo.jpg"))
         # A checkpoint holds no head of a closed form, and no learned words.
         no_checkpoint = {*GAUSSIAN_SETTINGS, *(TRAINED_SETTINGS if config.classify.context else ())}
         if plain := {name: marker for name, marker in found.items() if name not in no_checkpoint}:
-            setting = "" if choice.setting in plain else f" --setting {choose_setting(plain).setting}"
+            # Nor can it hold several that vote: then the one that trained on the most.
+            taken = choose_setting(plain).settings
+            setting = "" if taken == choice.settings and len(taken) == 1 else f" --setting {taken[-1]}"
             steps.append(("one checkpoint that plain open_clip loads", f"datadream export {run} --to clip{setting}"))
     if shown.exists(DATASET):
         load = f"from datasets import load_dataset; print(load_dataset('{run}/{DATASET_FOLDER}'))"

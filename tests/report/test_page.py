@@ -203,6 +203,16 @@ def test_what_to_do_next_exports_what_can_be_a_checkpoint(make_run):
     assert exports("none", "gda-real") == []
 
 
+def test_what_votes_is_no_checkpoint(make_run):
+    store, config = make_run("run", {})
+    for setting in ("real", "real+synthetic"):
+        write_setting(store, setting, 50.0, CLASS_NAMES, chosen_by="folds")
+    write_report(store, [(store, config)], config)
+    _, page = read_page(store)
+    assert "by real and real+synthetic (they vote: no validation photos compare them)" in page.text
+    assert "export . --to clip --setting real+synthetic" in page.text
+
+
 def test_a_method_of_the_users_own_is_named_without_its_folder(make_run, tmp_path):
     own = f"{tmp_path}/private/mine.py:make"
     cells = []
