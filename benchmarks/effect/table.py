@@ -13,7 +13,7 @@ from datadream.run.choice import choose_setting
 from datadream.run.layout import ClassifierMarker
 
 CHOSEN = "chosen"
-"""What `predict` would take of real and real+synthetic."""
+"""What `predict` would take of real and real+synthetic, were both in one run; a table has them in two."""
 VOTE = "vote"
 """The mean of the probabilities of real and real+synthetic."""
 PAIRS = (("real+synthetic", "real"), (CHOSEN, "real"), (VOTE, "real"), ("gda-real+synthetic", "gda-real"))

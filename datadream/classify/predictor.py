@@ -109,16 +109,13 @@ class Classifier:
             found.append({self.classes[label]: values[label] for label in order})
         return found
 
-    def save_checkpoint(self, folder: str | Path) -> Path:
-        """Write a checkpoint folder that plain open_clip loads as local-dir:<folder>, with LoRA merged into it.
-
-        Raises ValueError when the folder is not empty, when several classifiers vote, or when a Gaussian head or
-        learned words decide, which open_clip has not.
-        """
+    def check_checkpoint(self) -> None:
+        """Raises ValueError where there is no one checkpoint to save: several classifiers vote, or a Gaussian head or
+        learned words decide, which open_clip has not."""
         member, *others = self._members
         if others:
             raise ValueError(
-                "classifiers that vote are no one checkpoint. Export one with --setting, or use load_classifier."
+                "classifiers that vote are no one checkpoint. Export one by --setting real, or use load_classifier."
             )
         if member.head != "prompts":
             what = "a gda- classifier" if member.head == "Gaussian" else "a classifier of learned words"
@@ -126,6 +123,14 @@ class Classifier:
                 f"{what} is no CLIP checkpoint: its head is not made of prompts that can be written. "
                 "Export another setting with --setting, or use load_classifier."
             )
+
+    def save_checkpoint(self, folder: str | Path) -> Path:
+        """Write a checkpoint folder that plain open_clip loads as local-dir:<folder>, with LoRA merged into it.
+
+        Raises ValueError when the folder is not empty, and as `check_checkpoint` does.
+        """
+        self.check_checkpoint()
+        member = self._members[0]
         return save_checkpoint(member.clip, member.model_id, folder)
 
 

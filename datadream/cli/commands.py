@@ -199,7 +199,8 @@ def _use_classifier(arguments: argparse.Namespace) -> Callable[[], None]:
         raise ValueError(f"--to is {arguments.to!r}: a checkpoint needs a local folder. Copy it from there.")
     classifier = load_classifier(arguments.run, arguments.setting and arguments.setting.split(","))
     if arguments.command == "export":
-        return partial(print, f"local-dir:{classifier.save_checkpoint(arguments.to)}")
+        classifier.check_checkpoint()
+        return lambda: print(f"local-dir:{classifier.save_checkpoint(arguments.to)}")
     if arguments.top < 1:
         raise ValueError(f"--top is {arguments.top}: expected 1 or more classes to print.")
     photos = [path for asked in arguments.photos for path in _photos_of(asked)]

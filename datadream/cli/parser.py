@@ -69,11 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
             run_help = "the run's folder: a path or any fsspec URL; `datadream COMMAND URL` is short for it"
             add("--run", metavar="URL", help=run_help)
         if name in CLASSIFIER_COMMANDS:
-            add(
-                "--setting",
-                metavar="NAME",
-                help="which classifier, or several that vote: A,B (default: the best on validation photos)",
-            )
+            several = ", or several that vote: A,B" if name == "predict" else ""
+            add("--setting", metavar="NAME", help=f"which classifier{several} (default: what the run's page names)")
         if name == "suite":
             add(
                 "suite",

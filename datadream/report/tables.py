@@ -231,9 +231,9 @@ def next_steps(store: RunStore, shown: RunStore, config: ExperimentConfig) -> li
         # A checkpoint holds no head of a closed form, and no learned words.
         no_checkpoint = {*GAUSSIAN_SETTINGS, *(TRAINED_SETTINGS if config.classify.context else ())}
         if plain := {name: marker for name, marker in found.items() if name not in no_checkpoint}:
-            # Nor can it hold several that vote: then the one that trained on the most.
+            # Nor can it hold several that vote: then the first, that of photos alone.
             taken = choose_setting(plain).settings
-            setting = "" if taken == choice.settings and len(taken) == 1 else f" --setting {taken[-1]}"
+            setting = "" if taken == choice.settings and len(taken) == 1 else f" --setting {taken[0]}"
             steps.append(("one checkpoint that plain open_clip loads", f"datadream export {run} --to clip{setting}"))
     if shown.exists(DATASET):
         load = f"from datasets import load_dataset; print(load_dataset('{run}/{DATASET_FOLDER}'))"

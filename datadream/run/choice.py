@@ -11,9 +11,10 @@ from datadream.config import Setting
 from datadream.run.layout import ClassifierMarker
 
 VOTERS = ("real", "real+synthetic")
-"""Where nothing speaks for either, their mean probability is taken. Images of what a generator does not know can cost
-points, and the vote cost next to none: over three sets with one photo per class, real+synthetic is -1.3 +- 1.1 points
-beside real and the vote -0.1 +- 1.2; with four photos +0.2 +- 1.6 and +0.9 +- 1.6 (benchmarks/RESULTS.md)."""
+"""Where nothing speaks for either, their mean probability is taken. Images can cost points, and the vote costs less:
+over three sets with one photo per class, real+synthetic is -1.3 +- 1.1 points beside real and the vote -0.1 +- 1.2;
+with four photos +0.2 +- 1.6 and +0.9 +- 1.6 (benchmarks/RESULTS.md)."""
+PHOTOS_ALONE = ("real", "gda-real")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +64,7 @@ def choose_setting(found: Mapping[str, ClassifierMarker]) -> Choice:
     why = "no validation photos compare them"
     if set(VOTERS) <= found.keys():
         return Choice(VOTERS, f"they vote: {why}")
+    for alone in PHOTOS_ALONE:
+        if alone in found:
+            return Choice((alone,), f"of photos alone: {why}")
     return Choice((most,), f"trained on the most, and {why}")

@@ -43,10 +43,16 @@ def test_where_nothing_compares_them_photos_with_and_without_images_vote():
     assert choose_setting(on_test).names == "real,real+synthetic"
 
 
-def test_of_others_the_one_that_trained_on_the_most():
+def test_of_others_photos_alone_and_else_what_trained_on_the_most():
     nothing = {name: marker(None, None, 0) for name in ("real", "gda-real", "zero-shot")}
     assert choose_setting(nothing).names == "real"
-    assert choose_setting(nothing).reason == "trained on the most, and no validation photos compare them"
+    assert choose_setting(nothing).reason == "of photos alone: no validation photos compare them"
+    assert choose_setting(nothing | {"synthetic": marker(100.0, "shots")}).names == "real"
+    closed = {"gda-real": marker(60.0, "folds"), "gda-real+synthetic": marker(70.0, "folds")}
+    assert choose_setting(closed).names == "gda-real"
+    images = {"zero-shot": marker(None, None, 0), "synthetic": marker(100.0, "shots")}
+    assert choose_setting(images).names == "synthetic"
+    assert choose_setting(images).reason == "trained on the most, and no validation photos compare them"
     assert choose_setting({"zero-shot": marker(None, None, 0)}).reason == "the only one"
 
 

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from datadream.data.decode import IMAGE_SUFFIXES
+from datadream.data.image_folder import is_litter
 from datadream.models.tiny.painting import EXTENT, MASK_SIZE
 
 FREE = {
@@ -118,6 +119,9 @@ def draw(collection: Mapping[str, Any], name: str, longer: int) -> Image.Image:
 def read_drawings(archive: Path, unlike: Iterable[Path] = ()) -> tuple[Drawings, Drawings]:
     """Draw the icons of @iconify/json's .tgz that are free, in no benchmark and of a name that several sets share, but
     those that look like a picture below the folders `unlike`. Returns what to learn from, and what is held out."""
+    # First, because one that cannot be read ends it.
+    paths = [path for folder in unlike for path in sorted(folder.rglob("*")) if _is_photo(path)]
+    refused = [ink for path in paths if (ink := ink_of(path)) is not None]
     with TemporaryDirectory() as folder:
         with tarfile.open(archive) as package:
             package.extractall(folder, filter="data")
@@ -130,8 +134,6 @@ def read_drawings(archive: Path, unlike: Iterable[Path] = ()) -> tuple[Drawings,
             )
     found = [(name, *each) for name, made in zip(chosen, drawn, strict=True) for each in made]
     inks = [pixels if pixels.ndim == 2 else pixels[..., 3] for *_, pixels in found]
-    paths = [path for folder in unlike for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-    refused = [ink for path in sorted(paths) if (ink := ink_of(path)) is not None]
     is_new = _is_new(torch.from_numpy(np.stack(inks)), refused).tolist()
     found = [each for each, new in zip(found, is_new, strict=True) if new]
     learnt, held_out = ([each for each in found if _is_held_out(each[0]) == kind] for kind in (False, True))
@@ -160,7 +162,7 @@ def chosen_icons(icons: Mapping[str, Sequence[str]], about: Mapping[str, Any]) -
 
 def ink_of(path: Path) -> np.ndarray[Any, Any] | None:
     """What a picture shows as a mask [64, 64], fitted as drawings are; None of a picture of one colour."""
-    image = Image.open(path).convert("RGBA")
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
     opacity = np.asarray(image.getchannel("A"))
     if opacity.min() == 255:
         # Without a transparent ground, what differs from the corner.
@@ -204,6 +206,10 @@ def _icons(root: Path, name: str) -> list[str]:
 def _is_fit(name: str, about: Mapping[str, Any]) -> bool:
     is_free = about["license"].get("spdx") in FREE
     return is_free and name not in HELD_OUT | UNFIT and about.get("category") not in UNFIT_CATEGORIES
+
+
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_litter(path.name) and path.is_file()
 
 
 def _is_held_out(name: str) -> bool:
@@ -251,7 +257,9 @@ def _is_new(shapes: Tensor, refused: Sequence[np.ndarray[Any, Any]]) -> Tensor:
     """Whether each of shapes [n, 64, 64] is unlike all that are refused."""
     if not refused:
         return torch.ones(len(shapes), dtype=torch.bool)
-    return (_grids(shapes) @ _grids(torch.from_numpy(np.stack(refused))).T).amax(dim=1) <= ALIKE
+    known = _grids(torch.from_numpy(np.stack(refused))).T
+    # In parts: 70,000 drawings beside 10,000 photos are 2.8 GB.
+    return torch.cat([(part @ known).amax(dim=1) <= ALIKE for part in _grids(shapes).split(1024)])
 
 
 def _grids(shapes: Tensor) -> Tensor:
