@@ -193,6 +193,13 @@ def test_a_checkpoint_is_a_local_folder(run, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "clip" / "open_clip_config.json").is_file()
 
 
+def test_what_cannot_be_one_checkpoint_is_refused_before_work(run, tmp_path, capsys):
+    for setting, why in (("zero-shot,real", "Export one by --setting real"), ("gda-real", "is no CLIP checkpoint")):
+        assert main(["export", run, "--to", str(tmp_path / "clip"), "--setting", setting]) == 2
+        assert why in capsys.readouterr().err
+    assert not (tmp_path / "clip").exists()
+
+
 def test_bad_input_is_one_clear_error(run, tmp_path, capsys):
     def error(*arguments: str) -> str:
         assert main(["predict", *arguments]) == 2
