@@ -24,11 +24,6 @@ class Choice:
     settings: tuple[str, ...]
     reason: str
 
-    @property
-    def names(self) -> str:
-        """As `--setting` takes them."""
-        return ",".join(self.settings)
-
 
 def choose_setting(found: Mapping[str, ClassifierMarker]) -> Choice:
     """Choose among settings by what their markers say: `val_top1`, `n_val` and `chosen_by`.

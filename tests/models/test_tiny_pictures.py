@@ -192,6 +192,8 @@ def test_a_backbone_is_made_by_the_command_stage_after_stage(archive, tmp_path, 
 
     with pytest.raises(SystemExit):
         run("vae")  # nothing is drawn yet
+    with pytest.raises(SystemExit):
+        run("draw", "--icons", str(archive), "--unlike", str(tmp_path / "nowhere"))
     run("draw", "--icons", str(archive))
     for stage in ("vae", "clip", "unet"):
         run(stage, "--steps", "1")

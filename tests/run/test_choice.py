@@ -13,24 +13,24 @@ def marker(val_top1: float | None, chosen_by: str | None, n_val: int = 40) -> Cl
 def test_validation_photos_choose_whatever_was_trained_on():
     found = {"zero-shot": marker(70.0, None), "real": marker(92.5, "val"), "real+synthetic": marker(90.0, "val")}
     choice = choose_setting(found)
-    assert (choice.names, choice.reason) == ("real", "best of 3 on 40 validation photos, 92.5 %")
-    assert choose_setting(found | {"real+synthetic": marker(95.0, "val")}).names == "real+synthetic"
-    assert choose_setting(found | {"zero-shot": marker(97.5, None)}).names == "zero-shot"
+    assert (choice.settings, choice.reason) == (("real",), "best of 3 on 40 validation photos, 92.5 %")
+    assert choose_setting(found | {"real+synthetic": marker(95.0, "val")}).settings == ("real+synthetic",)
+    assert choose_setting(found | {"zero-shot": marker(97.5, None)}).settings == ("zero-shot",)
 
 
 def test_of_equals_the_one_that_trained_on_more():
     found = {"real": marker(90.0, "val"), "real+synthetic": marker(90.0, "val"), "synthetic": marker(90.0, "val")}
-    assert choose_setting(found).names == "real+synthetic"
+    assert choose_setting(found).settings == ("real+synthetic",)
 
 
 def test_folds_can_only_speak_against_generated_images():
     """Images have seen the shots that a fold leaves out."""
     shots = {"zero-shot": marker(None, None, 0), "synthetic": marker(100.0, "shots")}
     against = choose_setting(shots | {"real": marker(85.0, "folds"), "real+synthetic": marker(82.5, "folds")})
-    assert against.names == "real"
+    assert against.settings == ("real",)
     assert against.reason == "85.0 % on shots left out, and 82.5 % with generated images"
     for_them = choose_setting(shots | {"real": marker(85.0, "folds"), "real+synthetic": marker(87.5, "folds")})
-    assert for_them.names == "real,real+synthetic"
+    assert for_them.settings == ("real", "real+synthetic")
 
 
 def test_where_nothing_compares_them_photos_with_and_without_images_vote():
@@ -38,20 +38,20 @@ def test_where_nothing_compares_them_photos_with_and_without_images_vote():
     assert choose_setting(nothing).settings == ("real", "real+synthetic")
     assert choose_setting(nothing).reason == "they vote: no validation photos compare them"
     # Without validation photos zero-shot's figure is of the shots: of one photo a class no fold can be made.
-    assert choose_setting(nothing | {"zero-shot": marker(71.3, None, 10)}).names == "real,real+synthetic"
+    assert choose_setting(nothing | {"zero-shot": marker(71.3, None, 10)}).settings == ("real", "real+synthetic")
     on_test = {"real": marker(None, "test", 0), "real+synthetic": marker(None, "test", 0)}
-    assert choose_setting(on_test).names == "real,real+synthetic"
+    assert choose_setting(on_test).settings == ("real", "real+synthetic")
 
 
 def test_of_others_photos_alone_and_else_what_trained_on_the_most():
     nothing = {name: marker(None, None, 0) for name in ("real", "gda-real", "zero-shot")}
-    assert choose_setting(nothing).names == "real"
+    assert choose_setting(nothing).settings == ("real",)
     assert choose_setting(nothing).reason == "of photos alone: no validation photos compare them"
-    assert choose_setting(nothing | {"synthetic": marker(100.0, "shots")}).names == "real"
+    assert choose_setting(nothing | {"synthetic": marker(100.0, "shots")}).settings == ("real",)
     closed = {"gda-real": marker(60.0, "folds"), "gda-real+synthetic": marker(70.0, "folds")}
-    assert choose_setting(closed).names == "gda-real"
+    assert choose_setting(closed).settings == ("gda-real",)
     images = {"zero-shot": marker(None, None, 0), "synthetic": marker(100.0, "shots")}
-    assert choose_setting(images).names == "synthetic"
+    assert choose_setting(images).settings == ("synthetic",)
     assert choose_setting(images).reason == "trained on the most, and no validation photos compare them"
     assert choose_setting({"zero-shot": marker(None, None, 0)}).reason == "the only one"
 
@@ -61,7 +61,7 @@ def test_markers_of_older_versions_do_not_say_what_chose():
         name: ClassifierMarker.from_json({"setting": name, "top1": 50.0, "val_top1": val_top1})
         for name, val_top1 in (("real", 80.0), ("synthetic", 90.0))
     }
-    assert choose_setting(older).names == "synthetic"
+    assert choose_setting(older).settings == ("synthetic",)
 
 
 def test_a_run_without_classifiers_has_none_to_choose():

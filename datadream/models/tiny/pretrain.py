@@ -65,6 +65,9 @@ def main() -> None:
     if arguments.stage == "draw" or (arguments.stage, arguments.diet) == ("all", "pictures"):
         if not arguments.icons:
             parser.error("--stage draw needs --icons FILE.")
+        # A folder that is not there would hold nothing to leave out, and nobody would see it.
+        if missing := [path for path in (arguments.icons, *arguments.unlike) if not path.exists()]:
+            parser.error(f"{missing[0]} does not exist.")
         torch.save(read_drawings(arguments.icons, arguments.unlike), unfinished := drawn.with_suffix(".tmp"))
         unfinished.replace(drawn)
         # All that was trained knew other drawings.

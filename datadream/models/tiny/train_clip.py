@@ -45,7 +45,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 
 class Tokens:
-    """Token ids of captions, each spelled once: spelling a batch anew would take a third of a step."""
+    """Token ids of captions, each spelled once."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         self.tokenizer = tokenizer
