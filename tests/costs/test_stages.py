@@ -1,6 +1,7 @@
 """What a run takes: units are counted as the stages count them, and more workers or faster ones never take longer."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,19 @@ def test_trials_are_those_of_every_rung_that_are_not_finished(tmp_path):
     assert counted([cell])["search"] == 4
     cell.store.write_json(search_marker("real"), {})
     assert counted([cell]) == {"classify": 1}
+
+
+def test_a_closed_form_reads_its_views_and_those_of_the_folds_that_choose_its_weight(tmp_path):
+    def read(folds: int) -> float:
+        knobs = {"settings": ["gda-real"], "folds": folds}
+        (cell,) = cells_of(recipes.digits(method="none", classify=knobs), RunStore(str(tmp_path)))
+        cell.few_shot = replace(cell.few_shot, val=())
+        (stage,) = stages_of([cell], H100)
+        return stage.work / constants_of(cell.config, H100).read - len(cell.few_shot.test)
+
+    # Ten views of 40 shots; with two folds, ten of 20 shots in each, and the shots that were left out.
+    assert read(0) == pytest.approx(400)
+    assert read(2) == pytest.approx(400 + 2 * 200 + 40)
 
 
 def test_a_table_counts_all_of_its_runs():
