@@ -99,7 +99,7 @@ def pictures_diet(font_dirs: Sequence[Path], learnt: Drawings, held_out: Drawing
         budgets={
             "vae": Budget(steps=2500, batch_size=32),
             "clip": Budget(steps=2500, batch_size=160),
-            "unet": Budget(steps=6500, batch_size=64, cached_images=40_960, renew_every=20),
+            "unet": Budget(steps=13_000, batch_size=64, cached_images=40_960, renew_every=20),
         },
         text_from_clip=True,
         icon_sets=learnt.sets,
