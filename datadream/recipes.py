@@ -65,10 +65,12 @@ def digits(**changes: Any) -> ExperimentConfig:
 def laptop(**changes: Any) -> ExperimentConfig:
     """Your own pictures with the embedded tiny backbone, on any laptop and without downloads: set data.source.
 
-    It has seen printed letters and digits alone, at 32 x 32 pixels: enough to try everything, and for characters and
-    simple signs. For photographs take `paper`.
+    It has seen letters, digits and drawings of 5,900 things, at 32 x 32 pixels: enough to try everything, and for
+    signs and drawings. For photographs take `paper`; for characters the backbone of `digits` reads better.
     """
     pictures = {
+        "diffusion.model": "package://datadream.models.tiny/pictures/diffusion",
+        "classify.model": "package://datadream.models.tiny/pictures/clip",
         "adapt.steps_per_class": 100,
         "generate.images_per_class": 100,
         "classify.augment.crop_from": "photo",

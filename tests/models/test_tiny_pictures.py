@@ -14,14 +14,18 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from datadream import recipes
+from datadream.models import tiny
+from datadream.models.source import resolve
 from datadream.models.tiny import drawings as drawings_module
 from datadream.models.tiny import pretrain, train_clip, train_vae
-from datadream.models.tiny.drawings import Drawings, chosen_icons, draw, read_drawings, subject_of
+from datadream.models.tiny.drawings import FREE, Drawings, chosen_icons, draw, read_drawings, subject_of
 from datadream.models.tiny.glyphs import CLASS_NAMES
 from datadream.models.tiny.painting import IMAGE_SIZE, bend, restroke
 from datadream.models.tiny.pictures import Pictures
 from datadream.models.tiny.train_unet import train_unet
 
+SHIPPED = Path(tiny.__file__).parent / "pictures"
 SQUARE = '<path fill="currentColor" d="M4 4h16v16H4z"/>'
 BAR = '<path fill="currentColor" d="M2 9h20v6H2z"/>'
 HELD_OUT = {"plain1", "more-colors"}
@@ -222,3 +226,32 @@ def test_masks_stay_masks_however_they_are_drawn(change, seed, drawings):
     assert made.shape == masks.shape
     assert 0 <= made.min() <= made.max() <= 1
     assert (made.mean(dim=(1, 2, 3)) > 0.3 * masks.mean(dim=(1, 2, 3))).all()
+
+
+def test_what_the_shipped_one_learnt_from_is_free_listed_and_no_benchmarks():
+    sets = json.loads((SHIPPED / "drawings.json").read_text())
+    assert len(sets) > 100
+    assert {each["licence"] for each in sets} <= FREE
+    assert all(each["author"] and each["drawings"] for each in sets)
+    assert not {each["name"] for each in sets} & drawings_module.HELD_OUT
+
+
+def test_recipe_laptop_has_the_shipped_one_and_its_clip_knows_its_generators_letters():
+    config = recipes.laptop()
+    folder, clip_folder = resolve(config.diffusion.model), f"local-dir:{resolve(config.classify.model)}"
+    assert Path(folder) == SHIPPED / "diffusion"
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = [f"a photo of a letter {letter}" for letter in "AHKOSTXZ"]
+    drawn = pipeline(
+        prompts,
+        num_inference_steps=12,
+        height=IMAGE_SIZE,
+        width=IMAGE_SIZE,
+        generator=[rng(seed) for seed in range(len(prompts))],
+    ).images
+    model, _, preprocess = open_clip.create_model_and_transforms(clip_folder)
+    with torch.inference_mode():
+        texts = model.eval().encode_text(open_clip.get_tokenizer(clip_folder)(prompts), normalize=True)
+        images = model.encode_image(torch.stack([preprocess(image) for image in drawn]), normalize=True)
+    assert ((images @ texts.T).argmax(dim=1) == torch.arange(len(prompts))).sum() >= 6

@@ -7,7 +7,7 @@ python -m datadream.models.tiny.pretrain --stage export --work WORK
 
 `vae` comes before `unet`, and with --diet pictures `clip` does too: its text tower becomes the text encoder. `vae` and
 `clip` can run side by side. Budgets are steps, not seconds, and each process uses one thread unless --threads says
-more: on two cores, two processes beat one on both, and `unet` alone takes 0.30 s a step on both, 0.40 s on one. `unet`
+more: on two cores, two processes beat one on both, and what runs alone, as `unet` does, is best given both. `unet`
 goes on after a kill.
 
 --diet pictures begins with a stage `draw`, which takes --icons, the .tgz of `npm pack @iconify/json@2.2.535`, and
