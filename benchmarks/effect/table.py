@@ -48,9 +48,11 @@ def differences(rows: Sequence[dict[str, Any]], name: str, shots: int, ours: str
     made = []
     for seed in sorted({row["seed"] for row in own}):
         found = {row["setting"]: row for row in own if row["seed"] == seed}
-        both = {arm: ClassifierMarker.from_json(found[arm]) for arm in ("real", "real+synthetic")}
-        chosen = choose_setting(both).settings
-        arm = ours if ours != CHOSEN else VOTE if len(chosen) > 1 else chosen[0]
+        both = {each: ClassifierMarker.from_json(found[each]) for each in ("real", "real+synthetic")}
+        arm = ours
+        if ours == CHOSEN:
+            taken = choose_setting(both).settings
+            arm = VOTE if len(taken) > 1 else taken[0]
         made.append(found[arm]["top1"] - found[other]["top1"])
     return made
 

@@ -13,7 +13,7 @@ from datadream.run.layout import ClassifierMarker
 VOTERS = ("real", "real+synthetic")
 """Where nothing speaks for either, their mean probability is taken. Images can cost points, and the vote costs less:
 over three sets with one photo per class, real+synthetic is -1.3 +- 1.1 points beside real and the vote -0.1 +- 1.2;
-with four photos +0.2 +- 1.6 and +0.9 +- 1.6 (benchmarks/RESULTS.md)."""
+with four photos +0.2 +- 1.6 and +0.9 +- 1.6 (the embedded backbone that knows print; benchmarks/RESULTS.md)."""
 PHOTOS_ALONE = ("real", "gda-real")
 
 

@@ -176,8 +176,8 @@ def test_pictures_of_frequent_names_can_come_more_often():
     pictures = Pictures(glyphs=blank[None, :1].expand(1, len(CLASS_NAMES), 64, 64), drawings=drawn)
     shown = {often: pictures.sample(1500, rng(), glyph_share=0, often=often).subjects for often in (False, True)}
     # 80 % are plain drawings, of which 9 in 10, or by count 81 in 83, have the frequent name.
-    assert shown[False].count("often") / 1500 == pytest.approx(0.72, abs=0.05)
-    assert shown[True].count("often") / 1500 == pytest.approx(0.8 * 81 / 83, abs=0.05)
+    assert shown[False].count("often") / 1500 == pytest.approx(0.72, abs=0.03)
+    assert shown[True].count("often") / 1500 == pytest.approx(0.8 * 81 / 83, abs=0.03)
 
 
 def test_a_backbone_is_made_by_the_command_stage_after_stage(archive, tmp_path, monkeypatch):
