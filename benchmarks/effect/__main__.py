@@ -20,11 +20,10 @@ import yaml
 
 from benchmarks.compare import machine
 from benchmarks.effect.fetch import SETS, fetch
-from benchmarks.effect.table import VOTE, markdown, summary
+from benchmarks.effect.table import VOTES, markdown, summary
 from datadream import Experiment, recipes
 from datadream.config import ExperimentConfig
 from datadream.report.judged import voted
-from datadream.run.choice import VOTERS
 from datadream.run.layout import INTAKE, STAGES, StageSeconds, stage_seconds
 from datadream.runtime.session import connected
 
@@ -49,19 +48,21 @@ def network_evaluations(config: ExperimentConfig, n_classes: int) -> dict[str, i
 
 
 def votes(experiment: Experiment) -> list[dict[str, Any]]:
-    """top1 of what `predict --setting real,real+synthetic` takes, by the logits that the runs keep; a row a seed."""
+    """top1 of what `predict --setting real,real+synthetic` and the like take, by the logits that the runs keep; a row
+    for each seed and vote."""
     # In a table the baselines are a run of their own.
     stores = {
         (cell.config.seed, each): cell.store for cell in experiment.cells for each in cell.config.classify.settings
     }
     made = []
     for seed in sorted({seed for seed, _ in stores}):
-        found = voted([(stores[seed, voter], voter) for voter in VOTERS])
-        if found is None:
-            raise RuntimeError(
-                f"{experiment.store.url}: the classifiers of seed {seed} have no test photos in common."
-            )
-        made.append({"seed": seed, "setting": VOTE, "top1": 100 * float(found.hits.mean())})
+        for name, voters in VOTES.items():
+            found = voted([(stores[seed, voter], voter) for voter in voters])
+            if found is None:
+                raise RuntimeError(
+                    f"{experiment.store.url}: the classifiers of seed {seed} have no test photos in common."
+                )
+            made.append({"seed": seed, "setting": name, "top1": 100 * float(found.hits.mean())})
     return made
 
 

@@ -9,14 +9,27 @@ from typing import Any
 
 from scipy.stats import t
 
-from datadream.run.choice import choose_setting
+from datadream.run.choice import VOTERS, choose_setting
 from datadream.run.layout import ClassifierMarker
 
 CHOSEN = "chosen"
-"""What `predict` would take of real and real+synthetic, were both in one run; a table has them in two."""
+"""What `predict` would take of zero-shot, real and real+synthetic, were all in one run; a table has them in two."""
 VOTE = "vote"
 """The mean of the probabilities of real and real+synthetic."""
-PAIRS = (("real+synthetic", "real"), (CHOSEN, "real"), (VOTE, "real"), ("gda-real+synthetic", "gda-real"))
+VOTE_WITH_ZERO_SHOT = "vote, zero-shot too"
+VOTE_WITHOUT_IMAGES = "vote, real and zero-shot"
+VOTES = {
+    VOTE: VOTERS,
+    VOTE_WITH_ZERO_SHOT: (*VOTERS, "zero-shot"),
+    VOTE_WITHOUT_IMAGES: ("real", "zero-shot"),
+}
+PAIRS = (
+    ("real+synthetic", "real"),
+    (CHOSEN, "real"),
+    (VOTE, "real"),
+    (VOTE_WITH_ZERO_SHOT, VOTE_WITHOUT_IMAGES),
+    ("gda-real+synthetic", "gda-real"),
+)
 """Whose difference is what generated images add."""
 
 
@@ -48,11 +61,13 @@ def differences(rows: Sequence[dict[str, Any]], name: str, shots: int, ours: str
     made = []
     for seed in sorted({row["seed"] for row in own}):
         found = {row["setting"]: row for row in own if row["seed"] == seed}
-        both = {each: ClassifierMarker.from_json(found[each]) for each in ("real", "real+synthetic")}
         arm = ours
         if ours == CHOSEN:
-            taken = choose_setting(both).settings
-            arm = VOTE if len(taken) > 1 else taken[0]
+            # Of its classes the choice needs the number alone.
+            classes = {"per_class": [{}] * own[0]["intake"]["classes"]}
+            markers = {each: ClassifierMarker.from_json(found[each] | classes) for each in VOTES[VOTE_WITH_ZERO_SHOT]}
+            taken = choose_setting(markers).settings
+            arm = next((name for name, voters in VOTES.items() if voters == taken), taken[0])
         made.append(found[arm]["top1"] - found[other]["top1"])
     return made
 
@@ -82,7 +97,8 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     """The summary as a table."""
     arms = ("zero-shot", "gda-real", "real", "synthetic", "gda-real+synthetic", "real+synthetic")
-    head = ["set", "photos per class", "test photos", *(f"`{arm}`" for arm in arms), "gain", CHOSEN, VOTE, "gain, GDA"]
+    gained = [f"{ours} − {other}" for ours, other in PAIRS]
+    head = ["set", "photos per class", "test photos", *(f"`{arm}`" for arm in arms), *gained]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in result["summary"]:
         test = str(row["intake"]["test"]) if "intake" in row else ""

@@ -85,19 +85,21 @@ def test_intervals_are_students():
 
 
 def row(name: str, seed: int, setting: str, top1: float) -> dict:
-    told = {"intake": {"test": 50}, "cost": {}, "chosen_by": "val", "val_top1": top1 + 1, "n_val": 20}
+    told = {"intake": {"test": 50, "classes": 4}, "cost": {}, "chosen_by": "val", "val_top1": top1 + 1, "n_val": 20}
     return {"set": name, "shots": 4, "seed": seed, "setting": setting, "top1": top1} | told
 
 
 def test_gains_are_paired_by_seed_and_so_is_the_choice():
     both = {"gda-real": (50.0, 60.0), "real": (60.0, 80.0), "gda-real+synthetic": (50.0, 61.0)}
-    both |= {"real+synthetic": (62.0, 79.0), "vote": (63.0, 80.0)}
+    both |= {"real+synthetic": (62.0, 79.0), "zero-shot": (20.0, 20.0), "vote": (63.0, 80.0)}
+    both |= {"vote, zero-shot too": (64.0, 80.0), "vote, real and zero-shot": (61.0, 80.0)}
     rows = [row("toy", seed, arm, top1[seed]) for arm, top1 in both.items() for seed in (0, 1)]
     found, everything = summary(rows)
     assert found["top1"]["real"] == 70.0
     assert found["gains"]["real+synthetic"]["mean"] == 0.5
     assert found["gains"]["chosen"]["mean"] == 1.0, "the first seed takes the images, the second does not"
     assert found["gains"]["vote"]["mean"] == 1.5
+    assert found["gains"]["vote, zero-shot too"]["mean"] == 1.5, "beside the vote without images"
     assert everything["gains"]["gda-real+synthetic"]["mean"] == 0.5
     text = markdown({"summary": [found, everything], "failed": {"other-k4": "no photos"}})
     assert "| toy | 4 | 50 |" in text

@@ -13,12 +13,12 @@ from datadream.report.judged import Difference, Judged, difference, judged, vote
 from datadream.report.pictures import Picture, photos
 from datadream.report.records import classifiers
 from datadream.report.tables import Cells, run_name
-from datadream.report.text import number
-from datadream.run.choice import VOTERS
+from datadream.report.text import listing, number
+from datadream.run.choice import VOTERS, choose_setting
 from datadream.run.layout import ClassifierMarker
 from datadream.run.store import RunStore
 
-VOTE = f"vote of {' and '.join(VOTERS)}"
+VOTE = f"vote of {listing(VOTERS)}"
 MAX_MISTAKES = 12
 MAX_PAIRS = 8
 # Classes of a confusion matrix that can be read on a page.
@@ -98,12 +98,15 @@ class ClassChanges:
 
 def differences(store: RunStore, config: ExperimentConfig) -> list[Difference]:
     """Every setting of one run against its real photos alone, paired by test photo, and at last the vote of the two
-    that `predict --setting real,real+synthetic` asks."""
+    that `predict --setting real,real+synthetic` asks, and that of those which `predict` asks where others vote."""
     real = judged(store, "real")
     if real is None:
         return []
-    others = [(setting, judged(store, setting)) for setting in classifiers(store) if setting != "real"]
-    others.append((VOTE, voted([(store, voter) for voter in VOTERS])))
+    markers = classifiers(store)
+    others = [(setting, judged(store, setting)) for setting in markers if setting != "real"]
+    for voters in dict.fromkeys([VOTERS, choose_setting(markers).settings]):
+        if len(voters) > 1:
+            others.append((f"vote of {listing(voters)}", voted([(store, voter) for voter in voters])))
     found = (difference(name, other, real, config.seed) for name, other in others if other)
     return [each for each in found if each]
 

@@ -162,7 +162,8 @@ def write_setting(
     top1: float | None,
     class_names: tuple[str, ...],
     n_test: int = 300,
-    chosen_by: str = "val",
+    chosen_by: str | None = "val",
+    val_top1: float | None = 80.0,
 ) -> None:
     trained = setting != "zero-shot"
     curve = [{"step": step, "loss": math.exp(-step / 50), "val_top1": 60 + step / 5} for step in range(20, 101, 20)]
@@ -182,7 +183,7 @@ def write_setting(
         setting=setting,
         top1=top1,
         chosen_by=chosen_by if trained else None,
-        val_top1=80.0,
+        val_top1=val_top1,
         n_val=120,
         best_step=100 if trained else 0,
         curve=curve if trained else [],

@@ -213,6 +213,22 @@ def test_what_votes_is_no_checkpoint(make_run):
     assert re.search(r"export \. --to clip --setting real(?!\+)", page.text)
 
 
+def test_of_one_photo_a_class_the_page_says_what_zero_shot_adds_to_the_vote(make_run):
+    store, config = make_run("run", {})
+    labels = [0] * 4 + [1] * 4 + [2] * 4
+    for setting, first, of_shots in (("real", 1, None), ("real+synthetic", 0, None), ("zero-shot", 1, 70.0)):
+        write_setting(store, setting, 50.0, CLASS_NAMES, chosen_by=None, val_top1=of_shots)
+        write_logits(store, setting, labels, [first, *labels[1:]], 3)
+    write_report(store, [(store, config)], config)
+    _, page = read_page(store)
+    assert "by real, real+synthetic and zero-shot (they vote: no validation photos compare them" in page.text
+    # Of equally probable classes the first one is taken.
+    assert "vote of real and real+synthetic +8.3" in page.text
+    assert "vote of real, real+synthetic and zero-shot +0.0" in page.text
+    assert "predict . PHOTOS --setting real,real+synthetic asks both" in page.text
+    assert re.search(r"export \. --to clip --setting real(?!\+)", page.text)
+
+
 def test_a_method_of_the_users_own_is_named_without_its_folder(make_run, tmp_path):
     own = f"{tmp_path}/private/mine.py:make"
     cells = []

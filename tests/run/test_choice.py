@@ -7,7 +7,8 @@ from datadream.run.layout import ClassifierMarker
 
 
 def marker(val_top1: float | None, chosen_by: str | None, n_val: int = 40) -> ClassifierMarker:
-    return ClassifierMarker(setting="", top1=None, val_top1=val_top1, chosen_by=chosen_by, n_val=n_val)
+    ten = [{"name": f"class {label}"} for label in range(10)]
+    return ClassifierMarker(setting="", top1=None, val_top1=val_top1, chosen_by=chosen_by, n_val=n_val, per_class=ten)
 
 
 def test_validation_photos_choose_whatever_was_trained_on():
@@ -37,10 +38,25 @@ def test_where_nothing_compares_them_photos_with_and_without_images_vote():
     nothing = {name: marker(None, None, 0) for name in ("real", "gda-real", "real+synthetic", "zero-shot")}
     assert choose_setting(nothing).settings == ("real", "real+synthetic")
     assert choose_setting(nothing).reason == "they vote: no validation photos compare them"
-    # Without validation photos zero-shot's figure is of the shots: of one photo a class no fold can be made.
-    assert choose_setting(nothing | {"zero-shot": marker(71.3, None, 10)}).settings == ("real", "real+synthetic")
     on_test = {"real": marker(None, "test", 0), "real+synthetic": marker(None, "test", 0)}
-    assert choose_setting(on_test).settings == ("real", "real+synthetic")
+    assert choose_setting(on_test | {"zero-shot": marker(70.0, None, 10)}).settings == ("real", "real+synthetic")
+
+
+def test_of_one_photo_a_class_zero_shot_votes_where_it_knows_the_classes():
+    """Its figure is of the shots then, of which no fold can be made."""
+    trained = {"real": marker(None, None, 0), "real+synthetic": marker(None, None, 0)}
+    knows, guesses = {"zero-shot": marker(20.0, None, 10)}, {"zero-shot": marker(10.0, None, 10)}
+    choice = choose_setting(trained | knows)
+    assert choice.settings == ("real", "real+synthetic", "zero-shot")
+    assert choice.reason == (
+        "they vote: no validation photos compare them, and zero-shot recognises 20.0 % of the shots"
+    )
+    assert choose_setting(trained | guesses).settings == ("real", "real+synthetic")
+    assert choose_setting({"real": trained["real"]} | knows).settings == ("real", "zero-shot")
+    assert choose_setting({"real": trained["real"]} | guesses).settings == ("real",)
+    by_folds = {name: marker(50.0, "folds") for name in trained}
+    assert choose_setting(by_folds | knows).settings == ("real", "real+synthetic")
+    assert choose_setting({"gda-real": marker(None, None, 0)} | knows).settings == ("gda-real",)
 
 
 def test_of_others_photos_alone_and_else_what_trained_on_the_most():
