@@ -14,7 +14,9 @@ from datadream.config.data import DataConfig
 from datadream.config.generate import PRESET_KNOBS, GenerateConfig
 from datadream.config.section import Section, flatten, knobs, nearest, parse, replace_dotted
 
-MethodName = Literal["none", "zero-shot", "language", "is-synth", "disef", "loft", "datadream-dset", "datadream-cls"]
+MethodName = Literal[
+    "none", "zero-shot", "language", "is-synth", "disef", "loft", "datadream-dset", "datadream-mix", "datadream-cls"
+]
 """The methods of this package."""
 
 
@@ -56,8 +58,9 @@ class ExperimentConfig(Section):
 
     method: AnyMethod = "datadream-cls"
     """Adapters to train and images to generate: datadream-cls (an adapter per class), datadream-dset (one for all),
-    loft (one per photo), is-synth or disef (from noised photos), language (from descriptions), zero-shot (the base
-    generator), none (no images), or your own package.module:function or file.py:function."""
+    datadream-mix (one per class, and every other image by the base generator), loft (one per photo), is-synth or disef
+    (from noised photos), language (from descriptions), zero-shot (the base generator), none (no images), or your own
+    package.module:function or file.py:function."""
     images_from: str | None = None
     """A finished run whose images and shots the classifiers train on, by folder or URL (on the command line: --from);
     all knobs but those of classify, cluster and tracking are then that run's. Unset: the run generates its own."""

@@ -12,6 +12,7 @@ from datadream.methods.own import load_method
 METHODS: dict[str, Method] = {
     "datadream-cls": datadream.plan_per_class,
     "datadream-dset": datadream.plan_per_dataset,
+    "datadream-mix": datadream.plan_mix,
     "loft": loft.plan,
     "is-synth": is_synth.plan,
     "disef": disef.plan,

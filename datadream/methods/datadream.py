@@ -1,11 +1,14 @@
-"""DataDream (ECCV 2024, section 3): LoRA on the real shots, then images from noise and the class prompt."""
+"""DataDream (ECCV 2024, section 3): LoRA on the real shots, then images from noise and the class prompt; and a
+mixture of them with the base generator's, which is ours."""
 
 from __future__ import annotations
+
+from itertools import chain
 
 from datadream.config import ExperimentConfig
 from datadream.data.few_shot import FewShotSet
 from datadream.hashing import derive_seed
-from datadream.methods.base import AdapterSpec, Plan, class_photos, series_per_class
+from datadream.methods.base import AdapterSpec, Plan, class_photos, series_per_class, taking_turns
 
 DATASET_ADAPTER = "dataset"
 
@@ -28,3 +31,15 @@ def plan_per_dataset(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
     photos = tuple(photo for label in range(n_classes) for photo in class_photos(few_shot, label))
     adapter = AdapterSpec(DATASET_ADAPTER, photos, n_classes, derive_seed(config.seed, "adapter", DATASET_ADAPTER))
     return Plan((adapter,), series_per_class(few_shot, config, lambda _: DATASET_ADAPTER))
+
+
+def plan_mix(few_shot: FewShotSet, config: ExperimentConfig) -> Plan:
+    """DataDream_cls, where every other image is the base generator's.
+
+    Few photos tell an adapter how they look, and not what else the class can look like; the base generator knows that
+    where it knows the class.
+    """
+    adapted = plan_per_class(few_shot, config)
+    base = series_per_class(few_shot, config)
+    mixed = (taking_turns(kinds, config) for kinds in zip(base, adapted.images, strict=True))
+    return Plan(adapted.adapters, tuple(chain.from_iterable(mixed)))

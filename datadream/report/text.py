@@ -29,6 +29,7 @@ SETTING_NOTES = {
 METHOD_NOTES = {
     "datadream-cls": "Generates after fine-tuning on the photos of each class, with one adapter per class.",
     "datadream-dset": "Generates after fine-tuning on the photos of all classes, with one adapter in all.",
+    "datadream-mix": "Generates with one adapter per class, and every other image without.",
     "loft": "Generates after fine-tuning on each photo alone, with the adapters of two photos mixed.",
     "is-synth": "Does not train the generator; noises a real photo and lets the generator restore it.",
     "disef": "Does not train the generator; noises a real photo and has it restored by the caption of another.",

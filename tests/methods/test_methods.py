@@ -30,7 +30,9 @@ def requests(made: Plan) -> list[ImageRequest]:
     return [request for series in made.images for request in series]
 
 
-@pytest.mark.parametrize("method", ["datadream-cls", "datadream-dset", "loft", "is-synth", "zero-shot"])
+@pytest.mark.parametrize(
+    "method", ["datadream-cls", "datadream-dset", "datadream-mix", "loft", "is-synth", "zero-shot"]
+)
 def test_every_class_gets_its_images_with_seeds_of_their_own(few_shot, method):
     images = requests(plan(few_shot, method))
     assert Counter(image.label for image in images) == dict.fromkeys(range(10), 6)
@@ -51,6 +53,18 @@ def test_dataset_adapter_sees_all(few_shot):
     assert len(spec.photos) == 40
     assert spec.n_classes == 10
     assert {image.adapters for image in requests(made)} == {((spec.adapter_id, 1.0),)}
+
+
+def test_a_mix_has_the_base_generators_images_and_the_adapters_in_turn(few_shot):
+    """Each is the image that it is in a run of the one method."""
+    mixed, adapted = plan(few_shot, "datadream-mix"), plan(few_shot, "datadream-cls")
+    assert mixed.adapters == adapted.adapters
+    by_place = {(image.label, image.index): image for image in requests(adapted)}
+    by_place |= {
+        (image.label, image.index): image for image in requests(plan(few_shot, "zero-shot")) if not image.index % 2
+    }
+    assert {(image.label, image.index): image for image in requests(mixed)} == by_place
+    assert Counter(bool(image.adapters) for image in requests(mixed)) == {True: 30, False: 30}
 
 
 def test_is_synth_starts_from_each_shot_of_the_class_in_turn(few_shot):
