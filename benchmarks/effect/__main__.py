@@ -39,13 +39,7 @@ def config_of(photos: Path, shots: int, seeds: list[int], changes: dict[str, Any
 
 def network_evaluations(config: ExperimentConfig, n_classes: int) -> dict[str, int]:
     """Images that the UNet sees for one seed: forwards and backwards of training, forwards of generating."""
-    adapters = (
-        n_classes
-        if config.method in ("datadream-cls", "datadream-mix")
-        else 1
-        if config.method == "datadream-dset"
-        else 0
-    )
+    adapters = {"datadream-cls": n_classes, "datadream-mix": n_classes, "datadream-dset": 1}.get(config.method, 0)
     steps = config.adapt.steps_per_class * (n_classes if adapters == 1 else 1)
     # Guidance asks for every image twice.
     passes = config.generate.steps * (2 if config.generate.guidance_scale > 1 else 1)

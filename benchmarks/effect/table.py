@@ -27,10 +27,12 @@ PAIRS = (
     ("real+synthetic", "real"),
     (CHOSEN, "real"),
     (VOTE, "real"),
+    (VOTE_WITH_ZERO_SHOT, "real"),
+    (VOTE_WITHOUT_IMAGES, "real"),
     (VOTE_WITH_ZERO_SHOT, VOTE_WITHOUT_IMAGES),
     ("gda-real+synthetic", "gda-real"),
 )
-"""Whose difference is what generated images add."""
+"""Whose difference is measured: what generated images add, but for votes in which zero-shot takes part beside real."""
 
 
 def interval(differences: Sequence[float]) -> dict[str, Any]:
@@ -72,6 +74,11 @@ def differences(rows: Sequence[dict[str, Any]], name: str, shots: int, ours: str
     return made
 
 
+def named(pair: tuple[str, str]) -> str:
+    """As a column of the table."""
+    return " − ".join(pair)
+
+
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each set and number of shots, then one for all sets of that number."""
     made = []
@@ -81,11 +88,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             own = [row for row in rows if (row["set"], row["shots"]) == (name, shots)]
             arms = {arm: [row["top1"] for row in own if row["setting"] == arm] for arm in {r["setting"] for r in own}}
             top1 = {arm: round(statistics.fmean(values), 2) for arm, values in arms.items()}
-            gains = {ours: interval(differences(rows, name, shots, ours, other)) for ours, other in PAIRS}
+            gains = {named(pair): interval(differences(rows, name, shots, *pair)) for pair in PAIRS}
             made.append({"set": name, "shots": shots, "top1": top1, "gains": gains} | _told(own[0]))
-        gains = {
-            ours: over_sets([differences(rows, name, shots, ours, other) for name in names]) for ours, other in PAIRS
-        }
+        gains = {named(pair): over_sets([differences(rows, name, shots, *pair) for name in names]) for pair in PAIRS}
         made.append({"set": "all", "shots": shots, "top1": {}, "gains": gains})
     return made
 
@@ -97,13 +102,12 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     """The summary as a table."""
     arms = ("zero-shot", "gda-real", "real", "synthetic", "gda-real+synthetic", "real+synthetic")
-    gained = [f"{ours} − {other}" for ours, other in PAIRS]
-    head = ["set", "photos per class", "test photos", *(f"`{arm}`" for arm in arms), *gained]
+    head = ["set", "photos per class", "test photos", *(f"`{arm}`" for arm in arms), *map(named, PAIRS)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in result["summary"]:
         test = str(row["intake"]["test"]) if "intake" in row else ""
         figures = [f"{row['top1'][arm]:.1f}" if arm in row["top1"] else "" for arm in arms]
-        gains = [told(row["gains"][ours]) for ours, _ in PAIRS]
+        gains = [told(row["gains"][named(pair)]) for pair in PAIRS]
         lines.append(f"| {' | '.join([row['set'], str(row['shots']), test, *figures, *gains])} |")
     return "\n".join([*lines, *(f"\n{run} failed: {why}" for run, why in result["failed"].items())])
 

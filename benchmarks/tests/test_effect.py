@@ -96,11 +96,12 @@ def test_gains_are_paired_by_seed_and_so_is_the_choice():
     rows = [row("toy", seed, arm, top1[seed]) for arm, top1 in both.items() for seed in (0, 1)]
     found, everything = summary(rows)
     assert found["top1"]["real"] == 70.0
-    assert found["gains"]["real+synthetic"]["mean"] == 0.5
-    assert found["gains"]["chosen"]["mean"] == 1.0, "the first seed takes the images, the second does not"
-    assert found["gains"]["vote"]["mean"] == 1.5
-    assert found["gains"]["vote, zero-shot too"]["mean"] == 1.5, "beside the vote without images"
-    assert everything["gains"]["gda-real+synthetic"]["mean"] == 0.5
+    assert found["gains"]["real+synthetic − real"]["mean"] == 0.5
+    assert found["gains"]["chosen − real"]["mean"] == 1.0, "the first seed takes the images, the second does not"
+    assert found["gains"]["vote − real"]["mean"] == 1.5
+    assert found["gains"]["vote, zero-shot too − real"]["mean"] == 2.0
+    assert found["gains"]["vote, zero-shot too − vote, real and zero-shot"]["mean"] == 1.5
+    assert everything["gains"]["gda-real+synthetic − gda-real"]["mean"] == 0.5
     text = markdown({"summary": [found, everything], "failed": {"other-k4": "no photos"}})
     assert "| toy | 4 | 50 |" in text
     assert "other-k4 failed: no photos" in text

@@ -13,16 +13,25 @@ from markupsafe import Markup
 
 from datadream.config import TRAINED_SETTINGS
 from datadream.report.plots import MAX_LINES, Line, adapters_chart, line_chart
-from datadream.report.records import METHODS, NO_METHOD, Gain, Row, Summary, classifiers, in_order
+from datadream.report.records import NO_METHOD, Gain, Row, Summary, classifiers, in_order
 from datadream.report.tables import column_name
 from datadream.run.layout import ADAPTERS, AdapterMarker, ClassifierMarker, adapter_marker
 from datadream.run.store import RunStore
 
 SETTING_COLORS = {"zero-shot": "muted", "real": "series-1", "synthetic": "series-2", "real+synthetic": "series-0"}
 SETTING_COLORS |= {f"gda-{setting}": color for setting, color in SETTING_COLORS.items()}
-# Assigned from the end of the list, so that the paper's methods keep their colours when one is added in front.
-# Series 1 is the colour of real photos.
-METHOD_COLORS = dict(zip(METHODS[::-1], itertools.cycle(f"series-{i}" for i in (0, 2, 3, 4, 5, 6, 7)), strict=False))
+# Series 1 is the colour of real photos, and no images are made by "none".
+METHOD_COLORS = {
+    "datadream-cls": "series-0",
+    "datadream-dset": "series-2",
+    "datadream-mix": "series-8",
+    "loft": "series-3",
+    "disef": "series-4",
+    "is-synth": "series-5",
+    "language": "series-6",
+    "zero-shot": "series-7",
+    NO_METHOD: "muted",
+}
 OWN_METHOD_COLORS = ("series-6", "series-7")
 
 

@@ -100,9 +100,10 @@ def differences(store: RunStore, config: ExperimentConfig) -> list[Difference]:
     """Every setting of one run against its real photos alone, paired by test photo, and at last the vote of the two
     that `predict --setting real,real+synthetic` asks, and that of those which `predict` asks where others vote."""
     real = judged(store, "real")
-    if real is None:
-        return []
     markers = classifiers(store)
+    # Logits are written before their marker.
+    if real is None or "real" not in markers:
+        return []
     others = [(setting, judged(store, setting)) for setting in markers if setting != "real"]
     for voters in dict.fromkeys([VOTERS, choose_setting(markers).settings]):
         if len(voters) > 1:

@@ -23,7 +23,7 @@ SIZE_INCHES = (4.5, 2.6)
 FONT_POINTS = 11
 # Matplotlib cannot write CSS variables: each colour of the page has a stand-in that no chart uses otherwise.
 STAND_INS = {"muted": "#010202", "grid": "#010203", "paper": "#010204"}
-STAND_INS |= {f"series-{i}": f"#0102{i + 16:02x}" for i in range(8)}
+STAND_INS |= {f"series-{i}": f"#0102{i + 16:02x}" for i in range(9)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,9 @@
 """Charts of a table: which curves they have, and when there is none."""
 
-from datadream.report.curves import accuracy_by_images, accuracy_by_shots
+from typing import get_args
+
+from datadream.config import MethodName
+from datadream.report.curves import METHOD_COLORS, SETTING_COLORS, accuracy_by_images, accuracy_by_shots
 from datadream.report.records import summarise
 from tests.report.fabricate import record
 
@@ -23,3 +26,8 @@ def test_closed_forms_alone_have_no_chart():
     found = [record("gda-synthetic", 60.0, method="is-synth", shots=n, images_per_class=10 * n) for n in (1, 2)]
     assert accuracy_by_shots(summarise(found)) is None
     assert accuracy_by_images(summarise(found)) is None
+
+
+def test_no_two_methods_have_one_colour_or_that_of_real_photos():
+    assert set(METHOD_COLORS) == set(get_args(MethodName))
+    assert len({*METHOD_COLORS.values(), SETTING_COLORS["real"]}) == len(METHOD_COLORS) + 1
