@@ -55,6 +55,7 @@ def undisturbed(config, tmp_path_factory) -> RunStore:
     return store
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
 def test_two_workers_make_the_same_files_skip_what_is_committed_and_outlive_a_failure(undisturbed, config, tmp_path):
     store = RunStore(str(tmp_path))
