@@ -69,6 +69,7 @@ def laptop(**changes: Any) -> ExperimentConfig:
     signs and drawings. For photographs take `paper`; for characters the backbone of `digits` reads better.
     """
     pictures = {
+        "method": "datadream-mix",
         "diffusion.model": "package://datadream.models.tiny/pictures/diffusion",
         "classify.model": "package://datadream.models.tiny/pictures/clip",
         "adapt.steps_per_class": 100,
