@@ -58,9 +58,9 @@ class ExperimentConfig(Section):
 
     method: AnyMethod = "datadream-cls"
     """Adapters to train and images to generate: datadream-cls (an adapter per class), datadream-dset (one for all),
-    datadream-mix (one per class, and every other image by the base generator), loft (one per photo), is-synth or disef
-    (from noised photos), language (from descriptions), zero-shot (the base generator), none (no images), or your own
-    package.module:function or file.py:function."""
+    datadream-mix (per class, for every other image), loft (one per photo), is-synth or disef (from noised photos),
+    language (from descriptions), zero-shot (no adapter), none (no images), or your own package.module:function or
+    file.py:function."""
     images_from: str | None = None
     """A finished run whose images and shots the classifiers train on, by folder or URL (on the command line: --from);
     all knobs but those of classify, cluster and tracking are then that run's. Unset: the run generates its own."""
