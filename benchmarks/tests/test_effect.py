@@ -102,6 +102,12 @@ def test_gains_are_paired_by_seed_and_so_is_the_choice():
     assert found["gains"]["vote, zero-shot too − real"]["mean"] == 2.0
     assert found["gains"]["vote, zero-shot too − vote, real and zero-shot"]["mean"] == 1.5
     assert everything["gains"]["gda-real+synthetic − gda-real"]["mean"] == 0.5
+    # Of one photo a class, four of which zero-shot recognises, all three vote.
+    nothing_chose = {"chosen_by": None, "val_top1": None, "n_val": 0}
+    single = [
+        row | (nothing_chose if row["setting"] != "zero-shot" else {"val_top1": 100.0, "n_val": 4}) for row in rows
+    ]
+    assert summary(single)[0]["gains"]["chosen − real"]["mean"] == 2.0
     text = markdown({"summary": [found, everything], "failed": {"other-k4": "no photos"}})
     assert "| toy | 4 | 50 |" in text
     assert "other-k4 failed: no photos" in text
