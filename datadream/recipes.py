@@ -69,7 +69,7 @@ def laptop(**changes: Any) -> ExperimentConfig:
     signs and drawings. For photographs take `paper`; for characters the backbone of `digits` reads better.
     """
     pictures = {
-        # With one photo its images add 4.1 +- 1.4 points, those of datadream-cls cost 1.2 +- 1.0: benchmarks/RESULTS.md.
+        # With one photo its images add 4.1 +- 1.4 points, those of datadream-cls cost 1.2 +- 1.0 (RESULTS.md).
         "method": "datadream-mix",
         "diffusion.model": "package://datadream.models.tiny/pictures/diffusion",
         "classify.model": "package://datadream.models.tiny/pictures/clip",

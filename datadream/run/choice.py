@@ -31,7 +31,7 @@ class Choice:
 
 
 def choose_setting(found: Mapping[str, ClassifierMarker]) -> Choice:
-    """Choose among settings by what their markers say: `val_top1`, `n_val` and `chosen_by`, and how many classes there are.
+    """Choose among settings by what their markers say: `val_top1`, `n_val`, `chosen_by` and the classes.
 
     Raises ValueError when there are none.
     """
